@@ -41,7 +41,7 @@ def check_kv_budget(budget_gib: float | Literal["auto"]) -> None:
 class LocalSettings:
     """Batch size and memory of the local engine."""
 
-    max_batch_size: int = 64
+    max_batch_size: int = 128
     """Rows of one role that are decoded together."""
     kv_budget_gib: float | Literal["auto"] = "auto"
     """Memory for keys and values in GiB: rows under way and prefix cache together. "auto" is 2 on a CPU, and on a GPU

@@ -113,6 +113,10 @@ class LocalEngine(Engine):
         self._shapes: Shapes | None = None
         self._prefix_cache = PrefixCache(self._budget_bytes)
         self._schedulers: dict[Role, RoleScheduler] = {}
+        self._idle_rows: dict[Role, KvRows] = {}
+        """Of roles of which nothing was asked since the last refresh: their memory is kept."""
+        self._diverged = False
+        """Whether a request failed for logits that were not finite since the last refresh."""
         self._versions: dict[Role, int] = {}
         self._finished: list[tuple[int, Completion]] = []
         self._failures: deque[EngineError] = deque()
@@ -147,8 +151,13 @@ class LocalEngine(Engine):
         self._versions = {role: adapter.version for role, adapter in adapters.items()}
         self._forward.refresh()
         # Schedulers are dropped as well: their order and the size of their rows would carry rounding from one batch
-        # into the next, and a resumed run would not equal the uninterrupted one to the bit.
+        # into the next, and a resumed run would not equal the uninterrupted one to the bit. Memory carries nothing,
+        # unless what is not finite was written there.
+        rows = {} if self._diverged else {role: scheduler.rows for role, scheduler in self._schedulers.items()}
         self.close()
+        self._idle_rows = rows
+        for each in rows.values():
+            each.empty()
 
     def take_stats(self) -> dict[str, float]:
         stats, self._stats = self._stats, _Stats()
@@ -158,10 +167,13 @@ class LocalEngine(Engine):
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values held: rows under way and prefix cache."""
-        return self._prefix_cache.num_bytes + sum(scheduler.rows.num_bytes for scheduler in self._schedulers.values())
+        rows = [*(scheduler.rows for scheduler in self._schedulers.values()), *self._idle_rows.values()]
+        return self._prefix_cache.num_bytes + sum(each.num_bytes + each.idle_bytes for each in rows)
 
     def close(self) -> None:
         self._schedulers.clear()
+        self._idle_rows.clear()
+        self._diverged = False
         self._prefix_cache.clear()
 
     def _scheduler(self, role: Role) -> RoleScheduler:
@@ -172,7 +184,9 @@ class LocalEngine(Engine):
                 self._forward = choose_forward(
                     self._role_model, role, self._shapes, self._settings, most_positions=self._steady_tokens
                 )
-            self._schedulers[role] = RoleScheduler(role, KvRows(self._shapes))
+            rows = self._idle_rows.pop(role, None)
+            most = self._settings.max_batch_size * self._context_tokens
+            self._schedulers[role] = RoleScheduler(role, rows or KvRows(self._shapes, most=most))
         return self._schedulers[role]
 
     def _due_schedulers(self) -> list[RoleScheduler]:
@@ -242,8 +256,12 @@ class LocalEngine(Engine):
         """Move waiting requests into rows, as far as rows, tokens and memory last; return their inputs."""
         if not scheduler.waiting and max(row.length for row in scheduler.active) < scheduler.rows.capacity:
             return []
-        # 1. Over the budget, roles without rows under way give theirs back.
+        # 1. Over the budget, what is kept from before the refresh is freed, and roles without rows under way give
+        #    theirs back.
         other_schedulers = [other for other in self._schedulers.values() if other is not scheduler]
+        if self.kv_bytes > self._budget_bytes:
+            for rows in (*self._idle_rows.values(), *(each.rows for each in self._schedulers.values())):
+                rows.drop_idle()
         if sum(each.rows.num_bytes for each in self._schedulers.values()) > self._budget_bytes:
             for other in other_schedulers:
                 if not other.active:
@@ -295,6 +313,7 @@ class LocalEngine(Engine):
         """Append one sampled token to a row; whether the row is finished. A token below 0 means that none was left."""
         if token < 0:
             excluded = () if row.tokens else row.excluded
+            self._diverged = True
             self._failures.append(nothing_left(row.request, row.sampling, excluded))
             return True
         row.tokens.append(token)
@@ -326,6 +345,7 @@ class LocalEngine(Engine):
                     policy_version=self._versions.get(row.request.role, 0),
                 )
             except EngineError as error:
+                self._diverged = True
                 self._failures.append(error)
             else:
                 self._finished.append((row.ticket, completion))

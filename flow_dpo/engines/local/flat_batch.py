@@ -85,7 +85,7 @@ class FlatBatch:
         """No token is at this position or beyond."""
         self._copy_indices = _copy_indices(row_inputs, self._device)
         self._places: dict[int, torch.Tensor] = {}
-        self._single_biases: dict[int | None, torch.Tensor] = {}
+        self._single_biases: dict[tuple[int | None, int], torch.Tensor] = {}
         self._pieces = _pieces(begin_A, count_A, end_A - count_A, self._num_single, self._device)
 
     def attend(
@@ -114,16 +114,12 @@ class FlatBatch:
         window: int | None,
     ) -> torch.Tensor:
         """The same with heads after tokens: NHD. Calls come in the same order in every forward."""
-        keys, values = self._rows.keys[self._num_calls], self._rows.values[self._num_calls]  # RKCD
-        self._num_calls += 1
-        # 1. Write the new keys and values into the rows, then copy what several rows share.
-        for plane, new_NKD in ((keys, key_NKD), (values, value_NKD)):
-            self._write(plane, new_NKD)
-            if self._copy_indices is not None:
-                to_row, to_position, from_row, from_position = self._copy_indices
-                plane[to_row, :, to_position] = plane[from_row, :, from_position]
+        # 1. Write the new keys and values into the rows.
+        keys, values = self._store(key_NKD, value_NKD)
         # 2. Rows with one query, which are most rows of a decode step.
-        single_NHD = self._attend_single(query_NHD[: self._num_single], keys, values, scaling, window)
+        single_NHD = self._attend_single(
+            query_NHD[: self._num_single], self.position_N[: self._num_single], keys, values, scaling, window
+        )
         if not self._pieces:
             return single_NHD
         # 3. Prefilled rows, piece by piece.
@@ -132,6 +128,30 @@ class FlatBatch:
         for piece in self._pieces:
             out_NHD[piece.index] = self._attend_piece(piece, query_NHD, keys, values, scaling, window)
         return out_NHD
+
+    def attend_last(
+        self,
+        query_NHD: torch.Tensor,
+        key_NKD: torch.Tensor,
+        value_NKD: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """The same where only each row's last token is to be known: AHD."""
+        keys, values = self._store(key_NKD, value_NKD)
+        return self._attend_single(query_NHD[self.last_N], self.position_N[self.last_N], keys, values, scaling, window)
+
+    def _store(self, key_NKD: torch.Tensor, value_NKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write this call's keys and values into the rows, and copy what several rows share; the rows' planes, RKCD."""
+        keys, values = self._rows.keys[self._num_calls], self._rows.values[self._num_calls]
+        self._num_calls += 1
+        for plane, new_NKD in ((keys, key_NKD), (values, value_NKD)):
+            self._write(plane, new_NKD)
+            if self._copy_indices is not None:
+                to_row, to_position, from_row, from_position = self._copy_indices
+                plane[to_row, :, to_position] = plane[from_row, :, from_position]
+        return keys, values
 
     def _write(self, plane_RKCD: torch.Tensor, new_NKD: torch.Tensor) -> None:
         """Put the flat tokens' vectors into their rows: by one index, in half the time that two around a slice take."""
@@ -143,7 +163,13 @@ class FlatBatch:
         plane_RKCD.view(-1, size).index_copy_(0, place, new_NKD.reshape(-1, size))
 
     def _attend_single(
-        self, query_AHD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, window: int | None
+        self,
+        query_AHD: torch.Tensor,
+        position_A: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scaling: float,
+        window: int | None,
     ) -> torch.Tensor:
         """Rows with one query each attend over the whole capacity of the first rows, in memory order: AHD."""
         num_rows, num_heads, size = query_AHD.shape
@@ -153,10 +179,9 @@ class FlatBatch:
         # 1. Query heads that share a key head become queries of it: AKGD against AKCD.
         query = query_AHD.reshape(num_rows, keys.shape[1], num_heads // keys.shape[1], size)
         # 2. The mask as an additive bias, A11C, made once for all layers.
-        if (bias := self._single_biases.get(window)) is None:
-            position_A1 = self.position_N[:num_rows, None]
-            bias = _bias(position_A1, keys.shape[2], window, self._bias_dtype(query.dtype))[:, None]
-            self._single_biases[window] = bias
+        if (bias := self._single_biases.get((window, num_rows))) is None:
+            bias = _bias(position_A[:, None], keys.shape[2], window, self._bias_dtype(query.dtype))[:, None]
+            self._single_biases[window, num_rows] = bias
         # 3. Attention.
         return _attention(query, keys, values, bias, scaling).reshape(num_rows, num_heads, values.shape[-1])
 
@@ -218,6 +243,22 @@ class JoinedBatch(FlatBatch):
             new = (each[begin:end] for each in (query_NHD, key_NKD, value_NKD))
             out_NHD[begin:end] = part.attend_flat(*new, scaling=scaling, window=window)
         return out_NHD
+
+    def attend_last(
+        self,
+        query_NHD: torch.Tensor,
+        key_NKD: torch.Tensor,
+        value_NKD: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Each part's own attention, of the rows' last tokens."""
+        outs: list[torch.Tensor] = []
+        for part, (begin, end) in zip(self._parts, itertools.pairwise(self._starts), strict=True):
+            new = (each[begin:end] for each in (query_NHD, key_NKD, value_NKD))
+            outs.append(part.attend_last(*new, scaling=scaling, window=window))
+        return torch.cat(outs)
 
 
 def _attention(

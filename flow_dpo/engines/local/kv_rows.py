@@ -63,8 +63,10 @@ class Shapes:
 class KvRows:
     """KV cache of `num_rows` rows of `capacity` tokens each."""
 
-    def __init__(self, shapes: Shapes) -> None:
+    def __init__(self, shapes: Shapes, *, most: int = 0) -> None:
+        """`most`: tokens of all rows at their largest, for which memory is taken at once where it is not scarce."""
         self.shapes = shapes
+        self._most = most
         self.num_rows = 0
         self.capacity = 0
         self.keys: dict[int, torch.Tensor] = {}
@@ -78,10 +80,17 @@ class KvRows:
         """Tokens of a plane that there is memory for; 0 where memory is scarce."""
         self._shifted = False
         """Whether the planes lie in the second place and those after it, and the first is free."""
+        self._idle: list[torch.Tensor] = []
+        """Memory of rows that were forgotten."""
 
     @property
     def num_bytes(self) -> int:
         return sum(memory.nbytes for memory in self._memory)
+
+    @property
+    def idle_bytes(self) -> int:
+        """Of memory that forgotten rows left, which nothing may depend on."""
+        return sum(memory.nbytes for memory in self._idle)
 
     def reserve(self, num_rows: int, needed: int, at_most: int, max_bytes: int) -> None:
         """Resize for `num_rows` rows of `needed` tokens, which may yet grow to `at_most`; frees what is too much where
@@ -99,6 +108,8 @@ class KvRows:
         place = self._place
         if num_rows * capacity > place:
             place = max(_GENEROUS[0], doubled) * _GENEROUS[1] * _multiple(at_most, _STEP)
+            if self._num_bytes_of(max(place, self._most)) * _SCARCE <= max_bytes:
+                place = max(place, self._most)
         kept = min(num_rows, self.num_rows), min(needed, self.capacity)
         if self._num_bytes_of(place) * _SCARCE <= max_bytes:
             self._resize(place // capacity, capacity, kept, place)
@@ -110,6 +121,18 @@ class KvRows:
     def release(self) -> None:
         """Free all memory."""
         self._resize(0, 0, (0, 0), 0)
+
+    def empty(self) -> None:
+        """Forget all rows. Memory is kept for rows that are to be as large, which saves a kernel's making it again."""
+        self._idle = self._memory if self._place else []
+        self._tensors, self._memory = [], []
+        self.keys, self.values = {}, {}
+        self.num_rows = self.capacity = self._place = 0
+        self._shifted = False
+
+    def drop_idle(self) -> None:
+        """Free what forgotten rows left."""
+        self._idle = []
 
     def load(self, row: int, segments: Sequence[Segment], end: int) -> None:
         """Write cached keys and values of the first `end` tokens into a row."""
@@ -149,11 +172,7 @@ class KvRows:
         for index, ((heads, size), planes) in enumerate(self._groups.items()):
             shape = (len(planes), num_rows, heads, capacity, size)
             stride = (place or num_rows * capacity) * heads * size
-            if here:
-                memory = self._memory[index]
-            else:
-                options = {"dtype": self.shapes.dtype, "device": self.shapes.device}
-                memory = torch.zeros(stride * (len(planes) + (place > 0)), **options)
+            memory = self._memory[index] if here else self._new_memory(index, stride * (len(planes) + (place > 0)))
             new = memory.as_strided(
                 shape, (stride, heads * capacity * size, capacity * size, size, 1), stride * shifted
             )
@@ -166,7 +185,14 @@ class KvRows:
             self._tensors.append(new)
             for plane, (call, kind) in zip(new, planes, strict=True):
                 (self.keys if kind == "key" else self.values)[call] = plane
+        self._idle = []
         self.num_rows, self.capacity, self._place, self._shifted = num_rows, capacity, place, shifted
+
+    def _new_memory(self, group: int, size: int) -> torch.Tensor:
+        """Memory without what is not finite: that of forgotten rows where it has this very size."""
+        if self._idle and self._idle[group].numel() == size:
+            return self._idle[group]
+        return torch.zeros(size, dtype=self.shapes.dtype, device=self.shapes.device)
 
     @staticmethod
     def num_bytes_of(shapes: Shapes, num_rows: int, tokens: int) -> int:

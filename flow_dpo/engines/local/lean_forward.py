@@ -44,7 +44,10 @@ class _Norm:
     eps: float
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if x.dtype == torch.float32:
+            return rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # Rounded where transformers rounds, so that the learner's forward differs as little as can be.
+        return rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype).mul_(self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +200,7 @@ class LeanForward:
             size = max([bucket(count), *(begin + bucket(end - begin) for _, begin, end in slices)])
         x_NC = embedding(torch.tensor([*ids, *[0] * (size - count)], device=self._device), self._decoder.embedding_VC)
         cos_N1R, sin_N1R = self._rotary(pad(batch.position_N, (0, size - count)), batch.num_positions)
+        row_parts, num_rows = self._row_parts(batch, parts)
         # 2. The layers.
         for index, (block, call) in enumerate(zip(self._decoder.blocks, self._calls, strict=True)):
             # a. q, k and v side by side, then their heads; positions turn those of q and k.
@@ -208,9 +212,13 @@ class LeanForward:
                 rest_NHD = torch.cat((block.query_norm(query_NHD), block.key_norm(key_NKD)), 1)
             rest_NHD = _rotated(rest_NHD, cos_N1R, sin_N1R)[:count]
             query_NHD, key_NKD = rest_NHD[:, : -call.kv_heads], rest_NHD[:, -call.kv_heads :]
-            # b. Attention of the real tokens.
-            out_NHD = batch.attend_flat(query_NHD, key_NKD, value_NKD, scaling=call.scaling, window=call.window)
-            out_NC = out_NHD.flatten(1)
+            # b. Attention of the real tokens; what the last layer makes of a token matters where logits are wanted.
+            attend = batch.attend_flat
+            if index + 1 == len(self._decoder.blocks) and len(batch.last_N) < count:
+                attend, count, x_NC = batch.attend_last, len(batch.last_N), x_NC.index_select(0, batch.last_N)
+                parts, size = row_parts, num_rows
+                x_NC = pad(x_NC, (0, 0, 0, size - count))
+            out_NC = attend(query_NHD, key_NKD, value_NKD, scaling=call.scaling, window=call.window).flatten(1)
             if size > count:
                 out_NC = pad(out_NC, (0, 0, 0, size - count))
             x_NC = _apply(parts, 4 * index + 1, out_NC).add_(x_NC)
@@ -218,34 +226,30 @@ class LeanForward:
             gate_N, up_N = _apply(parts, 4 * index + 2, block.mlp_norm(x_NC)).chunk(2, -1)
             x_NC = _apply(parts, 4 * index + 3, block.activation(gate_N).mul_(up_N)).add_(x_NC)
         # 3. Logits of each row's last token.
-        return self._output(x_NC, batch, slices, parts)
-
-    def _output(
-        self,
-        x_NC: torch.Tensor,
-        batch: FlatBatch,
-        slices: Sequence[RoleSlice],
-        parts: Sequence[tuple[_RoleWeights, int, int]],
-    ) -> _LeanOutput:
-        last_A = batch.last_N
-        if len(slices) == 1:
-            ends, row_parts = [len(last_A)], [(parts[0][0], 0, len(last_A))]
-        else:
-            ends = torch.searchsorted(last_A, torch.tensor([end for _, _, end in slices], device=self._device)).tolist()
-            row_parts = [(part[0], begin, end) for part, begin, end in zip(parts, [0, *ends], ends, strict=False)]
-        size = len(last_A)
-        if self._pads:
-            size = max(begin + bucket(end - begin) for _, begin, end in row_parts)
-        hidden_NC = self._decoder.norm(x_NC.index_select(0, last_A))
-        hidden_NC = pad(hidden_NC, (0, 0, 0, size - len(last_A))) if size > len(last_A) else hidden_NC
-        logits_NV = _apply(row_parts, -1, hidden_NC)
-        roles = [slice_.role for slice_ in slices]
+        hidden_AC = self._decoder.norm(x_NC)
+        logits_AV = _apply(row_parts, -1, hidden_AC)
+        num_rows = len(batch.last_N)
 
         def row_roles() -> list[Role]:
-            counts = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-            return [role for role, count in zip(roles, counts, strict=True) for _ in range(count)]
+            return [
+                slice_.role
+                for slice_, (_, begin, end) in zip(slices, row_parts, strict=True)
+                for _ in range(begin, end)
+            ]
 
-        return _LeanOutput(logits_NV[: len(last_A)], hidden_NC[: len(last_A)], row_roles, self._role_model)
+        return _LeanOutput(logits_AV[:num_rows], hidden_AC[:num_rows], row_roles, self._role_model)
+
+    def _row_parts(
+        self, batch: FlatBatch, parts: Sequence[tuple[_RoleWeights, int, int]]
+    ) -> tuple[list[tuple[_RoleWeights, int, int]], int]:
+        """The slices of rows, in place of those of tokens, and the number of rows with padding."""
+        last_A = batch.last_N
+        ends = [len(last_A)]
+        if len(parts) > 1:
+            ends = torch.searchsorted(last_A, torch.tensor([end for _, _, end in parts], device=self._device)).tolist()
+        row_parts = [(part[0], begin, end) for part, begin, end in zip(parts, [0, *ends], ends, strict=False)]
+        size = max(begin + bucket(end - begin) for _, begin, end in row_parts) if self._pads else len(last_A)
+        return row_parts, size
 
     def _weights(self, role: Role) -> _RoleWeights:
         """The role's products, read again at the first use after a refresh."""
@@ -272,12 +276,22 @@ class LeanForward:
         if num_positions > len(self._cos_TR):
             most = max(_FIRST_POSITIONS, 1 << (num_positions - 1).bit_length())
             most = max(num_positions, min(most, self._most_positions or most))
-            every_1T = torch.arange(most, device=self._device)[None]
-            cos_1TR, sin_1TR = self._decoder.rotary(self._decoder.embedding_VC[:1], every_1T)
+            cos_1TR, sin_1TR = self._steady_rotary(torch.arange(most, device=self._device)[None])
             half = sin_1TR.shape[-1] // 2
             # x cos + (-second half, first half) sin: the sign goes into the sine.
             self._cos_TR, self._sin_TR = cos_1TR[0], torch.cat((-sin_1TR[0, :, :half], sin_1TR[0, :, half:]), -1)
         return self._cos_TR[position_N][:, None], self._sin_TR[position_N][:, None]
+
+    def _steady_rotary(self, position_1T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rotary module's cosines and sines, once two calls agree: MKL's first sine of a process may be imprecise
+        (pytorch/pytorch issue 188792), and a table would keep it."""
+        known = self._decoder.rotary(self._decoder.embedding_VC[:1], position_1T)
+        for _ in range(8):
+            again = self._decoder.rotary(self._decoder.embedding_VC[:1], position_1T)
+            if all(map(torch.equal, known, again)):
+                return again
+            known = again
+        raise ModelError("expected the same rotary factors from two calls in a row, found others in each of eight")
 
 
 def _is(left: object, right: object) -> bool:
@@ -310,7 +324,10 @@ def _rotated(x_NHD: torch.Tensor, cos_N1R: torch.Tensor, sin_N1R: torch.Tensor) 
     size = cos_N1R.shape[-1]
     turned_NHR = x_NHD[..., :size]
     swapped_NHR = torch.cat((turned_NHR[..., size // 2 :], turned_NHR[..., : size // 2]), -1)
-    turned_NHR = (turned_NHR * cos_N1R).addcmul_(swapped_NHR, sin_N1R)
+    if x_NHD.dtype == torch.float32:
+        turned_NHR = (turned_NHR * cos_N1R).addcmul_(swapped_NHR, sin_N1R)
+    else:  # rounded where transformers rounds
+        turned_NHR = (turned_NHR * cos_N1R).add_(swapped_NHR.mul_(sin_N1R))
     return turned_NHR if size == x_NHD.shape[-1] else torch.cat((turned_NHR, x_NHD[..., size:]), -1)
 
 

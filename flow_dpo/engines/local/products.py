@@ -79,8 +79,8 @@ def read_linear(module: torch.nn.Module | None) -> Layer | None:
 class LowRank:
     """The adapters of some layers that read one input, as two products."""
 
-    def __init__(self, down_KC: torch.Tensor, up_KO: torch.Tensor) -> None:
-        self._down_CK, self._up_KO = down_KC.T, up_KO
+    def __init__(self, down_KC: torch.Tensor, up_KO: torch.Tensor, scaling: float) -> None:
+        self._down_CK, self._up_KO, self._scaling = down_KC.T, up_KO, scaling
 
     @staticmethod
     def of(layers: Sequence[Layer]) -> LowRank | None:
@@ -95,21 +95,24 @@ class LowRank:
         up_KO = down_KC.new_zeros(len(down_KC), ends[-1])
         row = 0
         for at, down, up, scaling in found:
-            up_KO[row : row + len(down), ends[at] : ends[at + 1]] = up.T.float() * scaling
+            up_KO[row : row + len(down), ends[at] : ends[at + 1]] = up.T.float() * (scaling / found[0][3])
             row += len(down)
-        return LowRank(down_KC, up_KO)
+        return LowRank(down_KC, up_KO, found[0][3])
 
     def add(self, x_NC: torch.Tensor, out_NO: torch.Tensor) -> None:
         """Add the adapters' share to the base's, in place."""
-        out_NO.addmm_(torch.mm(x_NC, self._down_CK), self._up_KO)
+        low_NK = torch.mm(x_NC, self._down_CK)
+        if out_NO.dtype == torch.float32:
+            out_NO.addmm_(low_NK, self._up_KO, alpha=self._scaling)
+        else:  # rounded where PEFT rounds
+            out_NO.add_(torch.mm(low_NK, self._up_KO).mul_(self._scaling))
 
 
 class Product:
     """The base's share of some layers that read one input."""
 
     def __init__(self, layers: Sequence[Weights], *, pack: bool) -> None:
-        self._sources = tuple(layers)
-        self._layers = _joined(layers)
+        self._layers = tuple(layers)
         self._packed: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
         self.packed_bytes = 0
@@ -166,17 +169,3 @@ def can_pack(weight: torch.Tensor) -> bool:
 
 def _bias(layer: Weights) -> torch.Tensor:
     return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
-
-
-def _joined(layers: Sequence[Weights]) -> list[Weights]:
-    """The layers as one where their weights follow one another in memory and they have no biases."""
-    weights = [layer.weight.detach() for layer in layers]
-    first, size = weights[0], sum(map(len, weights))
-    end, home = first.data_ptr(), first.untyped_storage().data_ptr()
-    for weight in weights:
-        if weight.data_ptr() != end or weight.untyped_storage().data_ptr() != home or not weight.is_contiguous():
-            return list(layers)
-        end += weight.nbytes
-    if len(layers) == 1 or any(layer.bias is not None for layer in layers):
-        return list(layers)
-    return [Weights(first.as_strided((size, first.shape[1]), (first.shape[1], 1)), None)]

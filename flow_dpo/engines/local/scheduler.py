@@ -39,10 +39,11 @@ class RequestState:
     logprobs: list[float] = field(default_factory=list[float])
     sampled_logprobs: list[float] = field(default_factory=list[float])
 
-    @property
-    def max_length(self) -> int:
-        """Tokens that the row will hold at most: all but the last sampled one, which is never an input."""
-        return len(self.request.prompt_ids) + (0 if self.request.choices else self.request.max_tokens - 1)
+    max_length: int = field(init=False)
+    """Tokens that the row will hold at most: all but the last sampled one, which is never an input."""
+
+    def __post_init__(self) -> None:
+        self.max_length = len(self.request.prompt_ids) + (0 if self.request.choices else self.request.max_tokens - 1)
 
 
 @dataclass(slots=True, eq=False)
