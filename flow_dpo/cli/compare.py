@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from flow_dpo.evaluate.compare import rates as rates_of
 from flow_dpo.evaluate.compare.arms import MOST_PROBLEMS, Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import Command, JobRunner
-from flow_dpo.evaluate.compare.settings import CompareSettings
+from flow_dpo.evaluate.compare.redraw import redrawn, redrawn_data
+from flow_dpo.evaluate.compare.settings import FIRST_RATE_SEED, CompareSettings
 from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
 from flow_dpo.evaluate.headers import Comparison
 from flow_dpo.plugins.load import is_source
@@ -110,10 +112,15 @@ def compare(argv: Sequence[str]) -> int:
     with run_folder.locked(path):
         _begin(path, parsed)
         _write_configs(path / "settings", parsed)
-        seeds = list(range(settings.num_seeds))
+        seeds = settings.every_seed
         sizes = _sizes(parsed)
         names = [arm.name for arm in chosen]
-        do = _Runners(path=path, flags=_code_flags(parsed), given={"flow": Path(settings.run)} if settings.run else {})
+        do = _Runners(
+            path=path,
+            flags=_code_flags(parsed),
+            given={"flow": Path(settings.run)} if settings.run else {},
+            redraw=partial(redrawn, parsed["data"], settings.pool.pool_problems) if settings.redraw_problems else None,
+        )
         print_safe(console, f"{len(names)} arms, {len(seeds)} seeds, writing to {path}")
         try:
             rates = _choose_rates(do, names, sizes, settings, console)
@@ -165,13 +172,23 @@ class _Runners:
     flags: Sequence[str]
     given: Mapping[str, Path]
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    redraw: Callable[[int], Mapping[str, Sequence[str]]] | None = None
+    """The flags that give a seed problems of its own."""
 
     def of(self, seed: int, rate: float | None = None) -> JobRunner:
         """The runner of a seed; or of one by which a rate is chosen."""
         folder = self.path / f"seed{seed}" if rate is None else rates_of.folder_of(self.path, rate, seed)
         rates = self.rates if rate is None else rate
-        settings = self.path / "settings"
-        return JobRunner(folder, seed, settings, run=COMMANDS, code_flags=self.flags, given=self.given, rates=rates)
+        return JobRunner(
+            folder,
+            seed,
+            self.path / "settings",
+            run=COMMANDS,
+            code_flags=self.flags,
+            given=self.given,
+            rates=rates,
+            redrawn=self.redraw(seed) if self.redraw is not None and rate is None else None,
+        )
 
 
 def _side_by_side(jobs: int, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -210,7 +227,7 @@ def _choose_rates(
     do: _Runners, names: Sequence[str], sizes: Sizes, settings: CompareSettings, console: Console
 ) -> dict[str, dict[str, Any]]:
     """The rate of each training and what it was chosen by; nothing where there are no candidates."""
-    wanted, seeds = settings.rates, range(rates_of.FIRST_SEED, rates_of.FIRST_SEED + settings.rates.num_trainings)
+    wanted, seeds = settings.rates, range(FIRST_RATE_SEED, FIRST_RATE_SEED + settings.rates.num_trainings)
     sizes = rates_of.validation_sizes(sizes, sampled=settings.tests.sampled)
     tasks = [(do, rate, seed, names, sizes) for seed in seeds for rate in wanted.candidates]
     tried: list[rates_of.Tried] = _side_by_side(settings.jobs, _one_rate, tasks)
@@ -228,7 +245,7 @@ def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
     the rest."""
     known, now = path / "config.yaml", run_folder.plain(parsed)
     if known.exists():
-        free = {"compare.jobs", "compare.arms", "compare.num_seeds", *TIMING_ONLY}
+        free = {"compare.jobs", "compare.arms", "compare.num_seeds", "compare.seeds", *TIMING_ONLY}
         then = {"engine_kind": "local", "workers": {}} | read_settings(known)
         differing = run_folder.differences(with_shards_in_force(then), with_shards_in_force(now))
         found = {name: values for name, values in differing.items() if name not in free}
@@ -273,7 +290,7 @@ def _problem_sets(parsed: Mapping[str, Any]) -> dict[str, DataSettings]:
     """The problems that traces are drawn on, those of each test, and those by which rates are chosen."""
     pool, tests, rates = parsed["compare"].pool, parsed["compare"].tests, parsed["compare"].rates
     data: DataSettings = parsed["data"]
-    tested = {"dataset_name": tests.test_dataset_name or data.dataset_name, "skip_problems": 0}
+    tested = {"dataset_name": tests.test_dataset_name or data.dataset_name, "skip_problems": tests.test_skip}
     if tests.test_dataset_name:
         tested |= {"dataset_config": None, "question_column": None, "answer_column": None}
     after = data.skip_problems + (data.max_problems or 0)
@@ -295,6 +312,11 @@ def _refuse_shared(parsed: Mapping[str, Any]) -> None:
     if parsed["compare"].rates.candidates:
         learned = replace(data, max_problems=MOST_PROBLEMS * (data.max_problems or 0))
         sets = {**_problem_sets(parsed), "those to be learned": learned}
+        if parsed["compare"].redraw_problems:
+            pool, most = parsed["compare"].pool.pool_problems, MOST_PROBLEMS * (data.max_problems or 0)
+            for seed in parsed["compare"].every_seed:
+                own = redrawn_data(data, pool, seed)["train"]
+                sets[f"those of seed {seed}"] = replace(own, max_problems=max(most, pool + (data.max_problems or 0)))
         rates_of.refuse_shared({name: load(settings).problems for name, settings in sets.items()})
 
 

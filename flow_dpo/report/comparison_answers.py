@@ -125,7 +125,7 @@ def _price(found: Found) -> tuple[str, ...]:
     there = [(name, cost) for name, cost in costs if cost.get("tokens_sampled") is not None]
     if not there:
         return ()
-    dearest, cost = max(there, key=lambda one: one[1]["tokens_sampled"])
+    costliest, cost = max(there, key=lambda one: one[1]["tokens_sampled"])
     parts = [
         f"{formatting.count(cost[name])} {words}"
         for name, words in (("tokens_learned", "tokens learned"), ("verdicts_used", "verdicts"))
@@ -134,7 +134,7 @@ def _price(found: Found) -> tuple[str, ...]:
     parts += [formatting.seconds(cost["seconds"])] if cost.get("seconds") is not None else []
     least = formatting.count(min(one["tokens_sampled"] for _, one in there))
     most = f"{least} to {formatting.count(cost['tokens_sampled'])} tokens sampled an arm and seed"
-    return (f"{most}; the dearest, {dearest}: {', '.join(parts)}." if parts else f"{most}.",)
+    return (f"{most}; the costliest, {costliest}: {', '.join(parts)}." if parts else f"{most}.",)
 
 
 # ---- reasons for distrust --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
     --run runs/train                    the run's newest adapters; its flow, model and data columns are the defaults
     --run me/name                       the same of a run that was pushed to the hub
     --run runs/train --roles [answer]   Answer's adapter alone; the other roles use the base model
+    --run runs/a --role_runs '{stop: runs/b}'    Answer of one run, Stop of another
     --adapter runs/sft                  one adapter in PEFT's layout, for the Answer role
 
 Invariant: a setting that a person gives comes before what a run or an adapter brings along.
@@ -113,12 +114,37 @@ def load_adapters(policy: Policy, settings: SpeakingSettings) -> dict[Role, Adap
             )
     elif settings.adapter:
         folders = {ANSWER: Path(settings.adapter)}
+    folders |= _of_other_runs(policy, settings)
     for role, folder in folders.items():
         policy.load_adapter(role, folder)
     loaded = {role: Adapter(role=role, version=0, path=str(folder)) for role, folder in folders.items()}
     if untrained := [adapter.path for adapter in loaded.values() if not is_trained(adapter)]:
         log.warning("%s: no update was made, this is the base model as it was", " and ".join(untrained))
     return loaded
+
+
+def _of_other_runs(policy: Policy, settings: SpeakingSettings) -> dict[Role, Path]:
+    """The adapters of roles that other runs have trained. Raises `ConfigError` for one without, or of another base."""
+    found: dict[Role, Path] = {}
+    base = _base_of(settings.run or settings.adapter)
+    for role, run in settings.role_runs.items():
+        latest = run_folder.latest_adapters(local_run(run))
+        if role not in latest or role not in policy.roles:
+            raise ConfigError(
+                f"expected in role_runs a role of the flow ({', '.join(policy.roles)}) that {run} has an adapter for "
+                f"({', '.join(latest)}), found {role!r}"
+            )
+        if base and _base_of(run) != base:
+            raise ConfigError(f"expected a run of the base {base} for {role}, found one of {_base_of(run)} in {run}")
+        found[role] = latest[role]
+    return found
+
+
+def _base_of(folder: str | None) -> str:
+    """The model that a run's or an adapter's settings name; "" where there are none."""
+    path = None if folder is None else local_run(folder) / "config.yaml"
+    model = read_settings(path).get("model") if path is not None and path.exists() else None
+    return str(model.get("model_name_or_path", "")) if isinstance(model, dict) else ""
 
 
 def is_trained(adapter: Adapter) -> bool:

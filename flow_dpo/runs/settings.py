@@ -122,6 +122,8 @@ class SpeakingSettings:
     used."""
     roles: tuple[str, ...] = ()
     """Roles that use the run's adapters; all where empty."""
+    role_runs: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Runs of the same base whose adapters single roles use in place of the run's: {stop: runs/other}."""
     adapter: str | None = None
     """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes: the Answer role uses it."""
 

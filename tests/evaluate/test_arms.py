@@ -12,7 +12,7 @@ import pytest
 from flow_dpo.cli import compare
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.explore import TurnSampling
-from flow_dpo.evaluate.compare import arms, choose
+from flow_dpo.evaluate.compare import arms, choose, team_arms
 from flow_dpo.evaluate.compare.arms import Sizes
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.recipes import presets
@@ -91,7 +91,7 @@ def test_every_arm_is_made_and_measured_on_every_test(name: str, tmp_path: Path)
     assert value(words[measured[1]], "--greedy") == "false"
     kind = choose.EVERY[name].kind
     assert {value(words[folder], "--mode") for folder in measured} == {"flow" if kind == "flow" else "single"}
-    assert all(value(each, "--seed") == "5" for each in words.values())
+    assert all(value(each, "--seed") == "5" for folder, each in words.items() if folder != "other_flow")
     # A compiled arm is measured by its own adapter, another trained one by its run, the base by neither.
     runner = {"compiled": "--adapter", "base": "--config"}.get(kind, "--run")
     if name != "untrained_flow_itself":
@@ -183,3 +183,22 @@ def test_other_recipes_take_no_settings_of_single_roles(tmp_path: Path) -> None:
     assert (set(learner["roles"]), learner["examples_per_update"]) == ({"stop"}, 12)
     given = compare.parse(["--max_problems", "8", "--examples_per_update", "5"])
     assert compare._learner_of_others(given) == {"examples_per_update": 5}
+
+
+def test_whose_part_it_is_is_tested_two_by_two_and_by_the_stop_of_another_run(tmp_path: Path) -> None:
+    words = asked(tmp_path, "flow_itself", *team_arms.PARTS)
+    of = {name: words[f"evaluations/{name}/held_out-greedy"] for name in ("flow_itself", *team_arms.PARTS)}
+    assert all(value(each, "--mode") == "flow" for each in of.values())
+    assert "--run" not in of["untrained_flow_itself"]
+    trained = [each for name, each in of.items() if name != "untrained_flow_itself"]
+    assert {value(each, "--run") for each in trained} == {str(tmp_path / "seed5/flow")}
+    assert value(of["trained_answer_untrained_stop"], "--roles") == "[answer]"
+    assert value(of["untrained_answer_trained_stop"], "--roles") == "[stop]"
+    assert value(of["cross_play"], "--role_runs") == json.dumps({"stop": str(tmp_path / "seed5/other_flow")})
+    # The other run differs by its seed alone.
+    (seed, own), (other_seed, other) = (
+        (value(each, "--seed"), [word for word in each if not word.endswith(("flow",))])
+        for each in (words["flow"], words["other_flow"])
+    )
+    assert (seed, other_seed) == ("5", "505")
+    assert [word for word in other if word != "505"] == [word for word in own if word != "5"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -188,3 +189,27 @@ def test_rounds_refuse_a_lag(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected run\.lag 0, found 1"):
         train.train([*words, "--output_dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--objective.rounds",), "expected --credit.fine_tune with --objective.rounds"),
+        (("--flow.value_role", "--explore.valued_by", "plan"), "'value', found 'plan', which writes"),
+        (("--flow.value_role", "--credit.valued_by", "answer"), "'value', found 'answer', which writes"),
+    ],
+)
+def test_what_could_teach_nothing_is_refused_before_work(flags: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+    reference = ("--learner.reference.kind", "snapshot", "--learner.reference.each_batch")
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        train.train(
+            ["--recipe", "cpl", "--max_problems", "2", *reference, *flags, "--output_dir", str(tmp_path / "run")]
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_rounds_refuse_a_temperature_of_logits(tmp_path: Path) -> None:
+    words = ["--recipe", "cpl", "--max_problems", "2", "--objective.rounds", "--credit.fine_tune"]
+    words += ["--learner.reference.kind", "snapshot", "--learner.reference.each_batch", "--logit_temperature", "0.6"]
+    with pytest.raises(ConfigError, match=re.escape("logit_temperature of 1 with objective.rounds, found 0.6")):
+        train.train([*words, "--output_dir", str(tmp_path / "run")])

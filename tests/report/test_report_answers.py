@@ -230,7 +230,7 @@ def test_a_clean_comparison(tmp_path: Path) -> None:
     )
     assert found.surely[0] == "3 seeds of training, 2,000 questions of held_out/greedy: 95 % intervals over both."
     assert found.price[0].startswith(
-        "1,234,567 to 1,234,567 tokens sampled an arm and seed; the dearest, zero_shot: 40,321 ver"
+        "1,234,567 to 1,234,567 tokens sampled an arm and seed; the costliest, zero_shot: 40,321 ver"
     )
     assert found.distrust == (CLEAN,)
     one = compared(tmp_path, seeds=False)

@@ -188,10 +188,16 @@ def _trained_on_self(do: JobRunner, sizes: Sizes) -> Outcome:
     return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags, run=flow), flow, own, exactly=False)
 
 
-def _self_more_draws(do: JobRunner, sizes: Sizes) -> Outcome:
-    name = "self_more_draws"
-    flags = ("--mode", "single", "--num_samples", str(sizes.more_draws), *_enough(sizes))
-    return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags))
+def _more_draws(name: str, mode: Literal["single", "flow"], *, trained: bool = False) -> Make:
+    """As many draws of each problem for the flow as for the base."""
+
+    def make(do: JobRunner, sizes: Sizes) -> Outcome:
+        flow = _flow(do) if trained else None
+        flags = ("--mode", mode, "--num_samples", str(sizes.more_draws), *_enough(sizes))
+        traces = do.traces(f"traces/{name}", *flags, run=flow)
+        return _compiled(do, sizes, name, traces, *([] if flow is None else [flow]))
+
+    return make
 
 
 # ---- not compiled ----------------------------------------------------------------------------------------------------
@@ -320,7 +326,12 @@ _ROWS: tuple[tuple[str, Kind, str, Make], ...] = (
      "solved", _truth_on_trained),
     ("trained_on_self_problems", "compiled", "the trained flow's solutions of the problems that the base solved",
      _trained_on_self),
-    ("self_more_draws", "compiled", "the base's right solutions, several draws a problem", _self_more_draws),
+    ("self_more_draws", "compiled", "the base's right solutions, several draws a problem",
+     _more_draws("self_more_draws", "single")),
+    ("untrained_flow_more_draws", "compiled", "right solutions of the flow before learning, several draws a problem",
+     _more_draws("untrained_flow_more_draws", "flow")),
+    ("trained_flow_more_draws", "compiled", "right solutions of the trained flow, several draws a problem",
+     _more_draws("trained_flow_more_draws", "flow", trained=True)),
     ("untrained_flow_itself", "flow", "the flow before learning, not compiled", _untrained_flow_itself),
     ("flow_itself", "flow", "the trained flow, not compiled", _flow_itself),
     ("answer_adapter", "single", "the trained flow's Answer adapter in one pass, not compiled", _answer_adapter),
@@ -353,6 +364,8 @@ _CHANGED: Mapping[Kind, str] = {"compiled": "trained_flow", "flow": "flow_itself
 
 
 def _against(name: str, kind: Kind) -> tuple[str, ...]:
+    if name == "trained_flow_more_draws":
+        return ("trained_flow", "self_more_draws")
     return () if _CHANGED.get(kind, name) == name else (_CHANGED[kind],)
 
 
@@ -362,4 +375,6 @@ ARMS: Mapping[str, Arm] = {
 }
 PAPER = ("zero_shot", "ground_truth", "self_generated", "untrained_flow", "trained_flow")
 """The rows of the paper's table 1, and the untrained flow's."""
+CORE = (*PAPER, "self_more_draws", "trained_flow_more_draws", "flow_itself", "answer_adapter")
+"""What the paper's claim rests on, with as many draws for either side, and the flow that the traces are of."""
 BASELINE = "self_generated"

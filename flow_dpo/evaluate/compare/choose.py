@@ -1,8 +1,11 @@
 """The arms of a comparison, chosen by their names or by the names of groups.
 
     choose(("paper", "flow_itself"))    the rows of the paper's table, and one more
+    choose(("core",))                   these, the flow itself, and as many draws for either side
     choose(("team",))                   the flow, its members alone and by vote, and the paper's flow
+    choose(("parts",))                  each role trained or not, and Answer with the Stop of another run
     choose(("recipes",))                the neighbours of Flow-DPO, and Flow-DPO beside them
+    choose(("cost",))                   what one would choose between at a price
     choose(("instructed",))             those that need a model which follows instructions
     choose(())                          every source of traces and its controls
 
@@ -21,8 +24,11 @@ from flow_dpo.evaluate.compare.arms import Arm
 EVERY: Mapping[str, Arm] = {**arms.ARMS, **team_arms.ARMS, **recipe_arms.ARMS}
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "paper": arms.PAPER,
+    "core": arms.CORE,
     "team": team_arms.TEAM,
+    "parts": ("flow_itself", *team_arms.PARTS),
     "recipes": recipe_arms.CONTRASTS,
+    "cost": recipe_arms.COST,
     "instructed": recipe_arms.INSTRUCTED,
 }
 

@@ -58,29 +58,39 @@ class JobRunner:
         code_flags: Sequence[str] = (),
         given: Mapping[str, Path] | None = None,
         rates: Mapping[str, float] | float | None = None,
+        redrawn: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """`configs` holds the settings files that the commands name; `run` has the commands "train", "generate", "sft"
         and "evaluate"; `code_flags` are the flags by which a person allows code to be run, without which no run or
         adapter may bring it along. `given` are runs that stand for trainings, by their names; they are only read.
         `rates` are the learning rates of trainings by their names, or the one of all; else they are those of their
-        presets."""
+        presets. `redrawn` are the flags that give this seed problems of its own, of trainings ("train") and of what
+        traces are drawn on ("pool")."""
         self.folder, self.seed, self._configs, self._run = folder, seed, configs, run
         self._code_flags = tuple(code_flags)
         self._given = dict(given or {})
         self._rates = rates
+        self._redrawn = redrawn or {}
         self._done: dict[str, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DONE).exists():
             files.cut_torn(folder / DONE)
             self._done = {row.name: list(row.words) for row in read_rows(folder / DONE, DoneJob)}
 
-    def train(self, name: str, *flags: str, recipe: str = "", config: str = "other") -> Work:
+    def train(self, name: str, *flags: str, recipe: str = "", config: str = "other", seed: int | None = None) -> Work:
         """`flow-dpo train` with the comparison's settings and these flags; or of another recipe, fitted by the same
-        preset, with the same model, data and updates, and with the flow of the settings file `config`."""
+        preset, with the same model, data and updates, and with the flow of the settings file `config`. `seed` is
+        another than that of the rest."""
         base = ["--recipe", recipe, "--config", str(self._configs / f"{config}.yaml")] if recipe else []
         rate = self._rates.get(name) if isinstance(self._rates, Mapping) else self._rates
         flags = flags if rate is None else (*flags, "--learning_rate", f"{rate:g}")
-        words = [*(base or ["--config", str(self._configs / "train.yaml")]), "--seed", str(self.seed), *flags]
+        flags = (*self._redrawn.get("train", ()), *flags)
+        words = [
+            *(base or ["--config", str(self._configs / "train.yaml")]),
+            "--seed",
+            str(self.seed if seed is None else seed),
+            *flags,
+        ]
         folder = self._given[name] if name in self._given else self._do("train", name, words)
         rows = read_metrics(folder / "metrics.jsonl")
         total = spent(rows)
@@ -90,7 +100,8 @@ class JobRunner:
 
     def traces(self, name: str, *flags: str, run: Work | None = None) -> Work:
         """`flow-dpo generate` on the pool of problems, with a run's adapters or none."""
-        folder = self._do("generate", name, [*self._who("pool", run), "--seed", str(self.seed), *flags])
+        problems = (*self._who("pool", run), *self._redrawn.get("pool", ()))
+        folder = self._do("generate", name, [*problems, "--seed", str(self.seed), *flags])
         cost = _read(folder)["cost"]
         numbers = {"tokens_sampled": cost["tokens_sampled"], "verdicts_used": cost["verdicts_used"]}
         return Work(name=name, folder=folder, costs={**numbers, "tokens_learned": 0.0, "seconds": cost["seconds"]})

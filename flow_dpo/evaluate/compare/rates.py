@@ -25,8 +25,6 @@ from flow_dpo.evaluate.compare.arms import Arm, Sizes
 from flow_dpo.evaluate.compare.jobs import JobRunner
 from flow_dpo.evaluate.compare.summary import rewards_of
 
-FIRST_SEED = 1000
-"""Seeds by which rates are chosen begin here, beyond those of any comparison."""
 FOLDER = "rates"
 VALIDATION = "validation"
 """The name of the problem set."""

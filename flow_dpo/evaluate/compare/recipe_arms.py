@@ -62,6 +62,13 @@ _NEIGHBOURS = (
         budgeted("flow-dpo", "tokens", mode="flow"),  # its Stop learns so often a batch, which is its preset's
         "flow_itself",
     ),
+    _arm(
+        "flow_dpo_paper_same_tokens",
+        "flow",
+        "the paper's flow, whose Stop judges every chunk,",
+        budgeted("flow-dpo-paper", "tokens", mode="flow"),
+        "flow_dpo_same_tokens",
+    ),
     _arm(_DPO, "single", "whole-answer online DPO", budgeted("online-dpo", "tokens", *_FEW, name="whole_dpo"), _FLOW),
     _arm(
         "iterative_rpo_same_tokens",
@@ -140,7 +147,7 @@ _NEIGHBOURS = (
     _arm(
         "cpl_value_same_tokens",
         "flow",
-        "Critical Plan Step Learning with values that a role says, sampled as its own flow,",
+        "Critical Plan Step Learning with values that a role predicts, sampled as its own flow,",
         budgeted("cpl", "tokens", *_FEW, *_VALUED, name="cpl_value", mode="flow"),
         "cpl_same_tokens",
         "flow_itself",
@@ -161,7 +168,10 @@ _INSTRUCTED = (
 )
 ARMS: Mapping[str, Arm] = {arm.name: arm for arm in (*_NEIGHBOURS, *_INSTRUCTED)}
 _BESIDE = ("zero_shot", "answer_adapter", "flow_itself")
-CONTRASTS = (*_BESIDE, *(arm.name for arm in _NEIGHBOURS))
+_PAPER_FLOW = "flow_dpo_paper_same_tokens"
+CONTRASTS = (*_BESIDE, *(arm.name for arm in _NEIGHBOURS if arm.name != _PAPER_FLOW))
 """The recipes, and beside them the base and Flow-DPO."""
 INSTRUCTED = ("zero_shot", *(arm.name for arm in _INSTRUCTED))
 """The recipes for models that follow instructions, and beside them the base and plain self-training."""
+COST = ("zero_shot", "flow_dpo_same_tokens", _PAPER_FLOW, _DPO, _GRPO, "rejection_sampling_same_tokens")
+"""What one would choose between at a price: their accuracy over several budgets makes a curve."""

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from flow_dpo.core.errors import ConfigError, expect
 
+FIRST_RATE_SEED = 1000
+"""Seeds by which rates are chosen begin here, beyond those of the comparison."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
@@ -28,7 +31,7 @@ class PoolSettings:
     matched_draws: int = 16
     """Draws on a problem where the problems are given."""
     more_draws: int = 8
-    """Draws of the arm `self_more_draws`."""
+    """Draws of the arms `self_more_draws`, `untrained_flow_more_draws` and `trained_flow_more_draws`."""
 
     def __post_init__(self) -> None:
         for name in ("num_traces", "pool_problems", "num_samples", "matched_draws", "more_draws"):
@@ -46,6 +49,8 @@ class TestSettings:
     """What is tested on; the training's own data set where empty."""
     test_split: str = "test"
     test_problems: int = 2000
+    test_skip: int = 0
+    """Problems of each test's split before those that are tested: a range that no earlier comparison has seen."""
     harder_split: str = ""
     """A second, harder split; none where empty."""
     harder_problems: int = 1000
@@ -62,6 +67,7 @@ class TestSettings:
         for name in ("test_problems", "harder_problems", "test_samples", "test_draws"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
+        expect(self, "of 0 or more", lambda value: value >= 0, "test_skip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +77,7 @@ class RateSettings:
     candidates: tuple[float, ...] = ()
     """Learning rates that every training is tried at; where empty, each keeps that of its preset."""
     num_trainings: int = 1
-    """Trainings at each rate, with seeds that the comparison has not (`rates.FIRST_SEED` on)."""
+    """Trainings at each rate, with seeds that the comparison has not (`FIRST_RATE_SEED` on)."""
     validation_split: str = "train"
     """Where the problems lie by which a rate is chosen."""
     validation_skip: int = 0
@@ -93,11 +99,16 @@ class CompareSettings:
     output_dir: str = "runs/comparison"
     num_seeds: int = 3
     """Seeds 0, 1, ...: of the flow's training, the traces' draws, and the fine-tuning."""
+    seeds: tuple[int, ...] = ()
+    """Seeds by name, in place of `num_seeds`. Those of a finished comparison are kept, others are added to it."""
+    redraw_problems: bool = False
+    """Give each seed training problems and a pool of its own, so that an interval over seeds has their choice in it:
+    the data set in another order, or of one that is made as it is read the next stretch."""
     arms: tuple[str, ...] = ()
     """Their names (`evaluate.compare.arms`, `team_arms`, `recipe_arms`), or "paper" for those of the paper's table,
-    "team" for the flow against its members, and "recipes" for the neighbours of Flow-DPO; all sources of traces where
-    empty. `self_generated` is what the others are compared with, and an arm that names others is compared with those
-    too."""
+    "core" for these and the flow itself, "team" for the flow against its members, "parts" for what is whose part, and
+    "recipes" for the neighbours of Flow-DPO; all sources of traces where empty. `self_generated` is what the others are
+    compared with, and an arm that names others is compared with those too."""
     run: str = ""
     """A run folder that stands for the trained flow, which is then not trained: of one seed. Its method, model and data
     are the defaults."""
@@ -114,10 +125,21 @@ class CompareSettings:
         for name in ("num_seeds", "jobs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
-        if self.run and self.num_seeds > 1:
+        if len(set(self.seeds)) < len(self.seeds) or any(seed < 0 for seed in self.seeds):
+            raise ConfigError(f"expected different seeds of 0 or more, found {list(self.seeds)}")
+        if self.rates.candidates and any(seed >= FIRST_RATE_SEED for seed in self.seeds):
             raise ConfigError(
-                f"expected one seed where a run stands for the trained flow, found {self.num_seeds}; add "
+                f"expected seeds below {FIRST_RATE_SEED}, from where on they choose rates, found {list(self.seeds)}"
+            )
+        if self.run and len(self.every_seed) > 1:
+            raise ConfigError(
+                f"expected one seed where a run stands for the trained flow, found {len(self.every_seed)}; add "
                 "--compare.num_seeds 1, or leave out --compare.run"
             )
         if self.tokens < 0:
             raise ConfigError(f"expected tokens of 0 or more, found {self.tokens}")
+
+    @property
+    def every_seed(self) -> tuple[int, ...]:
+        """The seeds of the comparison, in their order."""
+        return self.seeds or tuple(range(self.num_seeds))

@@ -12,6 +12,7 @@ what they come to stands under `team` in comparison.json (`team`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,8 @@ from flow_dpo.evaluate.compare.jobs import JobRunner, Work
 from flow_dpo.recipes import presets
 
 PAPER_RECIPE = "flow-dpo-paper"
+OTHER_SEED = 500
+"""What is added to a seed for a second run of the flow on the same problems."""
 FIXED = "held_out"
 """The problem set whose untrained attempts are the fixed set of candidates."""
 
@@ -85,6 +88,27 @@ def _stop(name: str, of: Literal["untrained", "flow", "paper"]) -> Make:
     return make
 
 
+def _with_stop(name: str, of: Literal["untrained", "other"]) -> Make:
+    """The trained Answer with the base as Stop, or with the Stop of another run on the same problems."""
+
+    def make(do: JobRunner, sizes: Sizes) -> Outcome:
+        flow = do.train("flow")
+        works, flags = (flow,), ["--roles", "[answer]"]
+        if of == "other":
+            other = do.train("other_flow", seed=do.seed + OTHER_SEED)
+            works, flags = (flow, other), ["--role_runs", json.dumps({"stop": str(other.folder)})]
+        found = evaluated(do, sizes, name, "--mode", "flow", *flags, run=flow)
+        return Outcome(works=works, evaluations=found)
+
+    return make
+
+
+def _with_untrained_answer(do: JobRunner, sizes: Sizes) -> Outcome:
+    flow = do.train("flow")
+    flags = ("--mode", "flow", "--roles", "[stop]")
+    return Outcome(works=(flow,), evaluations=evaluated(do, sizes, "untrained_answer_trained_stop", *flags, run=flow))
+
+
 def _arm(name: str, kind: Kind, what: str, make: Make, *against: str) -> Arm:
     return Arm(name=name, kind=kind, what=what, make=make, against=against)
 
@@ -113,8 +137,33 @@ _ARMS = (
         _paper_answer,
         "paper_flow",
     ),
+    _arm(
+        "trained_answer_untrained_stop",
+        "flow",
+        "the trained flow's Answer with the base as Stop: what Stop has learned, taken away",
+        _with_stop("trained_answer_untrained_stop", "untrained"),
+        "flow_itself",
+    ),
+    _arm(
+        "untrained_answer_trained_stop",
+        "flow",
+        "the base as Answer with the trained flow's Stop: what Answer has learned, taken away",
+        _with_untrained_answer,
+        "flow_itself",
+        "untrained_flow_itself",
+    ),
+    _arm(
+        "cross_play",
+        "flow",
+        "the trained flow's Answer with the Stop of another run on the same problems",
+        _with_stop("cross_play", "other"),
+        "flow_itself",
+        "trained_answer_untrained_stop",
+    ),
     _arm("paper_stop", "stop", "the paper's flow's Stop, on the same attempts", _stop("paper_stop", "paper")),
 )
 ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ARMS}
-TEAM = ("zero_shot", "flow_itself", "answer_adapter", *ARMS)
+PARTS = ("untrained_flow_itself", "trained_answer_untrained_stop", "untrained_answer_trained_stop", "cross_play")
+"""What is whose part: each role trained or not, two by two, and Answer with the Stop of another run."""
+TEAM = ("zero_shot", "flow_itself", "answer_adapter", *(name for name in ARMS if name not in PARTS))
 """The flow, its members, what they come to at the same tokens, and the paper's flow; beside them the base."""

@@ -31,10 +31,12 @@ from itertools import product
 from statistics import fmean
 from typing import Literal
 
-from flow_dpo.core.errors import expect
+from flow_dpo.core.errors import ConfigError, expect
+from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Example, Pair, Role, ScoredCompletion
+from flow_dpo.recipes.cpl.flow import VALUE, PlanSolve
 from flow_dpo.recipes.scored import distinct_correct, scored_as_sampled, scored_word
 from flow_dpo.verify.extract import NO_ANSWER
 
@@ -79,6 +81,20 @@ class ValuePairs:
         expect(self, "of 0 or more and below 1", lambda value: 0 <= value < 1, "threshold")
         expect(self, "of 0 or more", lambda value: value >= 0, "max_per_problem")
         expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "solution_scale")
+
+    def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
+        """Raise `ConfigError` for rounds without their first half, and for a value that a role would have to write."""
+        if getattr(recipe.objective, "rounds", False) and not self.fine_tune:
+            raise ConfigError(
+                "expected --credit.fine_tune with --objective.rounds, found none: a round fine-tunes from the first "
+                "adapters before its pairs are learned; add it, or leave out the rounds"
+            )
+        for by in filter(None, (getattr(recipe.explore, "valued_by", ""), self.valued_by)):
+            if isinstance(recipe.flow, PlanSolve) and by != VALUE:  # of another flow nobody knows which role chooses
+                raise ConfigError(
+                    f"expected valued_by to name the role that chooses between two words, {VALUE!r}, found {by!r}, "
+                    "which writes"
+                )
 
     def __call__(self, trees: Sequence[Tree]) -> list[Example]:
         """The targets of the value role, what is fine-tuned on, and all pairs: each tree by tree."""

@@ -31,11 +31,17 @@ class Rounds:
 
     def __init__(self, learner: Learner) -> None:
         """`learner` is as a run begins, nothing of a checkpoint in it yet. Raises `ConfigError` for one whose reference
-        is not that of rounds."""
+        is not that of rounds, or with a temperature of its logits."""
         if not learner.settings.reference.each_batch:
             raise ConfigError(
                 "objective.rounds compares with the fine-tuned policy, and needs --learner.reference.kind snapshot "
                 "--learner.reference.each_batch"
+            )
+        if learner.settings.logit_temperature != 1:
+            raise ConfigError(
+                "expected learner.logit_temperature of 1 with objective.rounds, found "
+                f"{learner.settings.logit_temperature:g}: a round starts from the first adapters, and those that "
+                "sampled, by which what was recorded would be scaled, are not at hand any more; leave it out"
             )
         self._learner = learner
         self._folder = Path(mkdtemp(prefix="flow-dpo-rounds-"))

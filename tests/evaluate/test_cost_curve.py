@@ -1,0 +1,50 @@
+"""Accuracy over cost, from comparisons that are made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools import cost_curve
+
+
+def comparison(tokens: int, mean: float, *, sampled: float = 600.0) -> dict[str, Any]:
+    each = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "per_seed": [mean, mean]}
+    costs = {
+        "tokens_sampled": sampled,
+        "tokens_learned": tokens - 600.0,
+        "verdicts_used": tokens / 100,
+        "seconds": 90.0,
+    }
+    free = dict.fromkeys(costs, 0.0)
+    return {
+        "settings": {"compare": {"tokens": tokens}},
+        "arms": [
+            {"name": "zero_shot", "accuracies": {"held_out": {"greedy": each}}, "costs": free},
+            {"name": "grpo", "accuracies": {"held_out": {"greedy": each, "sampled": None}}, "costs": costs},
+        ],
+    }
+
+
+def test_a_point_is_an_arm_at_a_budget_by_all_that_it_cost() -> None:
+    made = cost_curve.points([comparison(2000, 0.7), comparison(1000, 0.5)], "held_out/greedy")
+    assert [(point.arm, point.budget, point.mean) for point in made] == [("grpo", 1000, 0.5), ("grpo", 2000, 0.7)]
+    assert made[1].costs == {"tokens": 2000.0, "verdicts": 20.0, "seconds": 90.0}
+    assert (made[1].low, made[1].high, made[1].num_seeds) == pytest.approx((0.6, 0.8, 2))
+    with pytest.raises(ValueError, match="tested on held_out/sampled, found none in 1 comparisons"):
+        cost_curve.points([comparison(1000, 0.5)], "held_out/sampled")
+
+
+def test_the_table_and_the_pictures_are_written(tmp_path: Path) -> None:
+    files = [tmp_path / f"{tokens}.json" for tokens in (1000, 2000)]
+    for file, mean in zip(files, (0.5, 0.7), strict=True):
+        file.write_text(json.dumps(comparison(int(file.stem), mean)))
+    cost_curve.main([*map(str, files), "--test", "held_out/greedy", "--output_dir", str(tmp_path / "out")])
+    found = (tmp_path / "out" / "cost-held_out-greedy.md").read_text()
+    assert "| grpo | 2,000 | 20 | 1.5 | 70.0 | 60.0 to 80.0 | 2 |" in found
+    for cost in cost_curve.COSTS:
+        picture = (tmp_path / "out" / f"cost-held_out-greedy-{cost}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")

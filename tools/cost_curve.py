@@ -1,0 +1,124 @@
+"""Accuracy over cost: several comparisons of the same arms, each at another budget, as one picture and one table.
+
+    flow-dpo compare --config studies/cost/settings.yaml --compare.tokens 64000 --compare.output_dir runs/cost/64000
+    flow-dpo compare --config studies/cost/settings.yaml --compare.tokens 127000 --compare.output_dir runs/cost/127000
+    python -m tools.cost_curve runs/cost/*/comparison.json --test held_out/sampled --output_dir studies/cost
+
+A point is an arm at a budget: its mean accuracy over seeds, with the 95 % t-interval over seeds, against what it had
+of tokens (sampled and learned), verdicts and seconds, each a mean over seeds.
+
+Invariant: every number is read from the comparisons; an arm that one of them lacks has a point less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.report.document import Table
+from flow_dpo.runs.charts import Panel, Series, save_png
+from tools.study_tables import to_markdown
+
+COSTS = {"tokens": "tokens, sampled and learned", "verdicts": "verdicts", "seconds": "seconds of one process"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """An arm at one budget."""
+
+    arm: str
+    budget: int
+    """Tokens that the comparison gave."""
+    costs: Mapping[str, float]
+    """By the names of `COSTS`."""
+    mean: float
+    low: float | None
+    """Of the 95 % interval over seeds; None with one seed."""
+    high: float | None
+    num_seeds: int
+
+
+def points(found: Sequence[Mapping[str, Any]], test: str) -> list[Point]:
+    """The points of these comparisons on one test, by arm and budget. Raises `ValueError` where a test is in none."""
+    problems, _, decoding = test.partition("/")
+    made: list[Point] = []
+    for comparison in found:
+        for arm in comparison["arms"]:
+            accuracy = arm["accuracies"].get(problems, {}).get(decoding)
+            costs = arm["costs"]
+            if accuracy is None or not costs["tokens_sampled"]:
+                continue  # the base costs nothing, and has no curve
+            made.append(
+                Point(
+                    arm=arm["name"],
+                    budget=int(comparison["settings"]["compare"]["tokens"]),
+                    costs={
+                        "tokens": costs["tokens_sampled"] + costs["tokens_learned"],
+                        "verdicts": costs["verdicts_used"],
+                        "seconds": costs["seconds"],
+                    },
+                    mean=accuracy["mean"],
+                    low=accuracy.get("low"),
+                    high=accuracy.get("high"),
+                    num_seeds=len(accuracy["per_seed"]),
+                )
+            )
+    if not made:
+        raise ValueError(f"expected an arm that was tested on {test}, found none in {len(found)} comparisons")
+    order = list(dict.fromkeys(point.arm for point in made))
+    return sorted(made, key=lambda point: (order.index(point.arm), point.budget))
+
+
+def table(made: Sequence[Point], test: str) -> Table:
+    """A row a point."""
+    rows = [
+        (
+            point.arm,
+            f"{point.costs['tokens']:,.0f}",
+            f"{point.costs['verdicts']:,.0f}",
+            f"{point.costs['seconds'] / 60:.1f}",
+            f"{100 * point.mean:.1f}",
+            "-" if point.low is None or point.high is None else f"{100 * point.low:.1f} to {100 * point.high:.1f}",
+            str(point.num_seeds),
+        )
+        for point in made
+    ]
+    columns = ("arm", "tokens", "verdicts", "minutes", "accuracy, %", "95 % over seeds", "seeds")
+    return Table(caption=f"Accuracy on {test} by cost", columns=columns, rows=tuple(rows))
+
+
+def draw(made: Sequence[Point], cost: str, test: str, path: Path) -> None:
+    """A line an arm over one cost, with its interval over seeds as a band."""
+    lines: list[Series] = []
+    for arm in dict.fromkeys(point.arm for point in made):
+        own = [point for point in made if point.arm == arm]
+        banded = all(point.low is not None and point.high is not None for point in own)
+        low, high = (
+            [100 * (getattr(point, side) or 0.0) for point in own] if banded else [] for side in ("low", "high")
+        )
+        x, y = [point.costs[cost] for point in own], [100 * point.mean for point in own]
+        lines.append(Series(label=arm, x=x, y=y, low=low, high=high))
+    save_png(path, [Panel(y=f"accuracy on {test}, %", lines=lines)], x=COSTS[cost], height=3.6)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparisons", nargs="+", type=Path, help="comparison.json of each budget")
+    parser.add_argument("--test", default="held_out/sampled", help="problem set and decoding")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parsed = parser.parse_args(argv)
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in parsed.comparisons]
+    made = points(found, parsed.test)
+    name = parsed.test.replace("/", "-")
+    parsed.output_dir.mkdir(parents=True, exist_ok=True)
+    (parsed.output_dir / f"cost-{name}.md").write_text(to_markdown(table(made, parsed.test)) + "\n", encoding="utf-8")
+    for cost in COSTS:
+        draw(made, cost, parsed.test, parsed.output_dir / f"cost-{name}-{cost}.png")
+
+
+if __name__ == "__main__":
+    main()
