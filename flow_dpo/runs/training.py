@@ -37,7 +37,7 @@ from flow_dpo.models import flex_attention
 from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
 from flow_dpo.ranks.group import Ranks
-from flow_dpo.runs import following, memory, rehearsal, replay, resumption, run_folder
+from flow_dpo.runs import following, memory, notices, replay, resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
@@ -82,7 +82,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     resumption.check(settings, given, path)
     settings, memory_line = memory.planned(resumption.at_its_date(settings, path))
     print_safe(console, memory_line)
-    _warn_of_lag(settings)
+    notices.warn_of_lag(settings)
     with (
         following.leading(settings, kept_versions=settings.run.lag, engine=given.engine) as ranks,
         run_folder.locked(path),
@@ -106,7 +106,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         going_on = f", going on after {seen}" if seen else ""
         where = f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}"
         print_safe(console, f"{where}; {runtime.policy.targets.describe()}")
-        _say_cost(settings, runtime, console)
+        notices.say_cost(settings, runtime, console)
         bar = progress.ProgressBar(live, len(runtime.fitting), seen, settings.learner)
         lifecycle = _lifecycle(settings, given, runtime, seen)
         workers = timeline.workers(workers)
@@ -137,21 +137,6 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     return _summarise(settings, console, given, folder, validation)
 
 
-def _say_cost(settings: TrainSettings, runtime: Runtime, console: Console) -> None:
-    """Say what a problem costs, as far as that is known before one is sampled, and whether batches are too small."""
-    problems = runtime.fitting[: rehearsal.NUM_PROBLEMS]
-    try:
-        cost = rehearsal.rehearse(settings.recipe, problems, runtime.renderer)
-    except FlowDpoError as error:
-        log.warning("what a problem costs is not known before it is sampled: %s", error)
-        return
-    if cost is not None:
-        print_safe(console, cost.sentence(len(runtime.fitting)))
-        batch, gpu = settings.run.problems_per_batch, runtime.policy.model.device.type == "cuda"
-        if notice := rehearsal.too_few(cost, batch, settings.runtime.engine, on_gpu=gpu):
-            log.warning("%s", notice)
-
-
 def _lifecycle(settings: TrainSettings, given: GivenObjects, runtime: Runtime, seen: int) -> Lifecycle:
     """The callbacks that were handed over, those that need what is loaded last."""
     tracking = settings.run.tracking
@@ -180,21 +165,6 @@ def _info(
         model=runtime.policy.model,
         tokenizer=runtime.renderer.tokenizer,
     )
-
-
-def _warn_of_lag(settings: TrainSettings) -> None:
-    """Say what a lag may do to learning, and where it gains nothing."""
-    lag = settings.run.lag
-    if lag and settings.runtime.workers.kind == "here":
-        log.warning("run.lag %d: workers of this process sample and learn in turns all the same (--workers)", lag)
-    if lag:
-        under_way = (lag + 1) * settings.run.problems_per_batch
-        log.warning(
-            "run.lag %d: %d problems are under way at once, and what is learned is as much older than what learns it. "
-            "At the learning rate of a run without a lag keep their number, with 1/%d of its "
-            "problems_per_batch (docs/scaling.md: what happened otherwise)",
-            lag, under_way, lag + 1,
-        )  # fmt: skip
 
 
 @contextmanager
