@@ -288,7 +288,7 @@ def _refusal(
     where = "" if key in flags or not path else f"{path}: "
     if own:
         return f"{where}{flag}: {error}"
-    if value is True and key in flags and not isinstance(names.defaults.get(key), bool):
+    if value is True and key in flags and not names.may_be_true(key):
         return f"expected a value after {flag}, found none"
     if key in names.groups:
         of_group = [f"--{names.shortest(name)}" for name in names.defaults if name.startswith(f"{key}.")]

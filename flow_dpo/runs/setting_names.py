@@ -99,10 +99,15 @@ class Names:
             raise ConfigError(f"unknown setting --{name}; {nearest(name, [*self._all(), 'help'])}")
         return name
 
+    def may_be_true(self, name: str) -> bool:
+        """Whether a setting is true or false, or may be: its flag then stands alone for true."""
+        type_ = self.types.get(name)
+        return type_ is bool or bool in get_args(type_)
+
     def word(self, name: str, value: str | Literal[True]) -> str:
         """A flag for the parser, under its full name."""
         if value is True:
-            return f"--{name}=true" if isinstance(self.defaults.get(name), bool) else f"--{name}"
+            return f"--{name}=true" if self.may_be_true(name) else f"--{name}"
         return f"--{name}={value}"
 
     def shortest(self, name: str) -> str:

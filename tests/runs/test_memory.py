@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from flow_dpo.cli import train
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.engines.settings import default_settings as default_engine
 from flow_dpo.models.settings import ModelSettings, QuantizationSettings
@@ -56,6 +57,19 @@ def test_what_is_fixed_stays() -> None:
     settings, line = planned(fixed, memory=16 * GIB)
     assert settings == fixed
     assert "keys and values 0.5" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ("auto", "auto", "auto")),
+        (["--gradient_checkpointing"], ("auto", True, "auto")),
+        (["--gradient_checkpointing", "false", "--learner.rows.max_tokens", "512"], (512, False, "auto")),
+        (["--gradient_checkpointing", "auto", "--kv_budget_gib", "3.5"], ("auto", "auto", 3.5)),
+    ],
+)
+def test_flags_fix_or_leave_to_the_device(words: list[str], expected: tuple[Any, Any, Any]) -> None:
+    assert of(train.parse_train("flow-dpo train", words, {})) == expected
 
 
 def test_an_engine_elsewhere_has_its_memory_elsewhere() -> None:
