@@ -35,9 +35,9 @@ ENVIRONMENTS = {
 def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", default="0.5b", help="a folder, or the size of a random model")
-    parser.add_argument("--num_problems", type=int, default=2, help="that are sampled")
-    parser.add_argument("--max_chunks", type=int, default=3, help="of a sampled trunk")
-    parser.add_argument("--shape", type=int, nargs=3, default=[100, 32, 4], help="tokens, tokens and nodes of the tree")
+    parser.add_argument("--num_problems", type=int, default=6, help="that are sampled together")
+    parser.add_argument("--max_chunks", type=int, default=2, help="of a sampled trunk")
+    parser.add_argument("--shape", type=int, nargs=3, default=[60, 16, 4], help="tokens, tokens and nodes of the tree")
     parser.add_argument("--processors", nargs="+", default=list(ENVIRONMENTS), choices=list(ENVIRONMENTS))
     settings = parser.parse_args()
     if settings.tiny:
