@@ -15,6 +15,9 @@ TRL's batch size is the fastest of those given (`--batch_sizes`), each with grad
 and so are our rows (`--row_tokens`: on the seed 2,048 take a few per cent less than 4,096);
 bf16 autocast for a bf16 model (TRL's default; with the cache on the faster of with and without), none for a float32
 one. The first update of each side is not timed.
+TRL 1.16 with vLLM 0.32 does not run on a CPU: beside it in one process (colocate) it fails at its first loading of
+weights, for vLLM's CPU layers have replaced their parameters ('Parameter' object has no attribute 'weight_loader'); its
+client of a server asks torch for an accelerator, which is None.
 Target: 5 times as many prompts a second as the defaults, 2 times as many as with the cache on.
 """
 
