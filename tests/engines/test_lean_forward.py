@@ -26,6 +26,7 @@ from transformers import (
 from flow_dpo.core.types import Request, Sampling
 from flow_dpo.engines.factory import role_model_of
 from flow_dpo.engines.local.compatibility import choose_forward, probe
+from flow_dpo.engines.local.dense_decoder import read_decoder
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
 from flow_dpo.engines.local.forward import Forward, PlainForward, RoleModel, RoleSlice
@@ -304,3 +305,16 @@ def test_what_is_not_a_plain_linear_layer_is_not_read() -> None:
     policy = Policy(model_of("llama"), ROLES, LoraSettings(use_dora=True))
     with policy.using("answer"):
         assert lean_forward(policy.using, "answer", max_packed_bytes=0) is None
+
+
+def test_a_model_with_hooks_or_a_forward_of_its_own_is_not_read() -> None:
+    """As those are whose weights are spread over devices."""
+    for spoil in (
+        lambda model: model.model.norm.register_forward_pre_hook(lambda *_: None),
+        lambda model: setattr(model.lm_head, "forward", model.lm_head.forward),
+    ):
+        model = model_of("llama")
+        attention.prepare(model)
+        assert read_decoder(model) is not None
+        spoil(model)
+        assert read_decoder(model) is None

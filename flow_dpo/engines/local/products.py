@@ -2,7 +2,7 @@
 
 A product is made of the layers that read one input, such as q, k and v, or gate and up; their outputs lie side by side.
 An adapter beside them is two small products for all of them together: the A matrices under one another, and the B
-matrices on a block diagonal. On a CPU a product in half precision lays out its weights anew at every call, and one in
+matrices on a block diagonal. On a CPU a product in half precision lays out its weights at every call, and one in
 float32 takes a library that does not use every processor's widest instructions; a weight that is packed once by oneDNN
 has neither cost. Packed weights are copies, and have a budget.
 

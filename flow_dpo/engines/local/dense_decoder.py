@@ -1,0 +1,142 @@
+"""Dense decoders: the weights of a transformers model whose layers are built in the known way.
+
+An embedding, layers of attention and a gated MLP, each behind an RMS norm, and a head: Llama, Qwen 2 and 3, Mistral,
+Phi-3 and their like. Read by the names and types of the modules, adapters included, under one role:
+
+    decoder = read_decoder(model)       # None where anything else is in it: another norm, a router, a hook
+    decoder.blocks[0].qkv               # [Layer, Layer, Layer], or one where the family has them in one weight
+
+Invariant: what is read is all there is of modules and parameters; what is computed with them is not checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import rms_norm
+from transformers import PreTrainedModel
+
+from flow_dpo.engines.local.products import Layer, read_linear
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """An RMS norm."""
+
+    weight: torch.Tensor
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float32:
+            return rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # Rounded where transformers rounds, so that the learner's forward differs as little as can be.
+        return rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype).mul_(self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A decoder layer. Each list of layers reads one input."""
+
+    attention_norm: Norm
+    qkv: list[Layer]
+    query_norm: Norm | None
+    key_norm: Norm | None
+    out: list[Layer]
+    mlp_norm: Norm
+    gate_up: list[Layer]
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    down: list[Layer]
+
+    @property
+    def inputs(self) -> tuple[list[Layer], ...]:
+        return self.qkv, self.out, self.gate_up, self.down
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """What is read off a model under one role."""
+
+    embedding_VC: torch.Tensor
+    rotary: torch.nn.Module
+    blocks: list[Block]
+    norm: Norm
+    head: list[Layer]
+
+
+def read_decoder(model: PreTrainedModel) -> Decoder | None:
+    """The model's weights, where it is built of nothing but the modules that the lean forward knows."""
+    if not _plain(model):
+        return None
+    inner = _children(model, {"model": 1, "lm_head": 1})
+    decoder = inner and _children(inner["model"], {"embed_tokens": 1, "layers": 1, "norm": 1, "rotary_emb": 1})
+    if not inner or not decoder or type(decoder["embed_tokens"]) is not torch.nn.Embedding:
+        return None
+    blocks = [_read_block(layer) for layer in decoder["layers"].children()]
+    head, norm = read_linear(inner["lm_head"]), _read_norm(decoder["norm"])
+    if head is None or norm is None or not blocks or any(block is None for block in blocks):
+        return None
+    known = [block for block in blocks if block is not None]
+    return Decoder(decoder["embed_tokens"].weight.detach(), decoder["rotary_emb"], known, norm, [head])
+
+
+def _plain(model: PreTrainedModel) -> bool:
+    """Whether modules do no more than their classes say (hooks, another forward), on whole weights of one device."""
+    busy = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+    whole = all(type(p) is torch.nn.Parameter and p.device == model.device for p in model.parameters())
+    return whole and not busy and model.device.type != "meta"
+
+
+def _read_block(layer: torch.nn.Module) -> Block | None:
+    sub = _children(
+        layer,
+        {"self_attn": 1, "mlp": 1, "input_layernorm": 1, "post_attention_layernorm": 1}
+        | dict.fromkeys(("resid_attn_dropout", "resid_mlp_dropout"), 0),
+    )
+    if not sub:
+        return None
+    fused = {"qkv_proj": 1, "o_proj": 1}
+    attention = _children(
+        sub["self_attn"], {"q_proj": 1, "k_proj": 1, "v_proj": 1, "o_proj": 1, "q_norm": 0, "k_norm": 0}
+    )
+    attention = attention or _children(sub["self_attn"], fused)
+    mlp = _children(sub["mlp"], {"gate_proj": 1, "up_proj": 1, "down_proj": 1, "act_fn": 1})
+    mlp = mlp or _children(sub["mlp"], {"gate_up_proj": 1, "down_proj": 1, "activation_fn": 1})
+    first, second = _read_norm(sub["input_layernorm"]), _read_norm(sub["post_attention_layernorm"])
+    if not attention or not mlp or first is None or second is None:
+        return None
+    groups = [
+        _layers(attention, ("qkv_proj",) if "qkv_proj" in attention else ("q_proj", "k_proj", "v_proj")),
+        _layers(attention, ("o_proj",)),
+        _layers(mlp, ("gate_up_proj",) if "gate_up_proj" in mlp else ("gate_proj", "up_proj")),
+        _layers(mlp, ("down_proj",)),
+    ]
+    norms = [_read_norm(attention[name]) for name in ("q_norm", "k_norm") if name in attention]
+    qkv, out, gate_up, down = groups
+    if qkv is None or out is None or gate_up is None or down is None or None in norms or len(norms) == 1:
+        return None
+    query_norm, key_norm = norms or (None, None)
+    activation: Any = mlp.get("act_fn") or mlp.get("activation_fn")
+    return Block(first, qkv, query_norm, key_norm, out, second, gate_up, activation, down)
+
+
+def _layers(modules: Mapping[str, torch.nn.Module], names: Sequence[str]) -> list[Layer] | None:
+    found = [read_linear(modules[name]) for name in names]
+    return None if None in found else [layer for layer in found if layer is not None]
+
+
+def _read_norm(module: torch.nn.Module) -> Norm | None:
+    """A norm with a weight alone and transformers' name for its epsilon; that it is an RMS norm is measured."""
+    eps, weight = getattr(module, "variance_epsilon", None), getattr(module, "weight", None)
+    if not isinstance(eps, float) or not isinstance(weight, torch.Tensor) or weight.dim() != 1:
+        return None
+    return Norm(weight.detach(), eps) if [name for name, _ in module.named_parameters()] == ["weight"] else None
+
+
+def _children(module: torch.nn.Module, names: Mapping[str, int]) -> dict[str, torch.nn.Module]:
+    """The module's children by name; nothing where one is missing (1), or is of another name."""
+    found = dict(module.named_children())
+    complete = all(name in found for name, needed in names.items() if needed) and set(found) <= set(names)
+    return found if complete else {}
