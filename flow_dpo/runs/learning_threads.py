@@ -3,7 +3,8 @@
     learns = LearnsInTwo(learner)       torch has two threads inside of `update`, and what it had before outside
 
 A row of an update has thousands of tokens, and its products fill two cores; a step of sampling has tens, and waits for
-the second core longer than it computes. Invariant: what the user set stays, by --num_threads or OMP_NUM_THREADS.
+the second core longer than it computes. Invariant: what the user set stays, by --num_threads or OMP_NUM_THREADS; runs
+whose last bits are to be equal on other machines or over ranks set it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +16,6 @@ CPU = torch.device("cpu")
 
 
 class Learner:
-    adapters: ClassVar[dict[str, Any]] = {}
     version = 3
 
     def update(self, objective: Any, examples: Any) -> dict[str, float]:
@@ -36,7 +35,8 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_an_update_has_two_threads_and_what_follows_has_one() -> None:
-    learner: Any = in_two_threads(Learner(), ModelSettings(), CPU)
+    inner: Any = Learner()
+    learner: Any = in_two_threads(inner, ModelSettings(), CPU)
     assert learner.update(None, [1]) == {"threads": 2}
     assert torch.get_num_threads() == 1
     with pytest.raises(ValueError, match="nothing"):

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from flow_dpo.engines.local.prefix_cache import Planes, Segment
@@ -32,6 +33,8 @@ _GENEROUS = 64, 2
 they may grow to. What nobody has written to takes none on a CPU."""
 _SCARCE = 4
 """Memory is scarce where that is more than one part in so many of the bytes that rows may take."""
+_ALIGNMENT = 64
+"""Bytes; a cache line."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,9 @@ class KvRows:
             stride = (place or num_rows * capacity) * heads * size
             memory = self._memory[index] if here else self._new_memory(index, stride * (len(planes) + (place > 0)))
             new = memory.as_strided(
-                shape, (stride, heads * capacity * size, capacity * size, size, 1), stride * shifted
+                shape,
+                (stride, heads * capacity * size, capacity * size, size, 1),
+                memory.storage_offset() + stride * shifted,
             )
             # 2. A plane moves into a place that is free by now. Old memory is freed before that of the next group.
             for plane in range(len(planes))[:: -1 if shifted else 1] if rows and tokens else ():
@@ -192,7 +197,13 @@ class KvRows:
         """Memory without what is not finite: that of forgotten rows where it has this very size."""
         if self._idle and self._idle[group].numel() == size:
             return self._idle[group]
-        return torch.zeros(size, dtype=self.shapes.dtype, device=self.shapes.device)
+        if self.shapes.device.type != "cpu":
+            return torch.zeros(size, dtype=self.shapes.dtype, device=self.shapes.device)
+        # numpy asks the system for zeros, and pages that nobody writes to take no memory; torch would write to all.
+        num_bytes = size * self.shapes.dtype.itemsize
+        memory = torch.from_numpy(np.zeros(num_bytes + _ALIGNMENT, np.uint8))
+        skipped = -memory.data_ptr() % _ALIGNMENT
+        return memory[skipped : skipped + num_bytes].view(self.shapes.dtype)
 
     @staticmethod
     def num_bytes_of(shapes: Shapes, num_rows: int, tokens: int) -> int:
