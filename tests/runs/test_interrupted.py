@@ -77,7 +77,13 @@ def test_ended_before_anything_was_sampled_a_run_goes_on_with_its_own_settings(
     typed = commands.parse_train("t", [*WORDS, "--output_dir", str(folder)], {}).sections()
     resumed = commands.parse_train("t", ["--output_dir", str(folder), "--resume"], {}).sections()
     found = run_folder.differences(run_folder.plain(typed), run_folder.plain(resumed))
-    assert found == {"run.resume": (False, True)}
+    planned = {
+        name: values for name, values in found.items() if values[0] == "auto"
+    }  # the same numbers at every resume
+    assert {name: values for name, values in found.items() if name not in planned} == {"run.resume": (False, True)}
+    assert set(planned) == {
+        "engine.kv_budget_gib", "learner.rows.gradient_checkpointing", "learner.rows.max_tokens"
+    }  # fmt: skip
 
 
 def test_ended_while_it_loaded_a_run_resumes_to_the_whole_one(
@@ -140,9 +146,9 @@ def test_interrupted_while_it_learned_a_batch_is_not_sampled_again(
 def test_interrupted_while_it_sampled_the_user_chooses_between_bytes_and_time(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    interrupted(monkeypatch, LocalEngine, "poll", lambda: train(tmp_path / "run"), after=30)
+    interrupted(monkeypatch, LocalEngine, "poll", lambda: train(tmp_path / "run"), after=37)
     kept = read_jsonl(tmp_path / "run" / "sampled.jsonl")
-    assert len(kept) > 20
+    assert len(kept) > 10
     assert not kept[-1]["whole"]
     assert f"Kept {len(kept) - 1} turns" in capsys.readouterr().out.replace("\n", " ")
     shutil.copytree(tmp_path / "run", tmp_path / "quick")

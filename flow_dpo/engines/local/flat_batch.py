@@ -139,6 +139,8 @@ class FlatBatch:
         window: int | None,
     ) -> torch.Tensor:
         """The same where only each row's last token is to be known: AHD."""
+        if query_NHD.dtype != torch.float32 and self._pieces:  # rounded as the whole prompt's are
+            return self.attend_flat(query_NHD, key_NKD, value_NKD, scaling=scaling, window=window)[self.last_N]
         keys, values = self._store(key_NKD, value_NKD)
         return self._attend_single(query_NHD[self.last_N], self.position_N[self.last_N], keys, values, scaling, window)
 
@@ -266,11 +268,12 @@ def _attention(
 ) -> torch.Tensor:
     """Attention of [B, K, Q, D] queries to [B, K, C, D] keys under an additive bias, [B, 1, 1 or Q, C]."""
     num_scores = query.shape[:3].numel() * keys.shape[2]
-    if query.device.type != "cpu" or num_scores > _SCORES:
+    # A prompt's scores in half precision are rounded as the learner's are, or its choice would be another one.
+    as_learned = query.dtype != torch.float32 and bias.shape[2] > 1
+    if query.device.type != "cpu" or num_scores > _SCORES or as_learned:
         bias = bias.to(query.dtype)
         return torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling)
-    # On a CPU its fused attention, which is written for many queries, takes two to three times as long for few, and in
-    # half precision twice as long for many.
+    # On a CPU its fused attention, which is written for many queries, takes two to three times as long for few.
     scores = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).mT)
     scores = torch.add(bias, scores.view(*query.shape[:3], -1).float(), alpha=scaling).softmax(-1).to(values.dtype)
     return torch.bmm(scores.flatten(0, 1), values.flatten(0, 1)).view(*query.shape[:3], -1)
