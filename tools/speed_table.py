@@ -27,9 +27,9 @@ Row = Mapping[str, Any]
 
 
 def short(rows: Sequence[Row], speed: Mapping[str, Any]) -> str:
-    """README's table: what, reach, found, met, why."""
+    """README's table: what, target, found, met, why."""
     known = {row["name"]: row for row in rows}
-    lines = ["| speed | reach | found | | why |", "|---|---|---|---|---|"]
+    lines = ["| speed | target | found | | why |", "|---|---|---|---|---|"]
     for line in speed["rows"]:
         if not (found := [known[name] for name in line["figures"] if name in known]):
             continue  # measured on another machine, or not yet
@@ -42,7 +42,7 @@ def short(rows: Sequence[Row], speed: Mapping[str, Any]) -> str:
 
 def full(rows: Sequence[Row], speed: Mapping[str, Any]) -> str:
     """The table of every figure, with its spread and its day."""
-    lines = ["| what | reach | found (least to greatest) | | measured | why |", "|---|---|---|---|---|---|"]
+    lines = ["| what | target | found (least to greatest) | | measured | why |", "|---|---|---|---|---|---|"]
     for row in rows:
         cells = (row["name"], row["reach"], measuring.found(row), _verdict([row]), row["date"])
         lines.append(_line(*cells, speed["why"].get(row["name"], "")))
