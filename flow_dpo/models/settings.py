@@ -62,7 +62,7 @@ class ModelSettings:
     quantization: QuantizationSettings = field(default_factory=QuantizationSettings)
     trust_remote_code: bool = False
     num_threads: int = 0
-    """CPU threads; 0 means one for tiny models, which learn in two, and torch's own choice for others."""
+    """CPU threads; 0 means one for tiny models and torch's own choice for others."""
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path.strip():

@@ -49,7 +49,6 @@ from flow_dpo.runs.given_objects import GivenObjects
 from flow_dpo.runs.journal import FILE as SAMPLED
 from flow_dpo.runs.journal import JournalWorkers
 from flow_dpo.runs.kept_workers import run_workers
-from flow_dpo.runs.learning_threads import in_two_threads
 from flow_dpo.runs.live import Live, MeteredLearner
 from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import command_line, typed_command
@@ -250,8 +249,7 @@ def _learner(settings: TrainSettings, runtime: Runtime, ranks: Ranks | None) -> 
             f"expected run.lag 0, found {settings.run.lag}: this objective learns each batch from the run's first "
             "adapters, which is no version that another batch was sampled with; leave out --lag"
         )
-    # Ranks compare how many threads each has.
-    return learner, learns if ranks else in_two_threads(learns, settings.runtime.model, runtime.policy.model.device)
+    return learner, learns
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:
