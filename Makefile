@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm gpu study study-recipes study-team recompute check fix seed wheel clean
+.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm gpu study study-recipes study-team study-cost recompute check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -116,30 +116,39 @@ gpu: $(DEV)  ## all that there is to measure on the GPU at hand, in ten minutes;
 bench-vllm: $(VLLM)  ## the figures of playing through vLLM, in its own environment
 	$(VLLM_BIN)/python -m benchmarks.serving $(BENCH) $(REAL)
 
-study: $(DEV)  ## the paper's table and its controls on the seed model, and their report (many hours; goes on if interrupted)
-	$(BIN)/flow-dpo compare --config studies/seed/settings.yaml $(ARGS)
-	cp runs/study/comparison.json studies/seed/
-	$(BIN)/flow-dpo report runs/study/comparison.json runs/study/seed0/flow \
-		runs/study/seed0/evaluations/zero_shot/held_out-greedy \
-		runs/study/seed0/evaluations/untrained_flow_itself/held_out-greedy \
-		runs/study/seed0/traces/self_generated runs/study/seed0/traces/trained_flow --output_dir studies/seed
+# A study goes on from the seeds that are published, which cost nothing again; with FRESH=1 all are made.
+define study
+	@mkdir -p $(2)/seeds studies/$(1)/seeds
+	@$(if $(FRESH),:,cp -n studies/$(1)/seeds/*.json.gz $(2)/seeds/ 2>/dev/null || true)
+	$(BIN)/flow-dpo compare --config studies/$(1)/settings.yaml $(ARGS)
+	cp $(2)/seeds/*.json.gz studies/$(1)/seeds/
+	cp $(2)/comparison.json studies/$(1)/
+	$(BIN)/python -m tools.study_tables studies/$(1)
+	$(BIN)/python -m tools.figures --write
+	$(BIN)/flow-dpo report studies/$(1)/comparison.json --output_dir studies/$(1)
+endef
+
+study: $(DEV)  ## the paper's table and its controls on the seed model, and their report (hours; more seeds: ARGS='--compare.num_seeds 12')
+	$(call study,seed,runs/study)
 
 study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its tokens, and VinePPO's values (hours)
-	$(BIN)/flow-dpo compare --config studies/recipes/settings.yaml $(ARGS)
-	cp runs/study-recipes/comparison.json runs/study-recipes/verdicts.json.gz studies/recipes/
-	$(BIN)/python -m tools.study_tables studies/recipes
+	$(call study,recipes,runs/study-recipes)
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json \
 		--run runs/study-recipes/seed0/vineppo_same_tokens
-	$(BIN)/flow-dpo report studies/recipes/comparison.json --output_dir studies/recipes
 
-study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens, and the paper's flow (half an hour)
-	$(BIN)/flow-dpo compare --config studies/team/settings.yaml $(ARGS)
-	cp runs/study-team/comparison.json studies/team/
-	$(BIN)/python -m tools.study_tables studies/team
-	$(BIN)/flow-dpo report studies/team/comparison.json --output_dir studies/team
+study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens, and the paper's flow (an hour)
+	$(call study,team,runs/study-team)
 
-recompute: $(DEV)  ## every accuracy, interval and p of published studies again, from their verdicts (a minute, no model)
+COST := 32000 64000 127000 254000
+study-cost: $(DEV)  ## accuracy over tokens, verdicts and seconds of what one would choose between (hours)
+	for tokens in $(COST); do $(BIN)/flow-dpo compare --config studies/cost/settings.yaml --compare.tokens $$tokens \
+		--compare.output_dir runs/cost/$$tokens $(ARGS) || exit 1; mkdir -p studies/cost/$$tokens/seeds; \
+		cp runs/cost/$$tokens/comparison.json studies/cost/$$tokens/; \
+		cp runs/cost/$$tokens/seeds/*.json.gz studies/cost/$$tokens/seeds/; done
+	$(BIN)/python -m tools.cost_curve studies/cost/*/comparison.json --test held_out/sampled --output_dir studies/cost
+
+recompute: $(DEV)  ## every figure of published studies again, from what their seeds came to (a minute, no model)
 	$(BIN)/python -m tools.recompute $(ARGS)
 
 check: $(DEV)  ## lint, format, types, and which room may import which

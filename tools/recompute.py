@@ -1,6 +1,7 @@
-"""Recompute every accuracy, difference, interval and p of published studies from their verdicts, without a model.
+"""Recompute published studies without a model: all of comparison.json from the results of its seeds, or every accuracy,
+difference, interval and p from its verdicts.
 
-    python -m tools.recompute                       all studies that publish their verdicts
+    python -m tools.recompute                       all studies that publish seeds/*.json.gz or verdicts.json.gz
     python -m tools.recompute studies/recipes       this one
 
 Where a figure of comparison.json, or a table of README.md, is not what comes out, it is named and the exit code is 1.
@@ -9,12 +10,16 @@ Where a figure of comparison.json, or a table of README.md, is not what comes ou
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flow_dpo.evaluate.compare.summary import recompute
+from flow_dpo.evaluate.compare import seed_results
+from flow_dpo.evaluate.compare.choose import EVERY
+from flow_dpo.evaluate.compare.seed_results import SeedResult
+from flow_dpo.evaluate.compare.summary import ComparisonContext, recompute, summarise
 from flow_dpo.evaluate.compare.verdicts import FILE, read_verdicts
 from flow_dpo.runs.run_folder import differences
 from tools.study_tables import insert_tables
@@ -22,21 +27,64 @@ from tools.study_tables import insert_tables
 STUDIES = Path(__file__).parent.parent / "studies"
 
 
+def published() -> list[Path]:
+    """The studies that can be recomputed."""
+    files = [*STUDIES.glob(f"*/{FILE}"), *STUDIES.glob(f"*/{seed_results.FOLDER}/*.json.gz")]
+    return sorted({STUDIES / file.relative_to(STUDIES).parts[0] for file in files})
+
+
 def wrong_figures(study: Path, *, tests: Sequence[str] = ()) -> tuple[int, list[str]]:
-    """How many arms were recomputed, and the figures that are not what their verdicts give; of these `tests` alone
-    where any are named."""
+    """How many arms were recomputed, and the figures that are not what their files give; of these `tests` alone where
+    any are named."""
     found = json.loads((study / "comparison.json").read_text(encoding="utf-8"))
+    seeds = seed_results.read_seeds(study)
+    again = _of_seeds(found, seeds, tests) if seeds else _of_verdicts(study, found, tests)
+    again, wrong = json.loads(json.dumps(again)), list[str]()
+    if seeds and not tests:
+        wrong += [f"{name}: {a} published, {b} found" for name, (a, b) in _differing(found, again).items()]
+    for row, other in zip(found["arms"], again["arms"], strict=True):
+        measured = [f"{test}/{one}" for test, by in other["accuracies"].items() for one in by]
+        for name, (a, b) in _differing(*(_figures(each, set(tests or measured)) for each in (row, other))).items():
+            wrong.append(f"{row['name']}.{name}: {a} published, {b} found")
+    page = (study / "README.md").read_text(encoding="utf-8")
+    return len(again["arms"]), wrong + ([] if insert_tables(page, study) == page else ["README.md: other tables"])
+
+
+def _of_seeds(found: dict[str, Any], seeds: Sequence[SeedResult], tests: Sequence[str]) -> dict[str, Any]:
+    """comparison.json made again; what does not come from the seeds (settings, versions) is the published one's."""
+    arms = [EVERY[row["name"]] for row in found["arms"]]
+    known = list(dict.fromkeys(test for arm in arms for test in seeds[0].arms[arm.name].verdicts))
+    made = summarise(arms, seeds, ComparisonContext(
+        tests=[test for test in known if not tests or test in tests],
+        facts={},
+        tokens=found["settings"]["compare"]["tokens"],
+    ))  # fmt: skip
+    return {**found, **made}
+
+
+def _of_verdicts(study: Path, found: dict[str, Any], tests: Sequence[str]) -> dict[str, Any]:
     rewards = {
         arm: {test: seeds for test, seeds in by_test.items() if not tests or test in tests}
         for arm, by_test in read_verdicts(study / FILE).rewards().items()
     }
-    again = json.loads(json.dumps(recompute(found, rewards)))
-    wrong: list[str] = []
-    for row, other in zip(found["arms"], again["arms"], strict=True):
-        then, now = (_figures(each, set(next(iter(rewards.values())))) for each in (row, other))
-        wrong += [f"{row['name']}.{name}: {a} published, {b} found" for name, (a, b) in differences(then, now).items()]
-    page = (study / "README.md").read_text(encoding="utf-8")
-    return len(rewards), wrong + ([] if insert_tables(page, study) == page else ["README.md: tables of other figures"])
+    return recompute(found, rewards)
+
+
+def _differing(then: Any, now: Any) -> dict[str, tuple[Any, Any]]:
+    """By the names that lead to them: the values that differ, lists item by item; of two numbers the last bits, which
+    another processor rounds otherwise, may."""
+    found = differences(_by_number(then), _by_number(now))
+    return {name: (a, b) for name, (a, b) in found.items() if not _same_number(a, b)}
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    return all(isinstance(one, int | float) for one in (a, b)) and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-15)
+
+
+def _by_number(value: Any) -> Any:
+    if isinstance(value, list):
+        return {str(number): _by_number(one) for number, one in enumerate(value)}
+    return {name: _by_number(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def _figures(row: dict[str, Any], tests: set[str]) -> dict[str, Any]:
@@ -54,7 +102,7 @@ def _figures(row: dict[str, Any], tests: set[str]) -> dict[str, Any]:
 
 def main(folders: Sequence[str]) -> int:
     """Print what each study comes to; 1 where anything differs."""
-    studies = [Path(name) for name in folders] or sorted(file.parent for file in STUDIES.glob(f"*/{FILE}"))
+    studies = [Path(name) for name in folders] or published()
     failed = False
     for study in studies:
         num, wrong = wrong_figures(study)

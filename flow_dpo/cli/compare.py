@@ -30,7 +30,7 @@ from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.data.problems import DataSettings, load
-from flow_dpo.evaluate.compare import provenance, verdicts
+from flow_dpo.evaluate.compare import provenance, seed_results
 from flow_dpo.evaluate.compare import rates as rates_of
 from flow_dpo.evaluate.compare.arms import MOST_PROBLEMS, Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
@@ -117,6 +117,7 @@ def compare(argv: Sequence[str]) -> int:
         names = [arm.name for arm in chosen]
         do = _Runners(
             path=path,
+            settings=run_folder.plain(parsed),
             flags=_code_flags(parsed),
             given={"flow": Path(settings.run)} if settings.run else {},
             redraw=partial(redrawn, parsed["data"], settings.pool.pool_problems) if settings.redraw_problems else None,
@@ -125,30 +126,21 @@ def compare(argv: Sequence[str]) -> int:
         try:
             rates = _choose_rates(do, names, sizes, settings, console)
             do = replace(do, rates={name: row["chosen"] for name, row in rates.items()})
-            outcomes = _side_by_side(settings.jobs, _one_seed, [(do, seed, names, sizes) for seed in seeds])
+            _side_by_side(settings.jobs, _one_seed, [(do, seed, names, sizes) for seed in seeds])
         except KeyboardInterrupt:
             print_safe(console, f"The commands that are done are kept in {path}; the same command continues after them")
             raise
-        failed: dict[str, str] = {}
-        for name, reason in (row for outcome in outcomes for row in outcome.items()):
-            if isinstance(reason, str) and failed.setdefault(name, reason) is reason:
-                print_safe(console, f"{name} could not be made: {reason}{_ADVICE}")
+        results = [seed_results.read_seed(seed_results.path_of(path, seed)) for seed in seeds]
+        failed = {name: why for result in results[::-1] for name, why in result.failed.items() if name in names}
+        for name, why in failed.items():
+            print_safe(console, f"{name} could not be made: {why}{_ADVICE}")
         made = [arm for arm in chosen if arm.name not in failed]
         if not made:
             raise DataError(f"expected an arm that can be made, found none; of {names[0]}: {failed[names[0]]}")
-        by_arm = {
-            arm.name: [one for outcome in outcomes if isinstance(one := outcome[arm.name], Outcome)] for arm in made
-        }
-        known = {**_tested(parsed), **provenance.collect(path, by_arm), "failed": failed, "rates": rates or None}
-        context = ComparisonContext(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
-        found = summarise(made, by_arm, context, path)
-        write_header(path / SUMMARY, Comparison, found)
-        evaluations = {
-            name: {test: [each.evaluations[test] for each in outcomes] for test in outcomes[0].evaluations}
-            for name, outcomes in by_arm.items()
-            if outcomes[0].evaluations
-        }
-        verdicts.write_verdicts(path / verdicts.FILE, verdicts.collect(evaluations))
+        known = {**_tested(parsed), **provenance.combine(path, [result.made for result in results])}
+        facts = {**known, "failed": failed, "rates": rates or None}
+        context = ComparisonContext(tests=sizes.tests, facts=facts, tokens=sizes.tokens)
+        write_header(path / SUMMARY, Comparison, summarise(made, results, context))
     print_safe(console, f"Written to {path / SUMMARY}; as a page: {typed_command()} report {shlex.quote(str(path))}")
     return 0
 
@@ -169,6 +161,8 @@ class _Runners:
     """What the runners of all seeds have in common; it crosses to other processes."""
 
     path: Path
+    settings: Mapping[str, Any]
+    """All of the comparison's, as plain values."""
     flags: Sequence[str]
     given: Mapping[str, Path]
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -204,17 +198,25 @@ def _plain_lines() -> None:
         os.environ["TTY_COMPATIBLE"] = "0"  # seeds side by side would draw over each other
 
 
-def _one_seed(do: _Runners, seed: int, names: Sequence[str], sizes: Sizes) -> dict[str, Outcome | str]:
-    """All arms of one seed, one after another; of one for which the data do not suffice, such as traces that are too
-    few, the reason."""
+def _one_seed(do: _Runners, seed: int, names: Sequence[str], sizes: Sizes) -> None:
+    """Make all arms of one seed, one after another, and write what they came to; of an arm for which the data do not
+    suffice, such as traces that are too few, the reason. Nothing is done where that is known of all of them."""
     _plain_lines()
+    file = seed_results.path_of(do.path, seed)
+    if file.exists():
+        known = seed_results.read_seed(file)
+        _refuse_others(file, known.settings, do.settings)
+        folder = do.path / f"seed{seed}"
+        if set(names) <= known.arms.keys() | (set() if folder.exists() else known.failed.keys()):
+            return
     runner, found = do.of(seed), dict[str, Outcome | str]()
     for name in names:
         try:
             found[name] = EVERY[name].make(runner, sizes)
         except DataError as error:
             found[name] = str(error)
-    return found
+    result = seed_results.collect(do.path, seed, found, sizes.tests[0])
+    seed_results.write_seed(do.path, replace(result, settings=do.settings))
 
 
 def _one_rate(do: _Runners, rate: float, seed: int, names: Sequence[str], sizes: Sizes) -> rates_of.Tried:
@@ -227,6 +229,9 @@ def _choose_rates(
     do: _Runners, names: Sequence[str], sizes: Sizes, settings: CompareSettings, console: Console
 ) -> dict[str, dict[str, Any]]:
     """The rate of each training and what it was chosen by; nothing where there are no candidates."""
+    if settings.rates.chosen_in:
+        taken = rates_of.taken_rates(Path(settings.rates.chosen_in))
+        return {name: row for name, row in taken.items() if name in names or name not in EVERY}
     wanted, seeds = settings.rates, range(FIRST_RATE_SEED, FIRST_RATE_SEED + settings.rates.num_trainings)
     sizes = rates_of.validation_sizes(sizes, sampled=settings.tests.sampled)
     tasks = [(do, rate, seed, names, sizes) for seed in seeds for rate in wanted.candidates]
@@ -240,21 +245,29 @@ def _choose_rates(
     return found
 
 
+_FREE = {"compare.jobs", "compare.arms", "compare.num_seeds", "compare.seeds", *TIMING_ONLY}
+"""Settings in which the parts of one comparison may differ: arms, seeds and jobs may be added, and other workers do the
+rest."""
+
+
 def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
-    """Write config.yaml, or make sure that it holds the same. Arms, seeds and jobs may be added, and other workers do
-    the rest."""
+    """Write config.yaml, or make sure that it holds the same."""
     known, now = path / "config.yaml", run_folder.plain(parsed)
     if known.exists():
-        free = {"compare.jobs", "compare.arms", "compare.num_seeds", "compare.seeds", *TIMING_ONLY}
-        then = {"engine_kind": "local", "workers": {}} | read_settings(known)
-        differing = run_folder.differences(with_shards_in_force(then), with_shards_in_force(now))
-        found = {name: values for name, values in differing.items() if name not in free}
-        if found:
-            lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in found.items())
-            raise ConfigError(
-                f"{path} was started with other settings; name another folder with --compare.output_dir{lines}"
-            )
+        _refuse_others(path, read_settings(known), now)
     write_whole(known, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+
+
+def _refuse_others(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to add to what was made with other settings."""
+    then = {"engine_kind": "local", "workers": {}} | dict(then)
+    differing = run_folder.differences(with_shards_in_force(then), with_shards_in_force(now))
+    # Results of a seed may lie in another folder than the one that they were made in.
+    free = _FREE if path.is_dir() else {*_FREE, "compare.output_dir"}
+    found = {name: values for name, values in differing.items() if name not in free}
+    if found:
+        lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in found.items())
+        raise ConfigError(f"{path} was made with other settings; name another folder with --compare.output_dir{lines}")
 
 
 def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:

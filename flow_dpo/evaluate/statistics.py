@@ -220,6 +220,8 @@ def two_level(table: Sequence[Sequence[float]]) -> dict[str, float] | None:
     if of_questions > of_rest * (1 + 1e-9):  # equal ones differ by rounding
         parts += [(of_questions, questions - 1), (of_rest, (seeds - 1) * (questions - 1))]
     total = max(of_seeds, of_seeds + of_questions - of_rest)
+    if not total:  # all seeds alike, and questions no more alike than by chance: as if cells were independent
+        total, parts = of_rest, [(of_rest, (seeds - 1) * (questions - 1))]
     if not total:
         return {"mean": float(mean), "low": float(mean), "high": float(mean), "p": 0.0 if mean else 1.0}
     freedom = total**2 / sum(part**2 / degrees for part, degrees in parts)

@@ -16,7 +16,8 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.data.seed import seed_problems
 from flow_dpo.evaluate.compare import arms, choose
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
-from flow_dpo.evaluate.compare.summary import rewards_of, step_quality
+from flow_dpo.evaluate.compare.seed_results import checked_steps, rewards_of
+from flow_dpo.evaluate.compare.summary import step_quality
 from flow_dpo.recipes.presets import preset
 from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.runs.files import read_jsonl
@@ -37,9 +38,11 @@ def test_steps_of_the_seed_are_judged_by_its_own_solution() -> None:
     problem = seed_problems("train", 1)[0]
     first = problem.solution.splitlines()[0]
     wrong = problem.solution.replace(first, first[:-2] + "99")
-    assert step_quality([(problem, problem.solution), (problem, wrong)]) is not None
-    assert step_quality([(problem, problem.solution), (problem, wrong)])["num_invalid"] == 1  # type: ignore[index]
-    assert step_quality([]) is None
+    assert checked_steps([(problem, problem.solution), (problem, wrong)]) == (2, 1)
+    quality = step_quality([(2, 1), (8, 1)])
+    assert quality is not None
+    assert (quality["num_checked"], quality["invalid_rate"]) == (10, 0.2)
+    assert step_quality([checked_steps([])]) is None
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -196,7 +199,7 @@ def test_done_work_is_not_done_again_and_other_settings_are_refused(
     words = ["--config", str(made / "settings.yaml"), "--compare.output_dir", str(made / "out")]
     assert compare.compare([*words, "--compare.arms", "[zero_shot,self_generated,trained_flow]"]) == 0
     assert (made / "out/seed0" / DONE).read_bytes() == done
-    with pytest.raises(ConfigError, match=r"started with other settings.*\n  compare.pool.num_traces: 6 then, 7 now"):
+    with pytest.raises(ConfigError, match=r"made with other settings.*\n  compare.pool.num_traces: 6 then, 7 now"):
         compare.compare([*words, "--compare.pool.num_traces", "7"])
 
 

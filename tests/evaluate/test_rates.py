@@ -60,6 +60,19 @@ def test_candidates_are_different_rates(wrong: tuple[float, ...]) -> None:
         RateSettings(candidates=wrong)
 
 
+def test_rates_are_taken_from_another_comparison(tmp_path: Path) -> None:
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps({"rates": {"grpo_same_tokens": {"chosen": 0.002, "by_rate": {"0.002": [0.5]}}}}))
+    assert rates.taken_rates(path)["grpo_same_tokens"]["chosen"] == 0.002
+    path.write_text(json.dumps({"rates": None}))
+    with pytest.raises(ConfigError, match="expected a comparison that chose rates, found none"):
+        rates.taken_rates(path)
+    with pytest.raises(ConfigError, match=r"chosen_in, found .*missing\.json"):
+        rates.taken_rates(tmp_path / "missing.json")
+    with pytest.raises(ConfigError, match="candidates or chosen_in, found both"):
+        RateSettings(candidates=(0.001,), chosen_in=str(path))
+
+
 # ---- with commands that only leave behind what theirs do -------------------------------------------------------------
 
 
@@ -202,6 +215,20 @@ def test_trainings_have_the_rates_that_were_chosen_for_them(made: Path) -> None:
     assert sum("rates/0.004/seed1000" in command for command in found["commands"]) == 6
     [table] = [table for table in summary_tables(found) if "learning rate" in table.caption]
     assert [row[0] for row in table.rows] == ["flow", "dapo_same_tokens"]
+
+
+def test_trainings_have_the_rates_that_another_comparison_chose(tmp_path: Path) -> None:
+    tried = {"dapo_same_tokens": 0.0025, "grpo_same_tokens": 0.1, "flow": 0.007}
+    other = {"rates": {name: {"chosen": rate, "by_rate": {f"{rate:g}": [0.5]}} for name, rate in tried.items()}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    candidates = SETTINGS[SETTINGS.index("  rates: ") : SETTINGS.index("  tests: ")]
+    taken = SETTINGS.replace(candidates, f"  rates: {{chosen_in: {tmp_path / 'other.json'}}}\n")
+    (tmp_path / "settings.yaml").write_text(taken.replace("answer_adapter, ", ""))
+    assert compare.compare(_words(tmp_path)) == 0
+    assert read_settings(tmp_path / "out/seed0/dapo_same_tokens/config.yaml")["learner"]["learning_rate"] == 0.0025
+    # What is stated are rates of trainings that are made here, or that arms share.
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())["rates"]
+    assert {name: row["chosen"] for name, row in found.items()} == {"dapo_same_tokens": 0.0025, "flow": 0.007}
 
 
 def test_other_recipes_learn_as_their_presets_have_it_but_for_what_is_changed(made: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from flow_dpo.evaluate.compare import arms, recipe_arms
 from flow_dpo.evaluate.compare.arms import SAME_TOKENS, Arm, Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import JobRunner
+from flow_dpo.evaluate.compare.seed_results import collect
 from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
 from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.runs import resolve, run_folder
@@ -45,7 +46,8 @@ def evaluation(folder: Path, statuses: str) -> Path:
             for i, one in enumerate(statuses)
         ],
     )
-    write_whole(folder / "summary.json", json.dumps({"schema": "evaluation/1", "dataset": "made/up"}))
+    summary = {"dataset": "made/up", "num_problems": len(statuses), "accuracy": 0.5, "interval": [0.0, 1.0]}
+    write_whole(folder / "summary.json", json.dumps({"schema": "evaluation/1", **summary}))
     return folder
 
 
@@ -61,18 +63,17 @@ def summary(
         Arm(name=name, kind="single", what=f"made by hand {SAME_TOKENS}", make=nothing, against=against.get(name, ()))
         for name in verdicts
     ]
-    outcomes = {
-        name: [
-            Outcome(
-                works=(),
-                evaluations={
-                    test: evaluation(tmp_path / name / test, said) for test, said in zip(TESTS, each, strict=True)
-                },
-            )
-        ]
+    outcomes: dict[str, Outcome | str] = {
+        name: Outcome(
+            works=(),
+            evaluations={
+                test: evaluation(tmp_path / name / test, said) for test, said in zip(TESTS, each, strict=True)
+            },
+        )
         for name, each in verdicts.items()
     }
-    return summarise(chosen, outcomes, ComparisonContext(seeds=[0], tests=TESTS, facts={}, tokens=tokens), tmp_path)
+    seed = collect(tmp_path, 0, outcomes, TESTS[0])
+    return summarise(chosen, [seed], ComparisonContext(tests=TESTS, facts={}, tokens=tokens))
 
 
 @pytest.mark.parametrize(("tokens", "said"), [(0, "the flow's tokens"), (160000, "160,000 tokens")])

@@ -11,7 +11,9 @@ import pytest
 from flow_dpo.cli import compare as command
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.data.problems import DataSettings, load
+from flow_dpo.evaluate.compare.provenance import MadeBy
 from flow_dpo.evaluate.compare.redraw import redrawn, redrawn_data
+from flow_dpo.evaluate.compare.seed_results import ArmResult, SeedResult, write_seed
 from flow_dpo.evaluate.compare.settings import CompareSettings
 from flow_dpo.runs.resolve import read_settings
 
@@ -94,6 +96,27 @@ def test_seeds_are_added_to_a_comparison_by_name(tmp_path: Path, monkeypatch: py
     more = commands_of(tmp_path, "--compare.seeds", "[7]", monkeypatch=monkeypatch)
     assert {name.partition("/")[0] for name in first} == {"seed4"}
     assert {name.partition("/")[0] for name in more} == {"seed7"}
+
+
+def test_a_seed_whose_results_are_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder may be gone, but not its settings others."""
+    commands_of(tmp_path / "first", "--compare.seeds", "[4]", monkeypatch=monkeypatch)
+    settings: Any = read_settings(tmp_path / "first" / "config.yaml")
+    made = MadeBy(commands=(), pieces=(), test_sets={})
+    costs = dict.fromkeys(("tokens_sampled", "tokens_learned", "verdicts_used", "seconds"), 0.0)
+    arm = ArmResult(verdicts={"held_out/greedy": ("1",)}, costs=costs, folders={}, steps={"traces": (0, 0)})
+    arms = {"zero_shot": arm, "flow_itself": arm}
+    result = SeedResult(seed=4, questions={"held_out": ("q",)}, arms=arms, failed={}, made=made, settings=settings)
+    for folder in (tmp_path / "added", tmp_path / "other"):
+        folder.mkdir()
+        write_seed(folder, result)
+    more = commands_of(tmp_path / "added", "--compare.seeds", "[4,7]", monkeypatch=monkeypatch)
+    assert {name.partition("/")[0] for name in more} == {"seed7"}
+    words = ["--max_problems", "21", "--compare.arms", "[zero_shot]", "--compare.output_dir", str(tmp_path / "other")]
+    with pytest.raises(
+        ConfigError, match=r"seed4.json.gz was made with other settings.*\n  data.max_problems: 20 then"
+    ):
+        command.compare([*words, "--compare.seeds", "[4]"])
 
 
 def test_validation_problems_may_be_in_no_seeds_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

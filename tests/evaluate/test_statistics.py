@@ -45,6 +45,8 @@ def _two_level_by_loops(table: list[list[float]]) -> tuple[float, float, float, 
         parts = seeds**2 / (s - 1) + questions**2 / (q - 1) + rest**2 / ((s - 1) * (q - 1))
     else:
         total, parts = seeds, seeds**2 / (s - 1)
+    if not total:
+        total, parts = rest, rest**2 / ((s - 1) * (q - 1))
     freedom, error = total**2 / parts, math.sqrt(total / (s * q))
     half = float(stats.t.ppf(0.975, freedom)) * error
     return mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom))
@@ -78,6 +80,18 @@ def test_of_seeds_alone_it_is_the_t_test() -> None:
     base = [{f"{s}/{i}": float(text[i] == "1") for i in range(4)} for s, text in enumerate(("0101", "0100", "1000"))]
     apart = statistics.difference(arms, base)
     assert apart["seed_p"] == pytest.approx(float(stats.ttest_1samp([0.25, 0.25, 0.75], 0.0)[1]))
+
+
+def test_seeds_that_are_all_alike_leave_the_doubt_of_the_questions() -> None:
+    """Three seeds with the same mean, on questions that differ from seed to seed: p is not 0."""
+    found = statistics.two_level([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]])
+    assert found is not None
+    assert found["mean"] == pytest.approx(1 / 3)
+    assert found["low"] < found["mean"] < found["high"]
+    assert 0 < found["p"] < 0.05
+    certain = statistics.two_level([[1.0] * 4] * 3)
+    assert certain is not None
+    assert (certain["low"], certain["high"], certain["p"]) == (1, 1, 0)
 
 
 def test_of_one_seed_there_is_no_interval_of_the_method() -> None:

@@ -16,7 +16,7 @@ from flow_dpo.cli import compare
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.evaluate import statistics, votes
-from flow_dpo.evaluate.compare import choose, jobs, team, team_arms
+from flow_dpo.evaluate.compare import choose, jobs, team, team_arms, team_results
 from flow_dpo.evaluate.compare.arms import Sizes
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner, Work
 from flow_dpo.report.comparison_section import summary_tables
@@ -205,7 +205,7 @@ def test_votes_are_read_at_the_flows_tokens_by_linear_interpolation() -> None:
 def test_every_number_of_attempts_is_read_from_the_draws(tmp_path: Path) -> None:
     tmp_path.mkdir(exist_ok=True)
     predictions(tmp_path, [(True, True, True), (False, True, True), (False, False, True)], tokens=7)
-    found = team.by_k(tmp_path)
+    found = team_results.by_k(tmp_path)
     assert [(row["attempts"], row["tokens"]) for row in found] == [(1, 7), (2, 14), (3, 21)]
     # Of three: the first and second questions by majority; by P(Yes) every one, as the oracle.
     assert found[2]["majority"] == pytest.approx(2 / 3)
@@ -239,14 +239,14 @@ def test_a_learning_curve_has_whole_windows_alone(tmp_path: Path) -> None:
     commands = Commands()
     commands.train(["--output_dir", str(tmp_path / "seed0/flow")])
     commands.train(["--output_dir", str(tmp_path / "seed0/paper_flow")])
-    flow = team.learning_curve(tmp_path / "seed0/flow")
-    paper = team.learning_curve(tmp_path / "seed0/paper_flow")
-    assert flow == [(16, 200.0, 0.6), (24, 300.0, 0.7), (32, 400.0, 0.8)]
+    flow = team_results.learning_curve(tmp_path / "seed0/flow")
+    paper = team_results.learning_curve(tmp_path / "seed0/paper_flow")
+    assert list(flow) == [(16, 200.0, 0.6), (24, 300.0, 0.7), (32, 400.0, 0.8)]
     assert team.least_lead(flow, paper) == pytest.approx(0.0)
     assert team.least_lead(paper, flow) == pytest.approx(-0.1)
     # Between batches: at 250 tokens this one has .65, the other .5, half way from .4 to .6.
-    assert team.least_lead([(16, 250.0, 0.65)], [(8, 200.0, 0.4), (16, 300.0, 0.6)]) == pytest.approx(0.15)
-    assert team.least_lead([(16, 500.0, 0.65)], [(8, 200.0, 0.4), (16, 300.0, 0.6)]) is None
+    assert team.least_lead(((16, 250.0, 0.65),), ((8, 200.0, 0.4), (16, 300.0, 0.6))) == pytest.approx(0.15)
+    assert team.least_lead(((16, 500.0, 0.65),), ((8, 200.0, 0.4), (16, 300.0, 0.6))) is None
 
 
 # ---- the whole, with stand-ins ---------------------------------------------------------------------------------------

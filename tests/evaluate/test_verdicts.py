@@ -1,25 +1,34 @@
-"""Can every figure of a comparison be made again from its verdicts alone?"""
+"""Can every figure of a comparison be made again from the results of its seeds, or its verdicts, alone?"""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Status
-from flow_dpo.evaluate.compare import verdicts
+from flow_dpo.evaluate.compare import seed_results, verdicts
 from flow_dpo.evaluate.compare.arms import Arm, Outcome
-from flow_dpo.evaluate.compare.summary import ComparisonContext, recompute, rewards_of, summarise
-from flow_dpo.runs.files import append_jsonl
+from flow_dpo.evaluate.compare.seed_results import SeedResult
+from flow_dpo.evaluate.compare.summary import ComparisonContext, recompute, summarise
+from flow_dpo.runs.files import append_jsonl, write_whole
 from tests.support.record_examples import PREDICTION
-from tools.recompute import STUDIES, main, wrong_figures
+from tools import recompute as recompute_tool
+from tools.recompute import main, published, wrong_figures
+from tools.study_tables import BEGIN, END, insert_tables
 
 TESTS = ("held_out/greedy", "held_out/sampled", "harder/greedy")
 NAMES: dict[str, Status] = {"1": "correct", "0": "wrong", "?": "ungraded"}
+SEEDS = {
+    "self_generated": ["1100?0", "010001", "110000"],
+    "flow_itself": ["1110?1", "1101?1", "111001"],
+    "answer_adapter": ["0111?1", "110111", "10100?"],
+}
 
 
 def evaluation(folder: Path, *draws: str) -> Path:
@@ -31,54 +40,58 @@ def evaluation(folder: Path, *draws: str) -> Path:
         for one in each
     ]
     append_jsonl(folder / "predictions.jsonl", rows)
+    summary = {"dataset": "made/up", "num_problems": len(draws[0]), "accuracy": 0.5, "interval": [0.0, 1.0]}
+    write_whole(folder / "summary.json", json.dumps({"schema": "evaluation/1", **summary}))
     return folder
 
 
-def folders(path: Path, arm: str, seeds: Sequence[str]) -> dict[str, list[Path]]:
+def outcomes(path: Path, seed: int) -> dict[str, Outcome | str]:
+    """What a seed's arms left behind: greedy tests of one draw, sampled ones of two."""
     return {
-        test: [
-            evaluation(path / f"seed{seed}" / arm / test, *([text] if "greedy" in test else [text, text[::-1]]))
-            for seed, text in enumerate(seeds)
-        ]
-        for test in TESTS
-    }
+        arm: Outcome(works=(), evaluations={
+            test: evaluation(
+                path / f"seed{seed}" / arm / test, texts[seed], *([] if "greedy" in test else [texts[seed][::-1]])
+            )
+            for test in TESTS
+        })
+        for arm, texts in SEEDS.items()
+    }  # fmt: skip
 
 
-@pytest.fixture
-def evaluations(tmp_path: Path) -> dict[str, dict[str, list[Path]]]:
-    return {
-        "self_generated": folders(tmp_path, "self_generated", ["1100?0", "010001", "110000"]),
-        "one": folders(tmp_path, "one", ["1110?1", "1101?1", "111001"]),
-        "two": folders(tmp_path, "two", ["0111?1", "110111", "10100?"]),
-    }
+def collected(path: Path) -> list[SeedResult]:
+    return [seed_results.collect(path, seed, outcomes(path, seed), TESTS[0]) for seed in range(3)]
 
 
-def test_what_is_packed_are_the_rewards_of_the_evaluations(
-    evaluations: dict[str, dict[str, list[Path]]], tmp_path: Path
-) -> None:
-    found = verdicts.collect(evaluations)
-    path = tmp_path / verdicts.FILE
-    verdicts.write_verdicts(path, found)
-    read = verdicts.read_verdicts(path)
-    assert read == found
-    assert read.arms["one"]["held_out/sampled"][0] == ("1110?1", "1?0111")
-    expected = {
-        arm: {test: [rewards_of(folder) for folder in each] for test, each in tests.items()}
-        for arm, tests in evaluations.items()
-    }
-    assert read.rewards() == expected
-    assert expected["one"]["held_out/sampled"][0]["q4"] == 0.5  # one draw right, the other ungraded
+def nothing(*_: object) -> Outcome:
+    raise AssertionError
+
+
+ARMS = [
+    Arm(name=name, kind="single", what="by hand", make=nothing, against=("answer_adapter",) if "flow" in name else ())
+    for name in SEEDS
+]
+
+
+def test_what_is_packed_are_the_rewards_of_the_evaluations(tmp_path: Path) -> None:
+    found = collected(tmp_path)[0]
+    seed_results.write_seed(tmp_path, found)
+    path = seed_results.path_of(tmp_path, 0)
+    assert seed_results.read_seeds(tmp_path) == [seed_results.read_seed(path)] == [found]
+    assert found.arms["flow_itself"].verdicts["held_out/sampled"] == ("1110?1", "1?0111")
+    for arm in SEEDS:
+        for test in TESTS:
+            assert found.rewards(arm, test) == seed_results.rewards_of(tmp_path / "seed0" / arm / test)
+    assert found.rewards("flow_itself", "held_out/sampled")["q4"] == 0.5  # one draw right, the other ungraded
     first = path.read_bytes()
-    verdicts.write_verdicts(path, found)
+    seed_results.write_seed(tmp_path, found)
     assert path.read_bytes() == first
 
 
 def test_other_questions_are_refused(tmp_path: Path) -> None:
+    questions: dict[str, tuple[str, ...]] = {}
+    verdicts.drawn_verdicts(evaluation(tmp_path / "a", "11"), questions, "held_out")
     with pytest.raises(DataError, match=r"questions of the other evaluations in .*b, found other ones"):
-        verdicts.collect({
-            "one": {"held_out/greedy": [evaluation(tmp_path / "a", "11")]},
-            "two": {"held_out/greedy": [evaluation(tmp_path / "b", "111")]},
-        })  # fmt: skip
+        verdicts.drawn_verdicts(evaluation(tmp_path / "b", "111"), questions, "held_out")
 
 
 @pytest.mark.parametrize("draw", ["11", "1112", "1 1"])
@@ -95,38 +108,74 @@ def test_what_is_none_is_refused(content: str | None, tmp_path: Path) -> None:
         verdicts.read_verdicts(tmp_path / "file")
 
 
-def test_a_comparison_is_made_again_from_its_verdicts(
-    evaluations: dict[str, dict[str, list[Path]]], tmp_path: Path
-) -> None:
-    def nothing(*_: object) -> Outcome:
-        raise AssertionError
+def test_what_is_no_result_of_a_seed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(gzip.compress(b'{"schema": "seed/1", "seed": 3}'))
+    with pytest.raises(DataError, match="without questions, arms"):
+        seed_results.read_seed(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="expected the results of a seed, found"):
+        seed_results.read_seed(tmp_path / "file")
 
-    arms = [
-        Arm(name=name, kind="single", what="by hand", make=nothing, against=("two",) if name == "one" else ())
-        for name in evaluations
-    ]
-    outcomes = {
-        name: [Outcome(works=(), evaluations={test: each[seed] for test, each in tests.items()}) for seed in range(3)]
-        for name, tests in evaluations.items()
-    }
-    context = ComparisonContext(seeds=[0, 1, 2], tests=TESTS, facts={})
-    found = summarise(arms, outcomes, context, tmp_path)
-    again = recompute(found, verdicts.collect(evaluations).rewards())
-    assert json.dumps(again, sort_keys=True) == json.dumps(found, sort_keys=True)
+
+def test_a_comparison_is_made_again_from_its_verdicts(tmp_path: Path) -> None:
+    seeds = collected(tmp_path)
+    found = summarise(ARMS, seeds, ComparisonContext(tests=TESTS, facts={}))
+    rewards = {arm: {test: [seed.rewards(arm, test) for seed in seeds] for test in TESTS} for arm in SEEDS}
+    assert json.dumps(recompute(found, rewards), sort_keys=True) == json.dumps(found, sort_keys=True)
     rows = {row["name"]: row for row in found["arms"]}
     # One family: of the three differences of a test each pair has one p.
     family = [
-        rows["one"]["differences_to_self"],
-        rows["two"]["differences_to_self"],
-        rows["one"]["contrasts"][0]["differences"],
+        rows["flow_itself"]["differences_to_self"],
+        rows["answer_adapter"]["differences_to_self"],
+        rows["flow_itself"]["contrasts"][0]["differences"],
     ]
     ps = sorted((one["held_out/greedy"] for one in family), key=lambda each: each["seed_p"])
     assert ps[0]["p_holm"] == pytest.approx(min(1.0, 3 * ps[0]["seed_p"]))
 
 
+def test_a_study_is_made_again_from_the_results_of_its_seeds(tmp_path: Path) -> None:
+    """Also on a processor that rounds otherwise; and what was changed is named."""
+    seeds = collected(tmp_path)
+    for each in seeds:
+        seed_results.write_seed(tmp_path, each)
+    arms = [recompute_tool.EVERY[name] for name in SEEDS]
+    facts: dict[str, Any] = {"settings": {"compare": {"tokens": 0}}}
+    found = summarise(arms, seeds, ComparisonContext(tests=TESTS, facts=facts))
+    difference = found["arms"][1]["differences_to_self"]["held_out/greedy"]
+    difference["seed_p"] *= 1 + 1e-13
+
+    def write() -> None:
+        (tmp_path / "comparison.json").write_text(json.dumps(found))
+        (tmp_path / "README.md").write_text(insert_tables(f"{BEGIN}\n{END}", tmp_path))
+
+    write()
+    assert wrong_figures(tmp_path) == (3, [])
+    assert wrong_figures(tmp_path, tests=TESTS[:1]) == (3, [])
+    difference["seed_p"] *= 1.01
+    found["arms"][0]["costs"]["seconds"] = 7.0
+    write()
+    wrong = wrong_figures(tmp_path)[1]
+    assert [line.partition(":")[0] for line in wrong if "costs" in line] == ["arms.0.costs.seconds"]
+    assert "arms.1.differences_to_self.held_out/greedy.seed_p" in {line.partition(":")[0] for line in wrong}
+    assert any(
+        line.startswith("flow_itself.differences_to_self") for line in wrong_figures(tmp_path, tests=TESTS[:1])[1]
+    )
+
+
+def test_a_seed_may_come_from_elsewhere(tmp_path: Path) -> None:
+    """Results alone are enough: folders may be gone."""
+    seeds = [replace(one, settings={"compare": {"tokens": 0}}) for one in collected(tmp_path / "there")]
+    for each in seeds:
+        seed_results.write_seed(tmp_path, each)
+    read = seed_results.read_seeds(tmp_path)
+    context = ComparisonContext(tests=TESTS, facts={})
+    assert summarise(ARMS, read, context) == summarise(ARMS, seeds, context)
+    assert summarise(ARMS, read[1:], context)["seeds"] == [1, 2]
+
+
 # ---- what is published -----------------------------------------------------------------------------------------------
 
-PUBLISHED = sorted(file.parent for file in STUDIES.glob(f"*/{verdicts.FILE}"))
+PUBLISHED = published()
 
 
 def test_studies_publish_their_verdicts() -> None:
@@ -153,9 +202,10 @@ def test_a_wrong_figure_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "README.md").write_text((study / "README.md").read_text())
     packed = verdicts.read_verdicts(study / verdicts.FILE)
     few = {name: {"held_out/greedy": packed.arms[name]["held_out/greedy"]} for name in ("zero_shot", "flow_itself")}
-    verdicts.write_verdicts(tmp_path / verdicts.FILE, verdicts.Verdicts(questions=packed.questions, arms=few))
+    content = {"schema": "verdicts/1", "questions": packed.questions, "arms": few}
+    (tmp_path / verdicts.FILE).write_bytes(gzip.compress(json.dumps(content).encode()))
     assert main([str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "2 arms recomputed, 2 figures differ" in printed
     assert "flow_itself.accuracies.held_out/greedy.mean: " in printed
-    assert "README.md: tables of other figures" in printed
+    assert "README.md: other tables" in printed

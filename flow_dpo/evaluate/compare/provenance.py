@@ -1,6 +1,6 @@
-"""Provenance of a comparison: commands, code versions, test sets and contamination, read from its folders.
+"""Provenance of a comparison: commands, code versions, test sets and contamination, read from the folders of its jobs.
 
-    collect(folder, outcomes)["made_by"]     [{"num_pieces": 41, "commit": "1f0c...", ...}, {"num_pieces": 2, ...}]
+    combine([seed0, seed1], rates)["made_by"]     [{"num_pieces": 41, "commit": "1f0c...", ...}, {"num_pieces": 2, ...}]
 
 Contamination is the number of test questions that some arm learned from. Invariant: all of it is read from the files of
 the jobs; jobs that other code ran than the rest are reported as such.
@@ -12,6 +12,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,52 +26,94 @@ from flow_dpo.runs.records import DoneJob, Prediction, read_rows
 _RECORDS = {"run.json": headers.RunFacts, "traces.json": headers.TracesHeader, "summary.json": EvaluationSummary}
 """The files in which trainings, traces and evaluations record how they were made."""
 _LEARNED = ("trees.jsonl", "traces.jsonl")
-_SEEDS = ("seed*", "rates/*/seed*")
-"""The folders of the jobs of a seed; and of those by which learning rates were chosen."""
+_RATES = "rates/*/seed*"
+"""The folders of the jobs by which learning rates were chosen."""
 _CODE = ("commit", "code", "versions", "python", "platform")
 
 
-def collect(path: Path, made: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
-    """The provenance of the comparison at `path`; `made` holds the outcomes of each arm, one a seed."""
-    folders: dict[str, Path] = {}
-    for outcome in (outcomes[0] for outcomes in made.values()):
-        tests = {test.partition("/")[0]: folder for test, folder in outcome.evaluations.items()}
-        folders = {**outcome.votes, **tests} | folders
-    given = {work.folder for outcomes in made.values() for one in outcomes for work in one.works}
-    outside = [folder for folder in given if not folder.is_relative_to(path)]
-    files = [file for name in _LEARNED for file in path.glob(f"seed*/**/{name}")]
-    files = [file for file in (*files, *(folder / "trees.jsonl" for folder in outside)) if file.stat().st_size]
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """A problem set that the arms were tested on."""
+
+    __test__ = False  # pytest takes every class of such a name for tests
+
+    dataset: str
+    num_problems: int
+    learned: tuple[str, ...]
+    """Ids of its questions, compared as text, that some arm learned from (`evaluate.contamination`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeBy:
+    """How the pieces of one seed were made."""
+
+    commands: tuple[str, ...]
+    pieces: tuple[Mapping[str, Any], ...]
+    """The code and versions of the pieces of work, each once, with how many it made."""
+    test_sets: Mapping[str, TestSet]
+
+
+def of_seed(path: Path, folder: str, outcomes: Sequence[Outcome]) -> MadeBy:
+    """The provenance of one seed, whose jobs lie in this folder of the comparison at `path`."""
+    tests: dict[str, Path] = {}
+    for outcome in outcomes:
+        own = {test.partition("/")[0]: where for test, where in outcome.evaluations.items()}
+        tests = {**outcome.votes, **own} | tests
+    given = {work.folder for one in outcomes for work in one.works if not work.folder.is_relative_to(path)}
+    files = [file for name in _LEARNED for file in (path / folder).glob(f"**/{name}")]
+    files = [file for file in (*files, *(where / "trees.jsonl" for where in given)) if file.stat().st_size]
     learned = set[str]().union(*(contamination.questions_of(file) for file in files))
+    return MadeBy(
+        commands=_commands(path, folder),
+        pieces=tuple(_pieces(path, folder)),
+        test_sets={name: _test_set(where, learned) for name, where in tests.items()},
+    )
+
+
+def combine(path: Path, seeds: Sequence[MadeBy]) -> dict[str, Any]:
+    """The provenance of a comparison's seeds, and of what lies at `path` by which its rates were chosen."""
+    pieces = [piece for one in seeds for piece in one.pieces] + _pieces(path, _RATES)
+    counts: Counter[str] = Counter()
+    for piece in pieces:
+        code = {name: value for name, value in piece.items() if name != "num_pieces"}
+        counts[json.dumps(code, sort_keys=True)] += piece["num_pieces"]
+    sets: dict[str, list[TestSet]] = {}
+    for name, each in ((name, each) for one in seeds for name, each in one.test_sets.items()):
+        sets.setdefault(name, []).append(each)
     return {
-        "test_sets": {name: _test_set(folder, learned) for name, folder in folders.items()},
-        "commands": [
-            f"flow-dpo {shlex.join(row.words)}"
-            for folder in _SEEDS
-            for done in sorted(path.glob(f"{folder}/{DONE}"))
-            for row in read_rows(done, DoneJob)
-        ],
-        "made_by": made_by(path),
+        "test_sets": {
+            name: {
+                "dataset": each[0].dataset,
+                "num_problems": each[0].num_problems,
+                "num_learned": len({id for one in each for id in one.learned}),
+            }
+            for name, each in sets.items()
+        },
+        "commands": [command for one in seeds for command in one.commands] + list(_commands(path, _RATES)),
+        "made_by": [{"num_pieces": num, **json.loads(text)} for text, num in counts.most_common()],
         **run_folder.environment(),
     }
 
 
-def made_by(path: Path) -> list[dict[str, Any]]:
-    """The code and versions of the pieces of work, each once, with how many it made."""
+def _commands(path: Path, folders: str) -> tuple[str, ...]:
+    files = sorted(path.glob(f"{folders}/{DONE}"))
+    return tuple(f"flow-dpo {shlex.join(row.words)}" for file in files for row in read_rows(file, DoneJob))
+
+
+def _pieces(path: Path, folders: str) -> list[dict[str, Any]]:
     counts: Counter[str] = Counter()
     for name, kind in _RECORDS.items():
-        for file in (file for folder in _SEEDS for file in path.glob(f"{folder}/**/{name}")):
+        for file in path.glob(f"{folders}/**/{name}"):
             found = headers.read_header(file, kind)
             counts[json.dumps({key: found.get(key) for key in _CODE}, sort_keys=True)] += 1
     return [{"num_pieces": num, **json.loads(text)} for text, num in counts.most_common()]
 
 
-def _test_set(folder: Path, learned: set[str]) -> dict[str, Any]:
-    """A problem set that the arms were tested on, and how many of its questions, compared as text, some arm
-    learned from (`evaluate.contamination`)."""
+def _test_set(folder: Path, learned: set[str]) -> TestSet:
     summary = headers.read_header(folder / "summary.json", EvaluationSummary)
-    questions = {row.question for row in read_rows(folder / "predictions.jsonl", Prediction)}
-    return {
-        "dataset": summary["dataset"],
-        "num_problems": summary["num_problems"],
-        "num_learned": sum(contamination.normalised(question) in learned for question in questions),
-    }
+    questions = {row.id: row.question for row in read_rows(folder / "predictions.jsonl", Prediction)}
+    return TestSet(
+        dataset=summary["dataset"],
+        num_problems=summary["num_problems"],
+        learned=tuple(id for id, text in questions.items() if contamination.normalised(text) in learned),
+    )

@@ -13,6 +13,7 @@ is of a run that was chosen for its figure.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from flow_dpo.core.errors import ConfigError, DataError, LearningError
 from flow_dpo.core.types import Problem
 from flow_dpo.evaluate.compare.arms import Arm, Sizes
 from flow_dpo.evaluate.compare.jobs import JobRunner
-from flow_dpo.evaluate.compare.summary import rewards_of
+from flow_dpo.evaluate.compare.seed_results import rewards_of
 
 FOLDER = "rates"
 VALIDATION = "validation"
@@ -88,6 +89,20 @@ def choose_rates(tried: Sequence[Tried]) -> dict[str, dict[str, Any]]:
         if whole:
             best = max(whole, key=lambda rate: (whole[rate], -rate))
             found[name] = {"chosen": best, "by_rate": {f"{rate:g}": each for rate, each in by_rate.items()}}
+    return found
+
+
+def taken_rates(path: Path) -> dict[str, dict[str, Any]]:
+    """The rates that another comparison chose, by training, as its comparison.json has them.
+
+    Raises `ConfigError` where it cannot be read, or chose none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("rates")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"expected a comparison.json in compare.rates.chosen_in, found {path}: {error}") from error
+    if not found:
+        raise ConfigError(f"expected a comparison that chose rates, found none in {path}; name another, or candidates")
     return found
 
 

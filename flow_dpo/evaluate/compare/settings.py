@@ -83,8 +83,13 @@ class RateSettings:
     validation_skip: int = 0
     """Problems of that split before them; they may be none that a test or a training has."""
     validation_problems: int = 500
+    chosen_in: str = ""
+    """A comparison.json whose chosen rates are taken, in place of choosing: of the same trainings, on problems that no
+    test here has. A training that it has not keeps the rate of its preset."""
 
     def __post_init__(self) -> None:
+        if self.chosen_in and self.candidates:
+            raise ConfigError("expected candidates or chosen_in, found both; leave out one of them")
         expect(self, "of 1 or more", lambda value: value >= 1, "num_trainings", "validation_problems")
         expect(self, "of 0 or more", lambda value: value >= 0, "validation_skip")
         wrong = [rate for rate in self.candidates if not 0 < rate < math.inf]

@@ -1,7 +1,6 @@
-"""The results of a comparison: `comparison.json`, read from the folders that the arms wrote.
+"""The results of a comparison: `comparison.json`, made from the results of its seeds (`seed_results`).
 
-Invariant: nothing is
-computed here that is not in a folder: accuracies from predictions, costs from the records of the work.
+Invariant: nothing is computed here that is not in these files, so that the same files give the same figures anywhere.
 """
 
 from __future__ import annotations
@@ -9,27 +8,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from flow_dpo.core.stats import wilson
-from flow_dpo.core.types import Problem
-from flow_dpo.evaluate import statistics, step_validity
-from flow_dpo.evaluate.compare.arms import BASELINE, SAME_TOKENS, Arm, Outcome
-from flow_dpo.evaluate.compare.jobs import NUMBERS
+from flow_dpo.evaluate import statistics
+from flow_dpo.evaluate.compare.arms import BASELINE, SAME_TOKENS, Arm
+from flow_dpo.evaluate.compare.seed_results import ArmResult, SeedResult, mean_costs
 from flow_dpo.evaluate.compare.team import team
-from flow_dpo.evaluate.compare.verdicts import mean_of_draws
-from flow_dpo.runs import run_folder
-from flow_dpo.runs.records import Prediction, read_rows
-from flow_dpo.traces.trace import Trace, read_traces
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonContext:
     """What is known of a comparison besides its arms."""
 
-    seeds: Sequence[int]
     tests: Sequence[str]
     """The first is what `difference_to_self` is about."""
     facts: Mapping[str, Any]
@@ -37,23 +29,23 @@ class ComparisonContext:
     """What the arms of a budget of tokens were given; what the flow had where 0."""
 
 
-def summarise(
-    arms: Sequence[Arm], outcomes: Mapping[str, Sequence[Outcome]], context: ComparisonContext, folder: Path
-) -> dict[str, Any]:
-    """comparison.json: `outcomes` by arm, one a seed; `folder` is what paths are relative to."""
+def summarise(arms: Sequence[Arm], seeds: Sequence[SeedResult], context: ComparisonContext) -> dict[str, Any]:
+    """comparison.json of these arms, each of which every seed has."""
     rewards = {
-        name: {test: [rewards_of(outcome.evaluations[test]) for outcome in each] for test in context.tests}
-        for name, each in outcomes.items()
-        if each[0].evaluations
+        arm.name: {test: [seed.rewards(arm.name, test) for seed in seeds] for test in context.tests}
+        for arm in arms
+        if seeds[0].arms[arm.name].verdicts
     }
-    rows = [_row(arm, outcomes[arm.name], rewards.get(arm.name, {}), context, folder) for arm in arms]
+    rows = [
+        _row(arm, [seed.arms[arm.name] for seed in seeds], rewards.get(arm.name, {}), context.tokens) for arm in arms
+    ]
     tested = [arm for arm in arms if arm.name in rewards]
     declared = [(arm.name, other) for arm in tested for other in arm.against if other in rewards]
     _differences(rows, declared, rewards, context.tests)
-    found = team(outcomes, rewards)
+    found = team({arm.name: [seed.arms[arm.name].team for seed in seeds] for arm in arms}, rewards)
     return {
-        "num_seeds": len(context.seeds),
-        "seeds": list(context.seeds),
+        "num_seeds": len(seeds),
+        "seeds": [seed.seed for seed in seeds],
         "baseline": BASELINE if BASELINE in rewards else None,
         "primary": context.tests[0],
         **context.facts,
@@ -62,43 +54,47 @@ def summarise(
     }
 
 
-def rewards_of(evaluation: Path) -> dict[str, float | None]:
-    """The reward of each question of an evaluation, the mean over its draws; None where none could be graded."""
-    found: dict[str, list[float | None]] = {}
-    for row in read_rows(evaluation / "predictions.jsonl", Prediction):
-        found.setdefault(row.id, []).append(None if row.verdict is None else row.verdict.right)
-    return {id: mean_of_draws(each) for id, each in found.items()}
-
-
 def _row(
-    arm: Arm,
-    each: Sequence[Outcome],
-    rewards: Mapping[str, Sequence[statistics.Rewards]],
-    context: ComparisonContext,
-    folder: Path,
+    arm: Arm, each: Sequence[ArmResult], rewards: Mapping[str, Sequence[statistics.Rewards]], tokens: int
 ) -> dict[str, Any]:
-    files = [read_traces(outcome.traces.folder) if outcome.traces else None for outcome in each]
-    facts = [run_folder.read_facts(outcome.sft.folder) if outcome.sft else {} for outcome in each]
-    learned = [file.traces[: fact["num_traces"]] if file else () for file, fact in zip(files, facts, strict=True)]
-    counts = [file.header["counts"] if file else {} for file in files]
-    totals = [_costs(outcome) for outcome in each]
-    compiled, budget = any(learned), f"until it had {context.tokens:,} tokens" if context.tokens else SAME_TOKENS
+    compiled = each[0].num_traces is not None
+    budget = f"until it had {tokens:,} tokens" if tokens else SAME_TOKENS
     return {
         "name": arm.name,
         "kind": arm.kind,
         "what": arm.what.replace(SAME_TOKENS, budget),
-        "num_traces": [len(traces) for traces in learned] if compiled else None,
-        "num_problems": [len({trace.problem_id for trace in traces}) for traces in learned] if compiled else None,
-        "problems_asked": [count.get("num_problems_sampled") for count in counts] if compiled else None,
+        "num_traces": [one.num_traces for one in each] if compiled else None,
+        "num_problems": [one.num_problems for one in each] if compiled else None,
+        "problems_asked": [one.problems_asked for one in each] if compiled else None,
         "accuracies": _accuracies(rewards),
-        "costs": {name: fmean(total[name] for total in totals) for name in NUMBERS},
-        "step_quality": {
-            "traces": step_quality([pair for traces in learned for pair in _solutions(traces)]),
-            "answers": step_quality([pair for outcome in each for pair in _right_answers(outcome, context.tests[0])]),
-        },
-        "trace_makeup": _makeup([trace for traces in learned for trace in traces]) if compiled else None,
-        "folders": [_folders(outcome, folder) for outcome in each],
+        "costs": mean_costs(each),
+        "step_quality": {of: step_quality([one.steps[of] for one in each]) for of in ("traces", "answers")},
+        "trace_makeup": _shares(each) if compiled else None,
+        "folders": [one.folders for one in each],
     }
+
+
+def step_quality(checked: Sequence[tuple[int, int]]) -> dict[str, Any] | None:
+    """How many right solutions have an invalid step, of those whose steps can be checked; None where none can."""
+    num_checked, num_invalid = (sum(column) for column in zip(*checked, strict=True))
+    if not num_checked:
+        return None
+    low, high = wilson(num_invalid, num_checked)
+    return {
+        "num_checked": num_checked,
+        "num_invalid": num_invalid,
+        "invalid_rate": num_invalid / num_checked,
+        "interval": [low, high],
+    }
+
+
+def _shares(each: Sequence[ArmResult]) -> dict[str, dict[str, float]]:
+    """Which problems have a trace: shares of all seeds' traces by level and by subject."""
+    total, found = sum(one.num_traces or 0 for one in each), dict[str, dict[str, float]]()
+    for column in ("level", "subject"):
+        counts = sum((Counter(one.makeup[column]) for one in each if one.makeup), Counter[str]())
+        found[column] = {name: count / total for name, count in sorted(counts.items())}
+    return found
 
 
 def _accuracies(rewards: Mapping[str, Sequence[statistics.Rewards]]) -> dict[str, dict[str, Any]]:
@@ -112,12 +108,6 @@ def _accuracies(rewards: Mapping[str, Sequence[statistics.Rewards]]) -> dict[str
             statistics.mean_of(values) | {"mean_graded": fmean(known), "num_ungraded": ungraded} if known else None
         )
     return found
-
-
-def _costs(outcome: Outcome) -> dict[str, float]:
-    """Of all works, each counted once."""
-    works = {work.name: work for work in outcome.works}
-    return {name: sum(work.costs[name] for work in works.values()) for name in NUMBERS}
 
 
 def recompute(found: Mapping[str, Any], rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]]) -> Any:
@@ -158,55 +148,3 @@ def _differences(
         row["contrasts"] = [
             {"against": other, "differences": found[one, other]} for one, other in declared if one == name
         ]
-
-
-def step_quality(solutions: Sequence[tuple[Problem, str]]) -> dict[str, Any] | None:
-    """How many right solutions have an invalid step, of those whose steps can be checked; None where none can."""
-    judged = [
-        invalid for problem, text in solutions if (invalid := step_validity.has_invalid_step(problem, text)) is not None
-    ]
-    if not judged:
-        return None
-    low, high = wilson(sum(judged), len(judged))
-    return {
-        "num_checked": len(judged),
-        "num_invalid": sum(judged),
-        "invalid_rate": sum(judged) / len(judged),
-        "interval": [low, high],
-    }
-
-
-def _solutions(traces: Sequence[Trace]) -> list[tuple[Problem, str]]:
-    return [(trace.problem, trace.solution) for trace in traces]
-
-
-def _right_answers(outcome: Outcome, test: str) -> list[tuple[Problem, str]]:
-    if test not in outcome.evaluations:
-        return []
-    rows = read_rows(outcome.evaluations[test] / "predictions.jsonl", Prediction)
-    return [(row.problem, row.solution) for row in rows if row.verdict and row.verdict.status == "correct"]
-
-
-def _makeup(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
-    """Which problems have a trace: shares by level and by subject."""
-    found: dict[str, dict[str, float]] = {}
-    for column in ("level", "subject"):
-        counts = Counter(getattr(trace, column) for trace in traces if getattr(trace, column))
-        found[column] = {name: count / len(traces) for name, count in sorted(counts.items())}
-    return found
-
-
-def _folders(outcome: Outcome, folder: Path) -> dict[str, Any]:
-    def of(path: Path | None) -> str | None:
-        inside = path is not None and path.is_relative_to(folder)
-        return None if path is None else path.relative_to(folder).as_posix() if inside else path.as_posix()
-
-    trained = [work.folder for work in outcome.works if (work.folder / "trees.jsonl").exists()]
-    return {
-        "flow": of(trained[-1] if trained else None),
-        "traces": of(outcome.traces.folder if outcome.traces else None),
-        "sft": of(outcome.sft.folder if outcome.sft else None),
-        "evaluations": {test: of(path) for test, path in outcome.evaluations.items()},
-        "votes": {problems: of(path) for problems, path in outcome.votes.items()},
-        "stop": of(outcome.stop),
-    }

@@ -1,4 +1,4 @@
-"""The team against its members: what comparison.json holds under `team`, read from the folders of the arms.
+"""The team against its members: what comparison.json holds under `team`, of the results of its seeds (`team_results`).
 
 Votes are compared with the flow at the same sampled tokens. What k attempts come to is computed for every k from the
 draws; the accuracy at the flow's tokens lies between two neighbouring k, linearly in tokens:
@@ -16,24 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flow_dpo.core.types import Verdict
 from flow_dpo.evaluate import statistics
-from flow_dpo.evaluate.compare.arms import Outcome
 from flow_dpo.evaluate.compare.team_arms import ARMS
-from flow_dpo.evaluate.headers import EvaluationSummary
-from flow_dpo.evaluate.votes import RULES, Attempted, at_k
-from flow_dpo.runs.headers import read_header
-from flow_dpo.runs.records import Prediction, read_metrics, read_rows
+from flow_dpo.evaluate.compare.team_results import TRAININGS, Curve, TeamResult
+from flow_dpo.evaluate.votes import RULES
 
 LEVEL = 0.7
 """The windowed accuracy at which a curve is read."""
 FLOW = "flow_itself"
-Made = Mapping[str, Sequence[Outcome]]
-"""The outcomes of each arm, one a seed."""
+Made = Mapping[str, Sequence[TeamResult]]
+"""What each arm came to, one a seed."""
 Rewards = Mapping[str, Mapping[str, Sequence[statistics.Rewards]]]
 """By arm and test, one a seed."""
 ByK = Sequence[Mapping[str, float]]
@@ -45,9 +40,9 @@ def team(made: Made, rewards: Rewards) -> dict[str, Any] | None:
     if not made.keys() & ARMS.keys():
         return None
     drawn = {
-        name: {problems: [by_k(each.votes[problems]) for each in outcomes] for problems in outcomes[0].votes}
-        for name, outcomes in made.items()
-        if outcomes[0].votes
+        name: {problems: [one.votes[problems] for one in each] for problems in each[0].votes}
+        for name, each in made.items()
+        if each[0].votes
     }
     votes = _votes(made, drawn)
     stops = _stops(made)
@@ -75,22 +70,6 @@ def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
 # ---- votes at the flow's tokens --------------------------------------------------------------------------------------
 
 
-def by_k(evaluation: Path) -> list[dict[str, float]]:
-    """What k attempts come to, for every k from 1, of an evaluation with `--draws`."""
-    attempts: dict[str, list[Attempted]] = {}
-    for row in read_rows(evaluation / "predictions.jsonl", Prediction):
-        verdict = row.verdict or Verdict(status="ungraded")
-        attempts.setdefault(row.id, []).append(Attempted(verdict=verdict, yes=row.yes, tokens=row.tokens))
-    drawn = list(attempts.values())
-    most = min(map(len, drawn), default=0)
-    found: list[dict[str, float]] = []
-    for k in range(1, most + 1):
-        at = at_k(drawn, k)
-        rules = {name: at[name]["accuracy"] for name in ("one_attempt", *RULES)}
-        found.append({"attempts": float(k), "tokens": at["tokens"], **rules})
-    return found
-
-
 def at_tokens(curve: ByK, tokens: float) -> tuple[dict[str, float], bool]:
     """The values of the curve at so many tokens, by linear interpolation; and whether they are beyond its ends, whose
     values they then are."""
@@ -110,16 +89,11 @@ def _mean_by_k(curves: Sequence[ByK]) -> dict[str, dict[str, float]]:
     }
 
 
-def _tokens_of(evaluation: Path) -> float:
-    """Sampled for one answer, a problem."""
-    return fmean(row.tokens for row in read_rows(evaluation / "predictions.jsonl", Prediction))
-
-
 def _votes(made: Made, drawn: Mapping[str, Mapping[str, Sequence[ByK]]]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     flow = made.get(FLOW, ())
-    for test in flow[0].evaluations if flow else ():
-        tokens = [_tokens_of(outcome.evaluations[test]) for outcome in flow]
+    for test in flow[0].tokens if flow else ():
+        tokens = [one.tokens[test] for one in flow]
         for arm, sets in drawn.items():
             curves = sets.get(test.partition("/")[0])
             if curves is None:
@@ -188,40 +162,16 @@ def _gap(one: Sequence[float | None], other: Sequence[float | None]) -> dict[str
 
 def _stops(made: Made) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for name, outcomes in made.items():
-        folders = [outcome.stop for outcome in outcomes if outcome.stop is not None]
-        if not folders:
-            continue
-        measured = [read_header(folder / "summary.json", EvaluationSummary)["candidates"] for folder in folders]
-        areas = {
-            area: over_seeds([one[area]["area"] for one in measured])
-            for area in ("right_over_wrong", "finished_over_unfinished")
-        }
-        calibration = {
-            value: over_seeds([one[value] for one in measured]) for value in ("brier", "calibration_error")
-        }  # fmt: skip
-        found.append({"arm": name, **areas, **calibration, "sets": [one["sha256"] for one in measured]})
+    for name, each in made.items():
+        measured = [one.stop for one in each if one.stop is not None]
+        if measured:
+            values = ("right_over_wrong", "finished_over_unfinished", "brier", "calibration_error")
+            means = {value: over_seeds([one[value] for one in measured]) for value in values}
+            found.append({"arm": name, **means, "sets": [one["sha256"] for one in measured]})
     return found
 
 
 # ---- learning curves -------------------------------------------------------------------------------------------------
-
-Curve = Sequence[tuple[float, float, float]]
-"""Problems, sampled tokens and windowed accuracy of the batches with a whole window."""
-
-
-def learning_curve(run: Path) -> list[tuple[float, float, float]]:
-    """The windowed accuracy of a run, from the first batch whose window is whole: as full as any of the run's."""
-    rows = read_metrics(run / "metrics.jsonl")
-    sizes = [row.get("progressive/window_problems") or 0 for row in rows]
-    whole = max(sizes, default=0)
-    found: list[tuple[float, float, float]] = []
-    tokens = 0.0
-    for row, size in zip(rows, sizes, strict=True):
-        tokens += row["rollout/sampled_tokens"]
-        if size >= whole:
-            found.append((row["problems_seen"], tokens, row["progressive/window_accuracy"]))
-    return found
 
 
 def least_lead(curve: Curve, other: Curve) -> float | None:
@@ -237,13 +187,12 @@ def least_lead(curve: Curve, other: Curve) -> float | None:
 
 
 def _curves(made: Made) -> list[dict[str, Any]]:
-    runs: dict[str, list[Path]] = {}
-    for outcomes in made.values():
-        for name in ("flow", "paper_flow"):
-            folders = [work.folder for outcome in outcomes for work in outcome.works if work.name == name]
-            if len(folders) == len(outcomes):
-                runs.setdefault(name, folders)
-    curves = {name: [learning_curve(folder) for folder in folders] for name, folders in runs.items()}
+    curves: dict[str, list[Curve]] = {}
+    for each in made.values():
+        for name in TRAININGS:
+            own = [one.curves[name] for one in each if name in one.curves]
+            if own and len(own) == len(each):
+                curves.setdefault(name, own)
     found: list[dict[str, Any]] = []
     for name, each in curves.items():
         first = [next((point for point in curve if point[2] >= LEVEL), (None, None, None)) for curve in each]

@@ -1,0 +1,77 @@
+"""Figures in prose are those of their files (`tools.figures`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools import figures
+
+PAGES = [page for page in figures.pages() if "<!--= " in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(figures.ROOT)))
+def test_a_tied_figure_is_that_of_its_file(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert figures.rewritten(text, page.parent) == text, "run: python -m tools.figures --write"
+
+
+@pytest.mark.parametrize("name", figures.TIED)
+def test_no_decimal_stands_in_prose_untied(name: str) -> None:
+    assert figures.untied((figures.ROOT / name).read_text(encoding="utf-8")) == []
+
+
+CONTENT = {
+    "num": 12345,
+    "arms": [
+        {"name": "one", "accuracy": {"mean": 0.9384, "per_seed": [0.9, -0.011]}},
+        {
+            "name": "two",
+            "contrasts": [
+                {"against": "one", "by": "x", "mean": 0.081, "seed_low": 0.009, "seed_high": 0.152, "p": 2e-7}
+            ],
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("is 1.0<!--= arms.one.accuracy.mean % -->!", "is 93.8<!--= arms.one.accuracy.mean % -->!"),
+        ("-3 (0 to 2)<!--= arms.two.contrasts.one diff -->", "+8.1 (0.9 to 15.2)<!--= arms.two.contrasts.one diff -->"),
+        ("p 0.04<!--= arms.two.contrasts.one.p p -->", "p < 1e-4<!--= arms.two.contrasts.one.p p -->"),
+        ("1<!--= num 0 --> and 1<!--= num k --> k", "12,345<!--= num 0 --> and 12<!--= num k --> k"),
+        ("of 1<!--= arms.0.accuracy.per_seed seeds -->", "of +90.0, -1.1<!--= arms.0.accuracy.per_seed seeds -->"),
+        ("1<!--= arms.1.contrasts.by=x.mean +% -->", "+8.1<!--= arms.1.contrasts.by=x.mean +% -->"),
+        ("of 1<!--= own/other.json:num 0 -->", "of 7<!--= own/other.json:num 0 -->"),
+    ],
+)  # fmt: skip
+def test_a_figure_is_written_as_its_file_has_it(before: str, after: str, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "comparison.json").write_text(json.dumps(CONTENT))
+    (tmp_path / "own" / "other.json").write_text(json.dumps({"num": 7}))
+    assert figures.rewritten(before, tmp_path / "own", tmp_path) == after
+    assert figures.rewritten(after, tmp_path / "own", tmp_path) == after
+
+
+def test_a_comment_that_ties_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text(json.dumps(CONTENT))
+    with pytest.raises(KeyError, match="found none from three on"):
+        figures.rewritten("1<!--= arms.three.accuracy % -->", tmp_path)
+    with pytest.raises(ValueError, match="expected a figure before"):
+        figures.rewritten("none<!--= num 0 -->", tmp_path)
+    with pytest.raises(ValueError, match="expected one of the formats"):
+        figures.rewritten("1<!--= num percent -->", tmp_path)
+
+
+def test_prose_is_what_no_tool_writes() -> None:
+    text = """A model of 0.5B (arXiv 2410.22304) has 12.5<!--= one % --> and 3.5 points, `--rate 0.1`, [x](a-1.5.md)
+<!-- tables -->
+| 7.5 |
+<!-- end of tables -->
+| 8.5 |
+"""
+    assert [one.split()[-1] for one in figures.untied(text)] == ["3.5", "8.5"]

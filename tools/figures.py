@@ -1,0 +1,172 @@
+"""Figures in prose, each tied to the file that it is read from by a comment that no reader sees.
+
+    beats it by +8.1 (0.9 to 15.2)<!--= arms.trained_flow.differences_to_self.held_out/greedy diff --> points
+
+    python -m tools.figures                        what differs, and figures that are tied to nothing; exit code 1
+    python -m tools.figures --write                write what the files hold in their place
+
+A comment names a value of a JSON file by the keys that lead to it, and how it is printed (`FORMATS`). An item of a list
+is named by its number, its name (`name`, `arm` or `against`), or several of its fields: `other=answer_votes,rule=best`.
+The file is the page's own comparison.json, or one that stands before the keys, from the root of the repository:
+`benchmarks/results.json:0.ratio`. Invariant: on the pages of `TIED` no decimal stands in prose without such a comment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+OWN = "comparison.json"
+TIED = ("README.md", "studies/team/README.md")
+"""Pages whose prose is checked whole."""
+
+_NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?"
+_INTERVAL = rf"{_NUMBER} to {_NUMBER}"
+_MADE = (
+    r"<!-- tables -->.*?<!-- end of tables -->",
+    r"<!-- speed.*?<!-- end of speed -->",
+    *(r"```.*?```", r"`[^`]*`", r"\]\([^)]*\)", r"<!--.*?-->"),
+)
+"""What is no prose: tables that other tools write, code, links."""
+_DECIMAL = re.compile(r"(?<![\w.-])(?!\d{4}\.\d{5}\b)[-+]?\d+\.\d+(?![\d.]*[BM\d])")
+"""A figure: no paper's number on arXiv, and no model's size."""
+_COMMENT = re.compile(r"<!--= (?:(?P<file>[\w./-]+\.json):)?(?P<keys>\S+) (?P<format>\S+) -->")
+
+
+def _points(value: float, sign: str = "", digits: int = 1) -> str:
+    text = f"{100 * value:{sign}.{digits}f}"
+    return text.replace("-0.0", "0.0") if text == "-0.0" else text
+
+
+def _interval(value: Mapping[str, Any]) -> str:
+    """Of the method, over seeds and questions, where there is one; else that which the value has."""
+    low, high = ("seed_low", "seed_high") if value.get("seed_low") is not None else ("low", "high")
+    return f"{_points(value[low])} to {_points(value[high])}"
+
+
+def _p(value: float) -> str:
+    return "< 1e-4" if value < 1e-4 else f"{value:.2g}"
+
+
+FORMATS: Mapping[str, tuple[Callable[[Any], str], str]] = {
+    "%": (_points, _NUMBER),
+    "%0": (lambda value: _points(value, digits=0), _NUMBER),
+    "+%": (lambda value: _points(value, "+"), _NUMBER),
+    "diff": (lambda value: f"{_points(value['mean'], '+')} ({_interval(value)})", rf"{_NUMBER} \({_INTERVAL}\)"),
+    "ci": (_interval, _INTERVAL),
+    "seeds": (lambda value: ", ".join(_points(one, "+") for one in value), rf"{_NUMBER}(?:, {_NUMBER})*"),
+    "p": (_p, rf"(?:< 1e-4|{_NUMBER}(?:e-\d+)?)"),
+    "k": (lambda value: f"{value / 1000:.0f}", _NUMBER),
+    "0": (lambda value: f"{value:,.0f}", _NUMBER),
+    "1": (lambda value: f"{value:,.1f}", _NUMBER),
+    "2": (lambda value: f"{value:,.2f}", _NUMBER),
+    "3g": (lambda value: f"{value:.3g}", _NUMBER),
+}
+"""By name: how a value is printed, and what stands there. Shares are printed in points of a hundred."""
+
+
+@cache
+def _content(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def look_up(content: Any, keys: str) -> Any:
+    """The value that dotted keys lead to. Raises `KeyError` where there is none."""
+    for key in keys.split("."):
+        if isinstance(content, list):
+            named = [one for one in content if isinstance(one, dict) and _is_named(one, key)]
+            content = named[0] if named else content[int(key)] if key.isdigit() else None
+        else:
+            content = content.get(key) if isinstance(content, dict) else None
+        if content is None:
+            raise KeyError(f"expected a value at {keys}, found none from {key} on")
+    return content
+
+
+def _is_named(item: Mapping[str, Any], key: str) -> bool:
+    if "=" not in key:
+        return key in (item.get(name) for name in ("name", "arm", "against"))
+    wanted = dict(pair.split("=") for pair in key.split(","))
+    return all(str(item.get(name)) == value for name, value in wanted.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tied:
+    """A figure, the comment after it, and the prose before both."""
+
+    prose: str
+    figure: str
+    comment: re.Match[str]
+
+
+def _tied(text: str) -> tuple[list[_Tied], str]:
+    """Every tied figure of a page, and the text after the last one."""
+    found, at = list[_Tied](), 0
+    for comment in _COMMENT.finditer(text):
+        before = text[at : comment.start()]
+        if comment["format"] not in FORMATS:
+            raise ValueError(f"expected one of the formats {', '.join(FORMATS)}, found {comment[0]}")
+        figure = re.search(rf"{FORMATS[comment['format']][1]}$", before)
+        if figure is None:
+            raise ValueError(f"expected a figure before {comment[0]}, found {before[-30:]!r}")
+        found.append(_Tied(prose=before[: figure.start()], figure=figure[0], comment=comment))
+        at = comment.end()
+    return found, text[at:]
+
+
+def rewritten(text: str, folder: Path, root: Path = ROOT) -> str:
+    """The page with every tied figure as its file has it. Raises `ValueError` where no figure stands before a comment,
+    or its format is unknown, and `KeyError` where its value is not in the file."""
+    found, rest = _tied(text)
+    pieces = list[str]()
+    for one in found:
+        file, keys, style = one.comment.group("file", "keys", "format")
+        value = look_up(_content(root / file if file else folder / OWN), keys)
+        pieces += [one.prose, FORMATS[style][0](value), one.comment[0]]
+    return "".join([*pieces, rest])
+
+
+def untied(text: str) -> list[str]:
+    """Decimals in the prose of a page that no comment ties to a file, each with what stands before it."""
+    found, rest = _tied(text)
+    text = "".join([*(one.prose for one in found), rest])
+    for made in _MADE:
+        text = re.sub(made, "", text, flags=re.DOTALL)
+    return [text[max(0, one.start() - 30) : one.end()] for one in _DECIMAL.finditer(text)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check or write the figures of every page that ties any."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--write", action="store_true")
+    write, wrong = parser.parse_args(argv).write, list[str]()
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        right = rewritten(text, page.parent)
+        if write and right != text:
+            page.write_text(right, encoding="utf-8")
+        elif right != text:
+            lines = zip(text.splitlines(), right.splitlines(), strict=True)
+            wrong += [f"{page.relative_to(ROOT)}: {now}\n  found: {then}" for then, now in lines if then != now]
+    for name in TIED:
+        wrong += [f"{name}: tied to no file: {one!r}" for one in untied((ROOT / name).read_text(encoding="utf-8"))]
+    print("\n".join(wrong) or "every tied figure is that of its file")
+    return int(bool(wrong))
+
+
+def pages() -> list[Path]:
+    """The pages whose figures may be tied: README.md, and those of docs, studies and benchmarks."""
+    found = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "studies").rglob("*.md")]
+    return [*found, ROOT / "benchmarks" / "RESULTS.md"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
