@@ -28,9 +28,9 @@ STUDIES = Path(__file__).parent.parent / "studies"
 
 
 def published() -> list[Path]:
-    """The studies that can be recomputed."""
-    files = [*STUDIES.glob(f"*/{FILE}"), *STUDIES.glob(f"*/{seed_results.FOLDER}/*.json.gz")]
-    return sorted({STUDIES / file.relative_to(STUDIES).parts[0] for file in files})
+    """The studies, and parts of them, that can be recomputed."""
+    of_seeds = {file.parent.parent for file in STUDIES.rglob(f"{seed_results.FOLDER}/*.json.gz")}
+    return sorted(of_seeds | {file.parent for file in STUDIES.rglob(FILE)})
 
 
 def wrong_figures(study: Path, *, tests: Sequence[str] = ()) -> tuple[int, list[str]]:
@@ -46,8 +46,10 @@ def wrong_figures(study: Path, *, tests: Sequence[str] = ()) -> tuple[int, list[
         measured = [f"{test}/{one}" for test, by in other["accuracies"].items() for one in by]
         for name, (a, b) in _differing(*(_figures(each, set(tests or measured)) for each in (row, other))).items():
             wrong.append(f"{row['name']}.{name}: {a} published, {b} found")
-    page = (study / "README.md").read_text(encoding="utf-8")
-    return len(again["arms"]), wrong + ([] if insert_tables(page, study) == page else ["README.md: other tables"])
+    if (study / "README.md").exists():
+        page = (study / "README.md").read_text(encoding="utf-8")
+        wrong += [] if insert_tables(page, study) == page else ["README.md: other tables"]
+    return len(again["arms"]), wrong
 
 
 def _of_seeds(found: dict[str, Any], seeds: Sequence[SeedResult], tests: Sequence[str]) -> dict[str, Any]:
@@ -107,7 +109,8 @@ def main(folders: Sequence[str]) -> int:
     for study in studies:
         num, wrong = wrong_figures(study)
         failed |= bool(wrong)
-        print("\n".join([f"{study.name}: {num} arms recomputed, {len(wrong)} figures differ", *wrong]))
+        name = study.resolve().relative_to(STUDIES) if study.resolve().is_relative_to(STUDIES) else study
+        print("\n".join([f"{name}: {num} arms recomputed, {len(wrong)} figures differ", *wrong]))
     return int(failed)
 
 

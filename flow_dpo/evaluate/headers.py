@@ -299,6 +299,18 @@ class Contrast:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interaction:
+    """What two changes come to together beyond their sum, by test (`compare.interactions`)."""
+
+    name: str
+    neither: str
+    one: str
+    other: str
+    both: str
+    differences: Mapping[str, Difference | None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArmFolders:
     """Where one seed's work of an arm lies, relative to the comparison."""
 
@@ -374,6 +386,7 @@ class Comparison:
     rates: Mapping[str, ChosenRate] | None = None
     made_by: tuple[MadeBy, ...] | None = None
     team: TeamSummary | None = None
+    interactions: tuple[Interaction, ...] | None = None
     more: Mapping[str, Any] = others()
 
     def __post_init__(self) -> None:

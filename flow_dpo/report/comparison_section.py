@@ -71,7 +71,9 @@ def summary_tables(found: Mapping[str, Any]) -> list[Table]:
 
 
 def _all_tables(found: Mapping[str, Any]) -> list[Table]:
-    return [*team_tables(found.get("team")), *_tables(list(found["arms"]), baseline_of(found))]
+    arms = list(found["arms"])
+    crossed = [table] if (table := _interactions(found, arms)).rows else []
+    return [*team_tables(found.get("team")), *crossed, *_tables(arms, baseline_of(found))]
 
 
 def _tables(arms: list[Arm], baseline: str) -> list[Table]:
@@ -130,6 +132,23 @@ def _contrasts(arms: list[Arm]) -> Table:
         rows.append((arm, other, test, points, over_seeds, p, between))
     columns = ("arm", "against", "test", "points", "95 % over seeds", "Holm's p", "95 % over questions")
     return Table(caption="Contrasts, percentage points", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1, 2}))
+
+
+def _interactions(found: Mapping[str, Any], arms: list[Arm]) -> Table:
+    """Two changes alone and together, and what the two together are beyond their sum."""
+    by_name = {arm["name"]: arm for arm in arms}
+    rows: list[tuple[str, ...]] = []
+    for each in found.get("interactions") or ():
+        for test, gap in each["differences"].items():
+            problems, _, how = test.partition("/")
+            four = [by_name.get(each[of], {}) for of in ("neither", "one", "other", "both")]
+            means = [formatting.share(_accuracy(arm, problems, how).get("mean")) for arm in four]
+            over_seeds = formatting.points_interval(gap.get("seed_low"), gap.get("seed_high"))
+            p = formatting.p_value(gap.get("seed_p"))
+            rows.append((each["name"], test, *means, formatting.points(gap.get("mean")), over_seeds, p))
+    columns = ("changes", "test", "neither", "the first", "the second", "both", "interaction", "95 % over seeds", "p")
+    caption = "Two by two: how much more two changes come to together than their sum, percentage points"
+    return Table(caption=caption, columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
 
 
 def _tests(arms: list[Arm]) -> list[tuple[str, str]]:

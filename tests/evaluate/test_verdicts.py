@@ -14,6 +14,7 @@ from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Status
 from flow_dpo.evaluate.compare import seed_results, verdicts
 from flow_dpo.evaluate.compare.arms import Arm, Outcome
+from flow_dpo.evaluate.compare.interactions import interactions
 from flow_dpo.evaluate.compare.seed_results import SeedResult
 from flow_dpo.evaluate.compare.summary import ComparisonContext, recompute, summarise
 from flow_dpo.runs.files import append_jsonl, write_whole
@@ -131,6 +132,19 @@ def test_a_comparison_is_made_again_from_its_verdicts(tmp_path: Path) -> None:
     ]
     ps = sorted((one["held_out/greedy"] for one in family), key=lambda each: each["seed_p"])
     assert ps[0]["p_holm"] == pytest.approx(min(1.0, 3 * ps[0]["seed_p"]))
+
+
+def test_two_changes_are_compared_with_their_sum() -> None:
+    """Of four questions: neither 1 right, each alone 3, both 4: two times +2 would be 5, so -1 of 4 questions."""
+    rights = {"self_generated": "1000", "self_on_trained_problems": "1110", "trained_on_self_problems": "1101",
+              "trained_flow": "1111"}  # fmt: skip
+    seed = {arm: {f"q{i}": float(one) for i, one in enumerate(text)} for arm, text in rights.items()}
+    rewards = {arm: {"held_out/greedy": [each, each]} for arm, each in seed.items()}
+    [found] = interactions(rewards, ["held_out/greedy"])
+    assert found["both"] == "trained_flow"
+    gap = found["differences"]["held_out/greedy"]
+    assert (gap["mean"], gap["per_seed"]) == (-0.25, [-0.25, -0.25])
+    assert interactions({name: each for name, each in rewards.items() if name != "trained_flow"}, ["x"]) == []
 
 
 def test_a_study_is_made_again_from_the_results_of_its_seeds(tmp_path: Path) -> None:

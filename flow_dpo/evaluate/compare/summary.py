@@ -14,6 +14,7 @@ from typing import Any
 from flow_dpo.core.stats import wilson
 from flow_dpo.evaluate import statistics
 from flow_dpo.evaluate.compare.arms import BASELINE, SAME_TOKENS, Arm
+from flow_dpo.evaluate.compare.interactions import interactions
 from flow_dpo.evaluate.compare.seed_results import ArmResult, SeedResult, mean_costs
 from flow_dpo.evaluate.compare.team import team
 
@@ -50,6 +51,7 @@ def summarise(arms: Sequence[Arm], seeds: Sequence[SeedResult], context: Compari
         "primary": context.tests[0],
         **context.facts,
         **({} if found is None else {"team": found}),
+        "interactions": interactions(rewards, context.tests),
         "arms": rows,
     }
 
