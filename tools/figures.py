@@ -6,7 +6,8 @@
     python -m tools.figures --write                write what the files hold in their place
 
 A comment names a value of a JSON file by the keys that lead to it, and how it is printed (`FORMATS`). An item of a list
-is named by its number, its name (`name`, `arm` or `against`), or several of its fields: `other=answer_votes,rule=best`.
+is named by its number, its name (`name`, `arm` or `against`), or several of its fields: `other=answer_votes,rule=best`;
+a dot in a key is escaped: `0\\.002`.
 The file is the page's own comparison.json, or one that stands before the keys, from the root of the repository:
 `benchmarks/results.json:0.ratio`. Invariant: on the pages of `TIED` no decimal stands in prose without such a comment.
 """
@@ -80,7 +81,8 @@ def _content(path: Path) -> Any:
 
 def look_up(content: Any, keys: str) -> Any:
     """The value that dotted keys lead to. Raises `KeyError` where there is none."""
-    for key in keys.split("."):
+    for key in re.split(r"(?<!\\)\.", keys):
+        key = key.replace("\\.", ".")
         if isinstance(content, list):
             named = [one for one in content if isinstance(one, dict) and _is_named(one, key)]
             content = named[0] if named else content[int(key)] if key.isdigit() else None
