@@ -28,8 +28,21 @@ class Norm:
 
     weight: torch.Tensor
     eps: float
+    scaled: torch.Tensor
+    """The weight times the root of its size: what is divided by a norm that is no mean is multiplied by it."""
+    shift: torch.Tensor
+    """The root of the epsilon times the size."""
+
+    @staticmethod
+    def of(weight: torch.Tensor, eps: float) -> Norm:
+        size = len(weight)
+        return Norm(weight, eps, weight * size**0.5, torch.tensor((size * eps) ** 0.5, device=weight.device))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float32 and x.device.type == "cpu":
+            # Four operations in place of the eight that torch makes of it on a CPU.
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            return x.div(norm.hypot_(self.shift)).mul_(self.scaled)
         if x.dtype == torch.float32:
             return rms_norm(x, self.weight.shape, self.weight, self.eps)
         # Rounded where transformers rounds, so that the learner's forward differs as little as can be.
@@ -132,7 +145,7 @@ def _read_norm(module: torch.nn.Module) -> Norm | None:
     eps, weight = getattr(module, "variance_epsilon", None), getattr(module, "weight", None)
     if not isinstance(eps, float) or not isinstance(weight, torch.Tensor) or weight.dim() != 1:
         return None
-    return Norm(weight.detach(), eps) if [name for name, _ in module.named_parameters()] == ["weight"] else None
+    return Norm.of(weight.detach(), eps) if [name for name, _ in module.named_parameters()] == ["weight"] else None
 
 
 def _children(module: torch.nn.Module, names: Mapping[str, int]) -> dict[str, torch.nn.Module]:
