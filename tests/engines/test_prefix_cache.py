@@ -57,6 +57,34 @@ def test_the_longest_known_prefix_is_found_with_its_own_values(stored: list[Toke
     assert (store.num_bytes, store.find("answer", asked[0])) == (0, [])
 
 
+@settings(deadline=None)
+@given(prompts=PROMPTS, more=PROMPTS, budget=st.integers(0, 40))
+def test_a_walk_from_a_known_place_stores_what_one_from_the_root_does(
+    prompts: list[TokenIds], more: list[TokenIds], budget: int
+) -> None:
+    """Also where that place was split or evicted since."""
+    stores = [PrefixCache(1 << 30), PrefixCache(1 << 30)]
+    places = [(tokens, stores[0].search("answer", tokens)[1]) for tokens in prompts]
+    for tokens, place in places:
+        stores[0].insert("answer", tokens, lambda b, e, t=tokens: planes_of(t, b, e), place)
+        insert(stores[1], tokens)
+    places = [(tokens, stores[0].search("answer", tokens)[1]) for tokens in prompts]
+    for tokens in more:
+        for store in stores:
+            insert(store, tokens)
+    assert stores[0].num_bytes == stores[1].num_bytes
+    stores[0].set_budget(budget * 28)
+    stores[0].set_budget(1 << 30)
+    for (tokens, place), end in zip(places, more, strict=False):
+        whole = tokens + end
+        stores[0].insert("answer", whole, lambda b, e, t=whole: planes_of(t, b, e), place)
+        segments = stores[0].find("answer", whole)
+        assert known(segments) == len(whole)
+        for segment in segments:
+            for plane, expected in zip(segment.planes, planes_of(whole, segment.begin, segment.end), strict=True):
+                assert torch.equal(plane, expected)
+
+
 def test_what_is_cleared_or_evicted_is_freed_at_once() -> None:
     """Not when the garbage collector next happens by: a node and its parent refer to each other."""
     store = PrefixCache(1 << 30)

@@ -17,6 +17,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +35,7 @@ _TABLE = 1024
 """Keys up to which masks are rows of a table that is made once: 4 MiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowInput:
+class RowInput(NamedTuple):
     """A row's input: its tokens [begin, end), and copies of those before them that other rows of this step compute."""
 
     begin: int
@@ -184,8 +184,7 @@ class FlatBatch:
         # 1. Query heads that share a key head become queries of it: AKGD against AKCD.
         kv_heads = keys.shape[1]
         query = query_AHD.reshape(num_rows, kv_heads, num_heads // kv_heads, size)
-        # 2. The mask as an additive bias, A11C; of each key head where the product is added to it, [AK]1C. Made once for
-        #    all layers.
+        # 2. The mask as an additive bias, A11C; of each key head where the product is added to it, [AK]1C. Made once.
         few = num_rows * num_heads * keys.shape[2] <= _SCORES
         added = few and query.dtype == torch.float32 and self._device.type == "cpu"
         repeats = kv_heads if added else 1
