@@ -217,15 +217,21 @@ class FlatBatch:
         group = num_heads // kv_heads
         # 1. Query heads that share a key head are folded into the query axis, so keys and values are never copied:
         #    PTKGD -> PK(GT)D against PKCD.
-        query_PTKGD = query_NHD[piece.flat_PT].unflatten(2, (kv_heads, group))
-        query = query_PTKGD.permute(0, 2, 3, 1, 4).flatten(2, 3)
+        query_PTHD = query_NHD[piece.flat_PT]
+        if group == 1:
+            query = query_PTHD.transpose(1, 2)
+        else:
+            query = query_PTHD.unflatten(2, (kv_heads, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         # 2. The mask as an additive bias, P1(GT)C, made once for all layers.
         if (bias := piece.biases.get((window, group))) is None:
             bias = _bias(piece.position_PT, piece.num_keys, window, self._bias_dtype(query.dtype))
             bias = bias[:, None] if group == 1 else bias[:, None].repeat(1, 1, group, 1)
             piece.biases[window, group] = bias
         # 3. Attention, then back to [P * T, H, D] without the padding.
-        out = _attention(query, keys, values, bias, scaling)
+        if group == 1 and query.dtype == torch.float32:
+            out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling)
+        else:
+            out = _attention(query, keys, values, bias, scaling)
         out = out.view(rows, num_heads, length, values.shape[-1]).transpose(1, 2)
         out = out.reshape(rows * length, num_heads, values.shape[-1])
         return out if piece.real is None else out[piece.real]
