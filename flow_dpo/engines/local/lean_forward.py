@@ -288,8 +288,8 @@ def _apply(
 def _rotated(x_NHD: torch.Tensor, cos_N1R: torch.Tensor, sin_N1R: torch.Tensor) -> torch.Tensor:
     """The heads turned by their positions, as far as they are rotated."""
     size = cos_N1R.shape[-1]
-    turned_NHR = x_NHD[..., :size]
-    swapped_NHR = torch.cat((turned_NHR[..., size // 2 :], turned_NHR[..., : size // 2]), -1)
+    turned_NHR = x_NHD if size == x_NHD.shape[-1] else x_NHD[..., :size]
+    swapped_NHR = turned_NHR.roll(size // 2, -1)
     if x_NHD.dtype == torch.float32:
         turned_NHR = (turned_NHR * cos_N1R).addcmul_(swapped_NHR, sin_N1R)
     else:  # rounded where transformers rounds

@@ -21,6 +21,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -32,8 +33,7 @@ Planes = tuple[torch.Tensor, ...]
 """Keys and values of some consecutive tokens, all layers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """Cached keys and values of the tokens [begin, end) of a prompt."""
 
     begin: int
