@@ -128,8 +128,10 @@ class FusedDecoder:
         ]
         versions = [tensor._version for tensor in tensors]
         state = self._states.get(on)
-        if state is None or state.versions != versions or any(map(_other, state.tensors, tensors)):
-            decoder = read_decoder(model)
+        same = state is not None and not any(map(_other, state.tensors, tensors))
+        if state is None or not same or state.versions != versions:
+            # Tensors are updated in place: what was read of the modules stays true.
+            decoder = state.decoder if state is not None and same else read_decoder(model)
             if decoder is None:
                 raise RuntimeError("the model is no longer of the build that was prepared")
             with torch.no_grad():
