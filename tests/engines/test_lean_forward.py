@@ -27,16 +27,16 @@ from flow_dpo.core.types import Request, Sampling
 from flow_dpo.engines.factory import role_model_of
 from flow_dpo.engines.local import products as products_module
 from flow_dpo.engines.local.compatibility import choose_forward, probe
-from flow_dpo.engines.local.dense_decoder import read_decoder
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
 from flow_dpo.engines.local.forward import Forward, PlainForward, RoleModel, RoleSlice
 from flow_dpo.engines.local.kv_rows import KvRows
 from flow_dpo.engines.local.lean_forward import LeanForward, lean_forward
-from flow_dpo.engines.local.products import ProductCache, Weights, bucket, can_pack, read_linear
+from flow_dpo.engines.local.products import ProductCache, bucket, can_pack
 from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.models import attention
+from flow_dpo.models.dense_decoder import Weights, read_decoder, read_linear
 from tests.learner.test_logprobs import stir
 from tests.support.packed_builders import ROLES
 from tests.support.tiny_models import tiny_model

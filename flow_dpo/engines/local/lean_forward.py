@@ -26,11 +26,10 @@ from torch.nn.functional import embedding, pad
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import Role, TokenIds
-from flow_dpo.engines.local.dense_decoder import Decoder, read_decoder
 from flow_dpo.engines.local.flat_batch import FlatBatch
 from flow_dpo.engines.local.forward import RoleModel, RoleSlice, StepOutput
-from flow_dpo.engines.local.products import Layer, LowRank, Product, ProductCache, bucket, can_pack, can_turn
-from flow_dpo.models.attention import layout_inputs
+from flow_dpo.engines.local.products import LowRank, Product, ProductCache, bucket, can_pack, can_turn
+from flow_dpo.models.dense_decoder import AttentionCall, Decoder, Layer, attention_calls, read_decoder
 from flow_dpo.models.head import choice_logits
 
 _FIRST_POSITIONS = 512
@@ -46,40 +45,6 @@ class _RoleWeights:
     adapters: list[LowRank | None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """How a layer calls attention."""
-
-    scaling: float
-    window: int | None
-    kv_heads: int
-    size: int
-
-
-class _Recorder:
-    """A layout that records the arguments of attention; its output has the right shape and is never used."""
-
-    def __init__(self) -> None:
-        self.calls: list[_Call] = []
-        self.alike = True
-        """Whether queries, keys and values have heads of one size."""
-
-    def attend(
-        self,
-        layer: int,
-        query_1HND: torch.Tensor,
-        key_1KND: torch.Tensor,
-        value_1KND: torch.Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-    ) -> torch.Tensor:
-        del layer
-        self.calls.append(_Call(scaling, window, *key_1KND.shape[1::2]))
-        self.alike &= query_1HND.shape[-1] == key_1KND.shape[-1] == value_1KND.shape[-1]
-        return value_1KND.repeat_interleave(query_1HND.shape[1] // key_1KND.shape[1], 1)
-
-
 @torch.inference_mode()
 def lean_forward(
     role_model: RoleModel, role: Role, *, max_packed_bytes: int, most_positions: int | None = None
@@ -92,12 +57,10 @@ def lean_forward(
         decoder = read_decoder(model)
         if decoder is None:
             return None
-        recorder = _Recorder()
-        ids_1N = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        model(input_ids=ids_1N, position_ids=ids_1N, layout=recorder, **layout_inputs(model.device))
-    if len(recorder.calls) != len(decoder.blocks) or not recorder.alike:
+        calls = attention_calls(model, decoder)
+    if calls is None:
         return None
-    return LeanForward(role_model, decoder, recorder.calls, ProductCache(max_packed_bytes), most_positions)
+    return LeanForward(role_model, decoder, calls, ProductCache(max_packed_bytes), most_positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +91,7 @@ class LeanForward:
         self,
         role_model: RoleModel,
         decoder: Decoder,
-        calls: Sequence[_Call],
+        calls: Sequence[AttentionCall],
         products: ProductCache,
         most_positions: int | None,
     ) -> None:

@@ -25,12 +25,12 @@ import functools
 import platform
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from torch.nn.functional import linear
+
+from flow_dpo.models.dense_decoder import Layer, Weights
 
 _FEW = 8
 """Tokens below which an unpacked product in float32 is faster: a packed one's call costs some 8 microseconds."""
@@ -49,40 +49,6 @@ def bucket(num_tokens: int) -> int:
             return -(-num_tokens // unit) * unit
     unit = 1 << ((num_tokens - 1).bit_length() - 3)
     return -(-num_tokens // unit) * unit
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """A linear layer's weight and bias."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A linear layer and the adapters that are on: (A, B, scaling) of each."""
-
-    base: Weights
-    adapters: tuple[tuple[torch.Tensor, torch.Tensor, float], ...] = ()
-
-
-def read_linear(module: torch.nn.Module | None) -> Layer | None:
-    """A plain linear layer, or PEFT's LoRA around one with what is on now; None for anything else."""
-    if type(module) is torch.nn.Linear:
-        return Layer(Weights(module.weight, module.bias))
-    if type(module) is not LoraLinear or type(base := module.get_base_layer()) is not torch.nn.Linear:
-        return None
-    if module.merged or module.fan_in_fan_out:
-        return None
-    on = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.lora_A]
-    if any(name in module.lora_variant or module.lora_bias[name] for name in on):
-        return None
-    adapters: list[tuple[torch.Tensor, torch.Tensor, float]] = []
-    for name in on:
-        (down,), (up,) = (list(pair[name].parameters()) for pair in (module.lora_A, module.lora_B))
-        adapters.append((down, up, module.scaling[name]))
-    return Layer(Weights(base.weight, base.bias), tuple(adapters))
 
 
 class LowRank:

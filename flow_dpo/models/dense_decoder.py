@@ -16,10 +16,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch.nn.functional import rms_norm
 from transformers import PreTrainedModel
 
-from flow_dpo.engines.local.products import Layer, read_linear
+from flow_dpo.models.attention import layout_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A linear layer's weight and bias."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A linear layer and the adapters that are on: (A, B, scaling) of each."""
+
+    base: Weights
+    adapters: tuple[tuple[torch.Tensor, torch.Tensor, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +96,16 @@ class Decoder:
     head: list[Layer]
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """How a layer calls attention."""
+
+    scaling: float
+    window: int | None
+    kv_heads: int
+    size: int
+
+
 def read_decoder(model: PreTrainedModel) -> Decoder | None:
     """The model's weights, where it is built of nothing but the modules that the lean forward knows."""
     if not _plain(model):
@@ -93,6 +120,56 @@ def read_decoder(model: PreTrainedModel) -> Decoder | None:
         return None
     known = [block for block in blocks if block is not None]
     return Decoder(decoder["embed_tokens"].weight.detach(), decoder["rotary_emb"], known, norm, [head])
+
+
+def read_linear(module: torch.nn.Module | None) -> Layer | None:
+    """A plain linear layer, or PEFT's LoRA around one with what is on now; None for anything else."""
+    if type(module) is torch.nn.Linear:
+        return Layer(Weights(module.weight, module.bias))
+    if type(module) is not LoraLinear or type(base := module.get_base_layer()) is not torch.nn.Linear:
+        return None
+    if module.merged or module.fan_in_fan_out:
+        return None
+    on = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.lora_A]
+    if any(name in module.lora_variant or module.lora_bias[name] for name in on):
+        return None
+    adapters: list[tuple[torch.Tensor, torch.Tensor, float]] = []
+    for name in on:
+        (down,), (up,) = (list(pair[name].parameters()) for pair in (module.lora_A, module.lora_B))
+        adapters.append((down, up, module.scaling[name]))
+    return Layer(Weights(base.weight, base.bias), tuple(adapters))
+
+
+def attention_calls(model: PreTrainedModel, decoder: Decoder) -> list[AttentionCall] | None:
+    """How each layer calls attention, by a forward of the model; None where heads are not of one size."""
+    recorder = _Recorder()
+    ids_1N = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    model(input_ids=ids_1N, position_ids=ids_1N, layout=recorder, **layout_inputs(model.device))
+    return recorder.calls if len(recorder.calls) == len(decoder.blocks) and recorder.alike else None
+
+
+class _Recorder:
+    """A layout that records the arguments of attention; its output has the right shape and is never used."""
+
+    def __init__(self) -> None:
+        self.calls: list[AttentionCall] = []
+        self.alike = True
+        """Whether queries, keys and values have heads of one size."""
+
+    def attend(
+        self,
+        layer: int,
+        query_1HND: torch.Tensor,
+        key_1KND: torch.Tensor,
+        value_1KND: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        del layer
+        self.calls.append(AttentionCall(scaling, window, *key_1KND.shape[1::2]))
+        self.alike &= query_1HND.shape[-1] == key_1KND.shape[-1] == value_1KND.shape[-1]
+        return value_1KND.repeat_interleave(query_1HND.shape[1] // key_1KND.shape[1], 1)
 
 
 def _plain(model: PreTrainedModel) -> bool:
