@@ -187,3 +187,22 @@ def test_rows_keep_what_they_hold_while_they_grow_and_shrink(max_bytes: int) -> 
     assert torch.equal(rows.values[1][2, :, :5], before[1][:, 2:7])
     rows.release()
     assert rows.num_bytes == 0
+
+
+@pytest.mark.parametrize("end", [0, 2, 3, 5, 8, 9, 20])
+def test_segments_are_loaded_in_one_call_as_one_by_one(end: int) -> None:
+    """Also where the row ends within one, or before the last."""
+    rows = KvRows(Shapes({0: (2, 4, 4), 1: (2, 4, 6)}, torch.float32, torch.device("cpu")))
+    rows.reserve(3, 16, 16, 1 << 30)
+    bounds = [(0, 3), (3, 4), (4, 9)]
+    generator = torch.Generator().manual_seed(0)
+    planes = [
+        tuple(torch.randn(tensor[:, 0, :, b:e].shape, generator=generator) for tensor in rows._tensors)
+        for b, e in bounds
+    ]
+    expected = [tensor.clone() for tensor in rows._tensors]
+    for (b, e), known in zip(bounds, planes, strict=True):
+        for tensor, plane in zip(expected, known, strict=True):
+            tensor[:, 1, :, b : min(e, end)] = plane[..., : max(0, min(e, end) - b), :]
+    rows.load(1, [Segment(b, e, known) for (b, e), known in zip(bounds, planes, strict=True)], end)
+    assert all(map(torch.equal, rows._tensors, expected))

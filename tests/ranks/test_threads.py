@@ -45,7 +45,7 @@ def pairs(seed: int) -> list[Pair]:
 class NoReference(Dpo):
     """Rows of several threads at once; with a reference they take turns."""
 
-    needs_reference = False
+    needs_reference: Any = False
 
     def __call__(self, examples: Any, policy: Any, reference: Any) -> Any:
         return super().__call__(examples, policy, [[each.detach() * 0.9 for each in one] for one in policy])
