@@ -17,29 +17,34 @@ from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import Completion, Request
 from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCompletion
 from flow_dpo.learner.policy import Policy
-from flow_dpo.models import attention
+from flow_dpo.models import attention, fused_decoder
 from flow_dpo.models.own_forward import FULL_TOLERANCE, REDUCED_TOLERANCE, Case, OwnForward, stirred
 from flow_dpo.models.probes import Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
 
+_SHARED = "with shared prefixes"
 _WAYS = {
-    "with shared prefixes": (True, False),
-    "with shared prefixes and the model's own head": (True, True),
-    "with separate ones": (False, False),
-    "with separate ones and the model's own head": (False, True),
+    "with shared prefixes and fused layers": (True, False, True),
+    _SHARED: (True, False, False),
+    "with shared prefixes and the model's own head": (True, True, False),
+    "with separate ones": (False, False, False),
+    "with separate ones and the model's own head": (False, True, False),
 }
-"""Whether prefixes are shared, and whether logits come from the model's own head; the fastest first."""
+"""Whether prefixes are shared, logits come from the model's own head, and layers are fused; the fastest first."""
 
 
 def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
-    """Whether prefixes can be shared, and whether logits must come from the model's own head.
-    Warns where prefixes cannot be shared, though they should be (`packed`). Raises `ModelError` where no way is right.
+    """Whether prefixes can be shared, and whether logits must come from the model's own head; the model computes by
+    fused layers from now on where that is right. Warns where prefixes cannot be shared, though they should be
+    (`packed`). Raises `ModelError` where no way is right.
     """
     ways = {
         name: Way[_Probe](
-            complaint=partial(_Probe.complaint, packed=how[0], own_head=how[1]), layout=how[0], whole=not how[0]
+            complaint=partial(_Probe.complaint, packed=how[0], own_head=how[1], fused=how[2]),
+            layout=how[0],
+            whole=not how[0],
         )
         for name, how in _WAYS.items()
-        if packed or not how[0]
+        if (packed or not how[0]) and (not how[2] or fused_decoder.prepare(policy.model))
     }
     with ExitStack() as stack:
 
@@ -54,11 +59,11 @@ def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
         )
     if packed and not _WAYS[name][0]:
         warnings.warn(
-            f"prefixes are not shared in learning, for this model does not allow it ({next(iter(seen.values()))}): "
+            f"prefixes are not shared in learning, for this model does not allow it ({seen[_SHARED]}): "
             f"each completion is computed after its own prompt, exact but several times slower",
             stacklevel=2,
         )
-    return _WAYS[name]
+    return _WAYS[name][:2]
 
 
 def small_policy(policy: Policy) -> Policy:
@@ -82,8 +87,12 @@ class _Probe:
         self._own: dict[str, OwnForward] = {}
 
     @torch.no_grad()
-    def complaint(self, packed: bool, own_head: bool) -> str:
+    def complaint(self, packed: bool, own_head: bool, fused: bool) -> str:
         """How this way is off from the model's own forward; "" where it is right."""
+        if not fused:
+            fused_decoder.give_up(self._policy.model)  # what is tried last is what is used
+        elif not fused_decoder.prepare(self._policy.model):
+            return "built otherwise than fused layers know"
         for role in self._policy.roles:
             # The roles share the code: after the first, a completion and a choice tell whether the adapter is the one.
             completions = self._completions if role == self._policy.roles[0] else self._completions[:2]

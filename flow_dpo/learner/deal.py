@@ -1,11 +1,11 @@
-"""Rows of one role's update as values, and who computes them: this process, or the ranks of a process group.
+"""Rows of one role's update as values, and who computes them: this thread, several, or the ranks of a process group.
 
 A row's result is all that an update takes from it, so that it can be computed elsewhere and sent:
 
     alone(3, compute)            compute(0), compute(1), compute(2): the results, in this order
     ranks.Dealt, on two ranks    compute(0) here and compute(1) there, then both results on both; then compute(2)
 
-Invariant: results come in the order of the rows, whoever computed them; one at a time, since each holds a gradient.
+Invariant: results come in the order of the rows, whoever computed them.
 """
 
 from __future__ import annotations
@@ -42,5 +42,5 @@ Deal = Callable[[int, Callable[[int], RowResult]], Iterator[RowResult]]
 
 
 def alone(num_rows: int, compute: Callable[[int], RowResult]) -> Iterator[RowResult]:
-    """Every row in this process."""
+    """Every row in this thread."""
     return map(compute, range(num_rows))

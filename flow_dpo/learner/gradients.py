@@ -14,8 +14,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from operator import add
+from threading import Lock
 
 import torch
 
@@ -130,16 +132,21 @@ class Gradients:
         # The longest row first, ties as they were filled: ranks finish together, and sums are always of this order.
         rows = sorted(enumerate(self._fill(examples)), key=lambda row: -row[1][1])
 
+        # Rows may be computed by several threads under one adapter; a reference is another, and waits for its turn.
+        turn = Lock() if any(isinstance(e, account.kinds) for e in examples) else nullcontext()
+
         def compute(place: int) -> RowResult:
             index, (row, _) = rows[place]
             # Only dropout is random. Its seed makes a resumed run equal the uninterrupted one, and no row like another.
             seed = derive(self._policy.seed, "dropout", count, role, index)
-            return self._row_result(objective, role, row, account, seed)
+            with turn:
+                return self._row_result(objective, role, row, account, seed)
 
-        for (_, (row, _)), result in zip(rows, self._deal(len(rows), compute), strict=True):
-            account.add(result, row)
-            for into, piece in zip(total, result.pieces, strict=True):
-                into += piece
+        with self._policy.using(role, training=True):
+            for (_, (row, _)), result in zip(rows, self._deal(len(rows), compute), strict=True):
+                account.add(result, row)
+                for into, piece in zip(total, result.pieces, strict=True):
+                    into += piece
         norm = float(torch.nn.utils.get_total_norm(total))
         if not math.isfinite(norm):
             raise NonFinite(role, f"the gradient of role {role!r} is {norm} at version {version}")

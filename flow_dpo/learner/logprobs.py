@@ -13,7 +13,6 @@ A token's log-probability is read at the token before it, so the last token of a
 The output head (`models.head`) is applied at label positions alone, and never twice. Values are returned on the CPU, by
 one copy that gradients pass through: an objective may then read them as it likes, and no device waits for it.
 
-Shapes: N tokens in a row, C hidden size, R label positions, M labels, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from flow_dpo.core.types import TokenIds
+from flow_dpo.models import fused_decoder
 from flow_dpo.models.attention import layout_inputs
 from flow_dpo.models.drift_causes import PromptedCompletion, inputs
 from flow_dpo.models.head import Head, OwnHead, decoder_of
+from flow_dpo.models.labels import Labels
 from flow_dpo.models.packing import merge
-from flow_dpo.models.tree_attention import row_layout
+from flow_dpo.models.tree_attention import PathLayout, row_layout
 
 _LaidOut = tuple[list[np.ndarray], dict[str, Any]]
 """Where among the input tokens each completion's labels are read, and the model's arguments."""
@@ -52,7 +52,7 @@ class Logprobs:
         at, self._arguments = self._lay_out(completions, model.device)
         self.num_tokens = self._arguments["input_ids"].numel()
         """Input tokens of one forward."""
-        self._labels = _Labels(completions, at, model.device)
+        self._labels = Labels(completions, at, model.device)
 
     def __call__(self) -> list[torch.Tensor]:
         """For each completion one float32 value a token, under the adapter in use, on the CPU."""
@@ -78,7 +78,7 @@ class PackedLogprobs(Logprobs):
     """Log-probabilities by one forward over the trie of all completions' inputs."""
 
     def _lay_out(self, completions: Sequence[PromptedCompletion], device: torch.device) -> _LaidOut:
-        row = merge([inputs(s) for s in completions])
+        self._row = row = merge([inputs(s) for s in completions])
         self._layout = row_layout(row, device)
         at = [path[len(s[0].prompt_ids) - 1 :] for s, path in zip(completions, row.paths, strict=True)]
         return at, {
@@ -89,6 +89,8 @@ class PackedLogprobs(Logprobs):
         }
 
     def _forward(self) -> tuple[torch.Tensor, Head | OwnHead]:
+        if (fused := fused_decoder.of(self._model)) and isinstance(self._layout, PathLayout) and not self._own_head:
+            return fused(self._model, self._row, self._layout, self._labels.rows), Head(self._model)
         with self._layout.saving():
             return super()._forward()
 
@@ -105,49 +107,3 @@ class PlainLogprobs(Logprobs):
         ]
         # No mask: attention is causal, and padding comes after every label position.
         return at, {"input_ids": ids_BT.to(device, non_blocking=True), "use_cache": False}
-
-
-class _Labels:
-    """The labels of some completions: which hidden states predict which tokens."""
-
-    def __init__(
-        self, completions: Sequence[PromptedCompletion], at: Sequence[np.ndarray], device: torch.device
-    ) -> None:
-        self._device = device
-        self._lengths = [len(c.token_ids) for _, c in completions]
-        # 1. Completions by kind: choices (by the set of choices), and free text.
-        kinds: dict[TokenIds, list[int]] = {}
-        for i, (request, _) in enumerate(completions):
-            kinds.setdefault(request.choices, []).append(i)
-        self._free = free = kinds.pop((), [])
-        # 2. Free text: several labels may share one hidden state, whose logits are then computed once.
-        if free:
-            where_M = np.concatenate([at[i] for i in free])
-            ids_M = np.concatenate([np.asarray(completions[i][1].token_ids, np.int64) for i in free])
-            rows_R, row_M = np.unique(where_M, return_inverse=True)
-            self._rows_R, self._ids_M = self._tensor(rows_R), self._tensor(ids_M)
-            self._row_M = torch.from_numpy(row_M)
-        # 3. Choices: the label's index among the choices, at the end of the prompt.
-        self._choices = {
-            choices: (
-                members,
-                self._tensor(np.array([at[i][0] for i in members])),
-                self._tensor(np.array([choices.index(completions[i][1].token_ids[0]) for i in members])),
-            )
-            for choices, members in kinds.items()
-        }
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
-
-    def logprobs(self, hidden_NC: torch.Tensor, head: Head | OwnHead, temperature: float) -> list[torch.Tensor]:
-        """For each completion its tokens' log-probabilities, from the hidden states of all input tokens."""
-        found, order = list[torch.Tensor](), [*self._free]
-        if self._free:
-            found.append(head.logprobs(hidden_NC.index_select(0, self._rows_R), self._row_M, self._ids_M, temperature))
-        for choices, (members, rows, drawn) in self._choices.items():
-            logits = head.logits(hidden_NC.index_select(0, rows), self._tensor(np.array(choices)))
-            found.append(logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0])
-            order += members
-        pieces = torch.cat(found).cpu().split([self._lengths[i] for i in order])
-        return [piece for _, piece in sorted(zip(order, pieces, strict=True), key=lambda each: each[0])]

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
 import torch
@@ -82,7 +83,7 @@ class Policy:
         self._tuner_layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)]
         self._training_modules = [module for name, module in model.named_modules() if "lora_dropout" in name]
         self._state: tuple[str | None, bool] | None = None
-        self._depth = 0
+        self._depth, self._counting = 0, Lock()
         self._switch(None, training=False)
 
     @property
@@ -97,15 +98,17 @@ class Policy:
         `training` lets gradients reach the adapter and turns on its dropout and gradient checkpointing; the base's own
         dropout stays off. The backward pass belongs inside the context. The outermost context leaves its adapter on,
         since the next one often needs the same: outside of all contexts it is not defined which adapter is on.
-        Raises `ModelError` for an unknown adapter.
+        Inside of one, several threads may be in contexts of its adapter. Raises `ModelError` for an unknown adapter.
         """
         previous = self._state
         self._switch(adapter, training=training)
-        self._depth += 1
+        with self._counting:
+            self._depth += 1
         try:
             yield self.model
         finally:
-            self._depth -= 1
+            with self._counting:
+                self._depth -= 1
             if previous is not None and (self._depth > 0 or training):
                 # requires_grad, dropout and checkpointing never stay on.
                 self._switch(previous[0], training=previous[1])

@@ -47,8 +47,8 @@ class RowSettings:
     packed: bool = True
     """Compute shared prefixes once. A model that cannot be packed is detected when first used."""
     max_tokens: int | Literal["auto"] = "auto"
-    """Tokens of one forward at most. A larger tree is cut; a pair never is. "auto" is 4,096, or as few as a run's
-    device has memory for."""
+    """Tokens of one forward at most. A larger tree is cut; a pair never is. "auto" is 4,096, for a small
+    model on a CPU 1,024 in a run, or as few as its device has memory for."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute each layer in the backward pass instead of keeping its activations. "auto" does it in a run whose
     device has no memory for them."""

@@ -62,7 +62,8 @@ class ModelSettings:
     quantization: QuantizationSettings = field(default_factory=QuantizationSettings)
     trust_remote_code: bool = False
     num_threads: int = 0
-    """CPU threads; 0 means one for tiny models and torch's own choice for others."""
+    """CPU threads; 0 means one for tiny models and torch's own choice for others. Rows of a tiny model's update are
+    computed in as many threads as there are cores unless it is 1, with the same results to the bit."""
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path.strip():

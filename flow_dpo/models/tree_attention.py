@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -89,7 +90,9 @@ class PathLayout:
     """Attention in which each piece of the row attends to the keys of its path. A `models.attention.Layout`."""
 
     def __init__(self, row: TreeRow, device: torch.device | str = "cpu") -> None:
-        self._groups, self._order_N = _group_pieces(row, torch.device(device))
+        self._row, self._device = row, torch.device(device)
+        self._groups, self._order_N = _group_pieces(row, self._device)
+        self._of_queries: tuple[torch.Tensor, PathLayout] | None = None
         self._masks: dict[tuple[int, int, int | None, torch.dtype], torch.Tensor] = {}
         self._reading: list[tuple[torch.Tensor, _Gathered]] = []
         """The gathered keys and values of the attention call under way, and how each was made."""
@@ -108,6 +111,15 @@ class PathLayout:
             if same and tensor.stride() == read.stride():
                 return how
         return tensor.detach()  # detached: an output kept by its own operation would be a reference cycle
+
+    def of_queries(self, rows_R: torch.Tensor) -> PathLayout:
+        """The layout of the same row in which only these tokens have queries; their indices rise."""
+        if self._of_queries is None or self._of_queries[0] is not rows_R:
+            layout = copy(self)
+            layout._groups, layout._order_N = _group_pieces(self._row, self._device, rows_R.numpy())
+            layout._masks, layout._reading = {}, []
+            self._of_queries = rows_R, layout
+        return self._of_queries[1]
 
     def attend(
         self,
@@ -165,17 +177,27 @@ def _gather(x_NX: torch.Tensor, index_PL: torch.Tensor, heads: int) -> torch.Ten
     return x_NX.index_select(0, index_PL.flatten()).view(*index_PL.shape, heads, -1).transpose(1, 2)
 
 
-def _group_pieces(row: TreeRow, device: torch.device) -> tuple[list[_Group], torch.Tensor]:
-    """The row's segments as groups of padded pieces, and each token's index in their concatenated outputs, N."""
+def _group_pieces(
+    row: TreeRow, device: torch.device, only_R: np.ndarray | None = None
+) -> tuple[list[_Group], torch.Tensor]:
+    """The row's segments as groups of padded pieces, and each token's index in their concatenated outputs, N. Where
+    only some tokens have queries, which are then counted by their places among themselves, these alone.
+    """
     # 1. Cut each segment into pieces of at most MAX_QUERIES: (the queries' indices, the indices of all keys they see).
     pieces: list[tuple[np.ndarray, np.ndarray]] = []
     for start, path in row.segments:
         first = int(row.positions_N[start])
         cuts = np.linspace(first, len(path), 1 + -(-(len(path) - first) // MAX_QUERIES)).astype(int)
         pieces += [(path[low:high], path[:high]) for low, high in pairwise(cuts)]
+    if only_R is not None:
+        wanted = [(query[np.isin(query, only_R, assume_unique=True)], key) for query, key in pieces]
+        pieces = [(query, key[: row.positions_N[query[-1]] + 1]) for query, key in wanted if len(query)]
+    place_N = np.arange(row.num_tokens)
+    if only_R is not None:
+        place_N[only_R] = np.arange(len(only_R))
     pieces.sort(key=lambda piece: (_bucket(len(piece[0])), len(piece[1])), reverse=True)
     # 2. Pad pieces of similar size together.
-    groups, order_N, offset = [], np.empty(row.num_tokens, np.int64), 0
+    groups, order_N, offset = [], np.empty(row.num_tokens if only_R is None else len(only_R), np.int64), 0
     while pieces:
         size = _group_size(pieces)
         members, pieces = pieces[:size], pieces[size:]
@@ -186,10 +208,9 @@ def _group_pieces(row: TreeRow, device: torch.device) -> tuple[list[_Group], tor
         keys_PL = np.zeros((size, num_keys), np.int64)
         distance_PQL = np.full((size, num_queries, num_keys), -1, np.int64)
         for p, (query, key) in enumerate(members):
-            queries_PQ[p, : len(query)], keys_PL[p, : len(key)] = query, key
-            order_N[query] = offset + p * num_queries + np.arange(len(query))
-            at = np.arange(len(key) - len(query), len(key))
-            distance_PQL[p, : len(query), : len(key)] = at[:, None] - np.arange(len(key))
+            queries_PQ[p, : len(query)], keys_PL[p, : len(key)] = place_N[query], key
+            order_N[place_N[query]] = offset + p * num_queries + np.arange(len(query))
+            distance_PQL[p, : len(query), : len(key)] = row.positions_N[query][:, None] - np.arange(len(key))
         # 4. A mask row in which nothing is visible has no softmax: padding queries see the first key.
         distance_PQL[:, :, 0] = np.where(distance_PQL.max(axis=2) < 0, 0, distance_PQL[:, :, 0])
         groups.append(_Group(*(torch.from_numpy(a).to(device) for a in (queries_PQ, keys_PL, distance_PQL))))

@@ -1,4 +1,4 @@
-"""How does one learner run in several processes? Rows are dealt to ranks, and every rank takes the same step.
+"""How does one learner run in several threads or processes? Rows are dealt to them, and all take the same step.
 
 May import learner, models, data, plugins, verify and core.
 """

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.learner.policy import Policy
+from flow_dpo.models import fused_decoder
 
 
 def shard_base(policy: Policy, num_ranks: int) -> None:
@@ -27,6 +28,7 @@ def shard_base(policy: Policy, num_ranks: int) -> None:
 
     Raises `ModelError` for a model whose decoder has no list of layers.
     """
+    fused_decoder.give_up(policy.model)  # it reads weights that will be parts
     decoder = policy.model.get_decoder()
     layers = getattr(decoder, "layers", None)
     if not isinstance(decoder, torch.nn.Module) or not isinstance(layers, torch.nn.ModuleList) or not layers:

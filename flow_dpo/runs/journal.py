@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -225,5 +225,6 @@ def _read(path: Path) -> list[tuple[SampledBatch, dict[str, Completion]]]:
 
 def digest(request: Request, sampling: Sampling, seed: int, excluded: TokenIds) -> str:
     """What a completion depends on besides the adapters, as one short text."""
-    asked = (astuple(request), astuple(sampling), seed, excluded)
+    # Not by `dataclasses.astuple`, which copies every token: their values are plain already.
+    asked = (*(tuple(getattr(x, each.name) for each in fields(x)) for x in (request, sampling)), seed, excluded)
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import LoraSettings, RowSettings
 from flow_dpo.models.dry_run import row_memory
 from flow_dpo.models.facts import context_tokens
+from flow_dpo.models.fused_decoder import MOST_WEIGHTS
 from flow_dpo.models.load import blank_model, device_of
 from flow_dpo.models.own_forward import FAULTS
 from flow_dpo.models.settings import ModelSettings, QuantizationSettings
@@ -50,6 +51,9 @@ _LEAST_KV = GIB // 4
 _WAYS = ((4096, False), (2048, False), (4096, True), (2048, True), (1024, True), (512, True))
 """Tokens of a row and gradient checkpointing, in the order in which they are tried where they are left to the device:
 shorter rows cost a prefix that is computed twice, checkpointing a third of the time."""
+_WAYS_OF_SMALL = ((1024, False), (1024, True), (512, True))
+"""The same for a small model on a CPU, whose updates have rows for several threads then. However many there are: rows
+are the same on every machine, and so are bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,8 @@ def planned(settings: TrainSettings, *, memory: int | None = None) -> tuple[Trai
         device = device_of(settings.runtime.model)
         available = device_memory(device) if memory is None else memory
         usable = int(_USABLE.get(device.type, 1.0) * available)
-        for way in _ways(rows):
+        small = device.type == "cpu" and _num_weights(pickle.dumps(settings.runtime.model)) <= MOST_WEIGHTS
+        for way in _ways(rows, _WAYS_OF_SMALL if small else _WAYS):
             try:
                 plans.append(_plan(settings, *way, device, available))
             except ModelError:
@@ -124,10 +129,10 @@ def planned(settings: TrainSettings, *, memory: int | None = None) -> tuple[Trai
 _KV = "keys and values"
 
 
-def _ways(rows: RowSettings) -> Iterator[tuple[int, bool]]:
+def _ways(rows: RowSettings, known: Sequence[tuple[int, bool]]) -> Iterator[tuple[int, bool]]:
     """Tokens of a row and checkpointing that the settings allow, the best first."""
     fixed = rows.gradient_checkpointing
-    ways = [(tokens, kept if fixed == "auto" else fixed) for tokens, kept in _WAYS if kept or fixed == "auto"]
+    ways = [(tokens, kept if fixed == "auto" else fixed) for tokens, kept in known if kept or fixed == "auto"]
     yield from dict.fromkeys((tokens if rows.max_tokens == "auto" else rows.max_tokens, kept) for tokens, kept in ways)
 
 
@@ -226,6 +231,11 @@ def sizes_of(
 ) -> Sizes:
     """Bytes by a model on the meta device, its adapters on it. Raises `ModelError`, or one of `own_forward.FAULTS`."""
     return _sizes(pickle.dumps((model, lora, roles, tokens, checkpointing, snapshots, kept, merge)))
+
+
+@lru_cache(maxsize=64)
+def _num_weights(key: bytes) -> int:
+    return blank_model(pickle.loads(key)).num_parameters()
 
 
 @lru_cache(maxsize=64)

@@ -33,6 +33,7 @@ from flow_dpo.models.load import LoadedModel, ModelSettings, load_model
 from flow_dpo.models.render import Renderer
 from flow_dpo.ranks.group import Ranks
 from flow_dpo.ranks.learner import LeadingLearner
+from flow_dpo.ranks.threads import threads_of
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import default_preset, default_recipe
 from flow_dpo.runs.run_folder import environment
@@ -75,6 +76,8 @@ class Runtime:
     """The problems whose longest rollout fits into the context window."""
     adapters: Mapping[Role, Adapter] = field(default_factory=dict[Role, Adapter])
     """Those that were loaded; a learner's own are ahead of them."""
+    num_threads: int = 0
+    """As in the model's settings."""
     _learner: Learner | None = None
 
     @property
@@ -93,7 +96,8 @@ class Runtime:
         """
         settings = self.learner_settings if settings is None else settings
         start_from(self.policy)
-        make = Learner if ranks is None else partial(LeadingLearner, ranks=ranks)
+        threads = threads_of(self.policy, self.num_threads)
+        make = partial(Learner, deal=threads) if ranks is None else partial(LeadingLearner, ranks=ranks)
         self._learner = make(self.policy, settings, kept_versions=kept_versions)
         self._learner.check()
         return self._learner
@@ -173,7 +177,7 @@ def open_runtime(
             yield Runtime(
                 problems=problems, loaded=loaded, policy=policy, backends=backends, workers=workers, fitting=fitting,
                 shard=settings.workers.problems_of_shard, recipe=replace(defaults.recipe, flow=flow),
-                learner_settings=defaults.learner,
+                learner_settings=defaults.learner, num_threads=settings.model.num_threads,
             )  # fmt: skip
 
 

@@ -25,17 +25,18 @@ from transformers import (
 
 from flow_dpo.core.types import Request, Sampling
 from flow_dpo.engines.factory import role_model_of
+from flow_dpo.engines.local import products as products_module
 from flow_dpo.engines.local.compatibility import choose_forward, probe
-from flow_dpo.engines.local.dense_decoder import read_decoder
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
 from flow_dpo.engines.local.forward import Forward, PlainForward, RoleModel, RoleSlice
 from flow_dpo.engines.local.kv_rows import KvRows
 from flow_dpo.engines.local.lean_forward import LeanForward, lean_forward
-from flow_dpo.engines.local.products import ProductCache, Weights, bucket, can_pack, read_linear
+from flow_dpo.engines.local.products import ProductCache, bucket, can_pack
 from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.models import attention
+from flow_dpo.models.dense_decoder import Weights, read_decoder, read_linear
 from tests.learner.test_logprobs import stir
 from tests.support.packed_builders import ROLES
 from tests.support.tiny_models import tiny_model
@@ -136,6 +137,16 @@ def logits(forward: Forward, role_model: RoleModel, role: str) -> torch.Tensor:
     return torch.cat(found)
 
 
+@pytest.fixture(params=["MKL", "oneDNN"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which library multiplies small weights in float32."""
+    monkeypatch.setattr(
+        products_module, "_on_intel", lambda: request.param == "MKL" and torch.backends.mkl.is_available()
+    )
+    return request.param
+
+
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("adapters", ["none", "merged", "beside"])
 def test_the_logits_are_transformers_own(kind: str, adapters: str) -> None:
@@ -167,6 +178,7 @@ def test_half_precision_is_as_near_to_float32_as_transformers_own_forward(kind: 
     assert (found - logits(plain, policy.using, "stop").float()).abs().mean() < 0.1 * own, "it rounds where they do"
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("merge", ["auto", "never"])
 def test_several_roles_go_through_one_forward(dtype: torch.dtype, merge: Any) -> None:
@@ -259,6 +271,7 @@ def test_the_engine_samples_the_same_with_either_forward() -> None:
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("rows", [1, 16, 64, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_packed_weights_give_the_same_products(rows: int, dtype: torch.dtype) -> None:
@@ -278,6 +291,28 @@ def test_packed_weights_give_the_same_products(rows: int, dtype: torch.dtype) ->
             assert torch.equal(packed(x), plain(x))
         else:
             torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-4)
+
+
+def test_a_token_s_product_does_not_depend_on_those_beside_it(library: str) -> None:
+    """To the bit, whichever slice it lies in, written or added."""
+    if library != "MKL" or not products_module._on_intel() or not can_pack(torch.empty(1)):
+        pytest.skip("of transposed weights")
+    generator = torch.Generator().manual_seed(0)
+    for inputs, outputs in ((128, 384), (384, 128), (512, 114)):
+        layers = [Weights(torch.randn(outputs, inputs, generator=generator), None)]
+        product, x = ProductCache(1 << 30).get(layers), torch.randn(150, inputs, generator=generator)
+        assert product.adds
+        whole, below = product(x), torch.randn(150, outputs, generator=generator)
+        for begin, end in ((0, 1), (7, 8), (0, 2), (3, 20), (20, 53), (60, 150)):
+            written, added = torch.zeros(150, outputs), below.clone()
+            product.write(x, begin, end, written)
+            product.write(x, begin, end, added, add=True)
+            assert torch.equal(written[begin:end], whole[begin:end])
+            torch.testing.assert_close(added[begin:end], (below + whole)[begin:end])
+            assert not written[:begin].any()
+            assert not written[end:].any()
+            assert torch.equal(added[:begin], below[:begin])
+            assert torch.equal(added[end:], below[end:])
 
 
 def test_packed_copies_keep_within_their_budget_and_go_with_their_products() -> None:

@@ -57,6 +57,34 @@ def test_the_longest_known_prefix_is_found_with_its_own_values(stored: list[Toke
     assert (store.num_bytes, store.find("answer", asked[0])) == (0, [])
 
 
+@settings(deadline=None)
+@given(prompts=PROMPTS, more=PROMPTS, budget=st.integers(0, 40))
+def test_a_walk_from_a_known_place_stores_what_one_from_the_root_does(
+    prompts: list[TokenIds], more: list[TokenIds], budget: int
+) -> None:
+    """Also where that place was split or evicted since."""
+    stores = [PrefixCache(1 << 30), PrefixCache(1 << 30)]
+    places = [(tokens, stores[0].search("answer", tokens)[1]) for tokens in prompts]
+    for tokens, place in places:
+        stores[0].insert("answer", tokens, lambda b, e, t=tokens: planes_of(t, b, e), place)
+        insert(stores[1], tokens)
+    places = [(tokens, stores[0].search("answer", tokens)[1]) for tokens in prompts]
+    for tokens in more:
+        for store in stores:
+            insert(store, tokens)
+    assert stores[0].num_bytes == stores[1].num_bytes
+    stores[0].set_budget(budget * 28)
+    stores[0].set_budget(1 << 30)
+    for (tokens, place), end in zip(places, more, strict=False):
+        whole = tokens + end
+        stores[0].insert("answer", whole, lambda b, e, t=whole: planes_of(t, b, e), place)
+        segments = stores[0].find("answer", whole)
+        assert known(segments) == len(whole)
+        for segment in segments:
+            for plane, expected in zip(segment.planes, planes_of(whole, segment.begin, segment.end), strict=True):
+                assert torch.equal(plane, expected)
+
+
 def test_what_is_cleared_or_evicted_is_freed_at_once() -> None:
     """Not when the garbage collector next happens by: a node and its parent refer to each other."""
     store = PrefixCache(1 << 30)
@@ -159,3 +187,22 @@ def test_rows_keep_what_they_hold_while_they_grow_and_shrink(max_bytes: int) -> 
     assert torch.equal(rows.values[1][2, :, :5], before[1][:, 2:7])
     rows.release()
     assert rows.num_bytes == 0
+
+
+@pytest.mark.parametrize("end", [0, 2, 3, 5, 8, 9, 20])
+def test_segments_are_loaded_in_one_call_as_one_by_one(end: int) -> None:
+    """Also where the row ends within one, or before the last."""
+    rows = KvRows(Shapes({0: (2, 4, 4), 1: (2, 4, 6)}, torch.float32, torch.device("cpu")))
+    rows.reserve(3, 16, 16, 1 << 30)
+    bounds = [(0, 3), (3, 4), (4, 9)]
+    generator = torch.Generator().manual_seed(0)
+    planes = [
+        tuple(torch.randn(tensor[:, 0, :, b:e].shape, generator=generator) for tensor in rows._tensors)
+        for b, e in bounds
+    ]
+    expected = [tensor.clone() for tensor in rows._tensors]
+    for (b, e), known in zip(bounds, planes, strict=True):
+        for tensor, plane in zip(expected, known, strict=True):
+            tensor[:, 1, :, b : min(e, end)] = plane[..., : max(0, min(e, end) - b), :]
+    rows.load(1, [Segment(b, e, known) for (b, e), known in zip(bounds, planes, strict=True)], end)
+    assert all(map(torch.equal, rows._tensors, expected))

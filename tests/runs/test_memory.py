@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -40,10 +41,24 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_on_a_cpu_of_the_usual_size_everything_is_as_ever() -> None:
     settings, line = planned(settings_of(), memory=8 * GIB)
-    assert of(settings) == (4096, False, 1.0), "an eighth of less than 16 GiB"
+    assert of(settings) == (1024, False, 1.0), "an eighth of less than 16 GiB"
+    settings, line = planned(settings_of(), memory=16 * GIB)
+    assert of(settings) == (1024, False, 2.0)
+    assert line.startswith("Memory: about 3.6 of the 16 GiB of cpu at most: libraries 1.5, a row of 1,024 tokens 0.1")
+
+
+def test_rows_of_a_larger_model_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MOST_WEIGHTS", 100_000)
     settings, line = planned(settings_of(), memory=16 * GIB)
     assert of(settings) == (4096, False, 2.0)
     assert line.startswith("Memory: about 3.8 of the 16 GiB of cpu at most: libraries 1.5, a row of 4,096 tokens 0.3")
+
+
+def test_rows_of_a_small_model_depend_on_no_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = planned(settings_of(), memory=16 * GIB)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert planned(settings_of(), memory=16 * GIB)[0] == first
 
 
 def test_it_depends_on_what_is_there_and_not_on_what_is_free() -> None:
@@ -75,13 +90,14 @@ def test_flags_fix_or_leave_to_the_device(words: list[str], expected: tuple[Any,
 def test_an_engine_elsewhere_has_its_memory_elsewhere() -> None:
     for engine in ("vllm_server", "plain"):
         settings, line = planned(settings_of(engine), memory=16 * GIB)
-        assert of(settings) == (4096, False, None)
+        assert of(settings) == (1024, False, None)
         assert "keys and values" not in line
 
 
 def test_rows_are_checkpointed_and_then_shortened_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {way: sizes_of_row(*way) for way in ((4096, False), (2048, False), (4096, True), (512, True))}
     assert row[4096, False] > row[2048, False] > row[4096, True] > row[512, True]
+    monkeypatch.setattr(memory, "MOST_WEIGHTS", 0)
     monkeypatch.setattr(memory, "_LIBRARIES", {})
     monkeypatch.setattr(memory, "_KEPT", {})
     others = sum(memory._plan(settings_of(kv=0.001), 4096, False, torch.device("cpu"), GIB).parts.values())

@@ -333,8 +333,11 @@ class LocalEngine(Engine):
         row.tokens.append(token)
         row.logprobs.append(logprob)
         row.sampled_logprobs.append(sampled_logprob)
-        reason = finish_reason(row.tokens, row.sampling, self._to_text, ended=token in self._end_ids)
-        if reason == "length" and len(row.tokens) < row.request.max_tokens:
+        ended, full = token in self._end_ids, len(row.tokens) >= row.request.max_tokens
+        if not (ended or full or row.sampling.stop_strings):
+            return False
+        reason = finish_reason(row.tokens, row.sampling, self._to_text, ended=ended)
+        if reason == "length" and not full:
             return False
         completion = Completion(
             token_ids=tuple(row.tokens),
@@ -368,8 +371,8 @@ class LocalEngine(Engine):
         """Put the keys and values of a row's tokens so far into the prefix cache."""
         row = scheduler.active[place]
         tokens = row.request.prompt_ids + tuple(row.tokens)
-        self._prefix_cache.insert(
-            scheduler.role, tokens[: row.length], lambda begin, end: scheduler.rows.copy(place, begin, end)
+        row.found = self._prefix_cache.insert(
+            scheduler.role, tokens[: row.length], lambda begin, end: scheduler.rows.copy(place, begin, end), row.found
         )
 
     def _count(self, parts: Sequence[_Part], seconds: float) -> None:

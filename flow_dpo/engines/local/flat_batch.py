@@ -13,9 +13,11 @@ heads, K key-value heads, G = H / K, D head size.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +31,11 @@ _SHORT = 16
 """Queries up to which padding costs less than another piece."""
 _SCORES = 1 << 22
 """Attention scores that are held in memory at once on a CPU: 16 MiB."""
+_TABLE = 1024
+"""Keys up to which masks are rows of a table that is made once: 4 MiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowInput:
+class RowInput(NamedTuple):
     """A row's input: its tokens [begin, end), and copies of those before them that other rows of this step compute."""
 
     begin: int
@@ -85,7 +88,7 @@ class FlatBatch:
         """No token is at this position or beyond."""
         self._copy_indices = _copy_indices(row_inputs, self._device)
         self._places: dict[int, torch.Tensor] = {}
-        self._single_biases: dict[tuple[int | None, int], torch.Tensor] = {}
+        self._single_biases: dict[tuple[int | None, int, int], torch.Tensor] = {}
         self._pieces = _pieces(begin_A, count_A, end_A - count_A, self._num_single, self._device)
 
     def attend(
@@ -179,12 +182,20 @@ class FlatBatch:
             return query_AHD.new_empty(0, num_heads, values.shape[-1])
         keys, values = keys[:num_rows], values[:num_rows]
         # 1. Query heads that share a key head become queries of it: AKGD against AKCD.
-        query = query_AHD.reshape(num_rows, keys.shape[1], num_heads // keys.shape[1], size)
-        # 2. The mask as an additive bias, A11C, made once for all layers.
-        if (bias := self._single_biases.get((window, num_rows))) is None:
-            bias = _bias(position_A[:, None], keys.shape[2], window, self._bias_dtype(query.dtype))[:, None]
-            self._single_biases[window, num_rows] = bias
+        kv_heads = keys.shape[1]
+        query = query_AHD.reshape(num_rows, kv_heads, num_heads // kv_heads, size)
+        # 2. The mask as an additive bias, A11C; of each key head where the product is added to it, [AK]1C. Made once.
+        few = num_rows * num_heads * keys.shape[2] <= _SCORES
+        added = few and query.dtype == torch.float32 and self._device.type == "cpu"
+        repeats = kv_heads if added else 1
+        if (bias := self._single_biases.get((window, num_rows, repeats))) is None:
+            position = position_A.repeat_interleave(repeats)
+            bias = _bias(position[:, None], keys.shape[2], window, self._bias_dtype(query.dtype))
+            bias = self._single_biases[window, num_rows, repeats] = bias if added else bias[:, None]
         # 3. Attention.
+        if added:
+            scores = torch.baddbmm(bias, query.flatten(0, 1), keys.flatten(0, 1).mT, alpha=scaling).softmax(-1)
+            return torch.bmm(scores, values.flatten(0, 1)).view(num_rows, num_heads, values.shape[-1])
         return _attention(query, keys, values, bias, scaling).reshape(num_rows, num_heads, values.shape[-1])
 
     def _bias_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -206,14 +217,21 @@ class FlatBatch:
         group = num_heads // kv_heads
         # 1. Query heads that share a key head are folded into the query axis, so keys and values are never copied:
         #    PTKGD -> PK(GT)D against PKCD.
-        query_PTKGD = query_NHD[piece.flat_PT].unflatten(2, (kv_heads, group))
-        query = query_PTKGD.permute(0, 2, 3, 1, 4).flatten(2, 3)
+        query_PTHD = query_NHD[piece.flat_PT]
+        if group == 1:
+            query = query_PTHD.transpose(1, 2)
+        else:
+            query = query_PTHD.unflatten(2, (kv_heads, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         # 2. The mask as an additive bias, P1(GT)C, made once for all layers.
         if (bias := piece.biases.get((window, group))) is None:
             bias = _bias(piece.position_PT, piece.num_keys, window, self._bias_dtype(query.dtype))
-            bias = piece.biases[window, group] = bias[:, None].repeat(1, 1, group, 1)
+            bias = bias[:, None] if group == 1 else bias[:, None].repeat(1, 1, group, 1)
+            piece.biases[window, group] = bias
         # 3. Attention, then back to [P * T, H, D] without the padding.
-        out = _attention(query, keys, values, bias, scaling)
+        if group == 1 and query.dtype == torch.float32:
+            out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling)
+        else:
+            out = _attention(query, keys, values, bias, scaling)
         out = out.view(rows, num_heads, length, values.shape[-1]).transpose(1, 2)
         out = out.reshape(rows * length, num_heads, values.shape[-1])
         return out if piece.real is None else out[piece.real]
@@ -281,6 +299,19 @@ def _attention(
 
 def _bias(position_PT: torch.Tensor, num_keys: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
     """Additive attention mask, PTC: 0 where a query sees a key, minus infinity where it does not."""
+    if num_keys > _TABLE:
+        return _made_bias(position_PT, num_keys, window, dtype)
+    table = _bias_table(_TABLE if num_keys > _TABLE // 2 else _TABLE // 2, window, dtype, position_PT.device)
+    return table[:, :num_keys].index_select(0, position_PT.flatten()).view(*position_PT.shape, num_keys)
+
+
+@functools.lru_cache(maxsize=8)
+def _bias_table(size: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The mask of every position below `size`, a row each."""
+    return _made_bias(torch.arange(size, device=device)[None], size, window, dtype)[0]
+
+
+def _made_bias(position_PT: torch.Tensor, num_keys: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
     key_C = torch.arange(num_keys, device=position_PT.device)
     position_PT1 = position_PT[..., None]
     hidden = key_C > position_PT1

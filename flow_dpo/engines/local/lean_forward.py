@@ -26,11 +26,10 @@ from torch.nn.functional import embedding, pad
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import Role, TokenIds
-from flow_dpo.engines.local.dense_decoder import Decoder, read_decoder
 from flow_dpo.engines.local.flat_batch import FlatBatch
 from flow_dpo.engines.local.forward import RoleModel, RoleSlice, StepOutput
-from flow_dpo.engines.local.products import LowRank, Product, ProductCache, bucket, can_pack
-from flow_dpo.models.attention import layout_inputs
+from flow_dpo.engines.local.products import LowRank, Product, ProductCache, bucket, can_pack, can_turn
+from flow_dpo.models.dense_decoder import AttentionCall, Decoder, Layer, attention_calls, read_decoder
 from flow_dpo.models.head import choice_logits
 
 _FIRST_POSITIONS = 512
@@ -46,40 +45,6 @@ class _RoleWeights:
     adapters: list[LowRank | None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """How a layer calls attention."""
-
-    scaling: float
-    window: int | None
-    kv_heads: int
-    size: int
-
-
-class _Recorder:
-    """A layout that records the arguments of attention; its output has the right shape and is never used."""
-
-    def __init__(self) -> None:
-        self.calls: list[_Call] = []
-        self.alike = True
-        """Whether queries, keys and values have heads of one size."""
-
-    def attend(
-        self,
-        layer: int,
-        query_1HND: torch.Tensor,
-        key_1KND: torch.Tensor,
-        value_1KND: torch.Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-    ) -> torch.Tensor:
-        del layer
-        self.calls.append(_Call(scaling, window, *key_1KND.shape[1::2]))
-        self.alike &= query_1HND.shape[-1] == key_1KND.shape[-1] == value_1KND.shape[-1]
-        return value_1KND.repeat_interleave(query_1HND.shape[1] // key_1KND.shape[1], 1)
-
-
 @torch.inference_mode()
 def lean_forward(
     role_model: RoleModel, role: Role, *, max_packed_bytes: int, most_positions: int | None = None
@@ -92,12 +57,10 @@ def lean_forward(
         decoder = read_decoder(model)
         if decoder is None:
             return None
-        recorder = _Recorder()
-        ids_1N = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        model(input_ids=ids_1N, position_ids=ids_1N, layout=recorder, **layout_inputs(model.device))
-    if len(recorder.calls) != len(decoder.blocks) or not recorder.alike:
+        calls = attention_calls(model, decoder)
+    if calls is None:
         return None
-    return LeanForward(role_model, decoder, recorder.calls, ProductCache(max_packed_bytes), most_positions)
+    return LeanForward(role_model, decoder, calls, ProductCache(max_packed_bytes), most_positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +91,7 @@ class LeanForward:
         self,
         role_model: RoleModel,
         decoder: Decoder,
-        calls: Sequence[_Call],
+        calls: Sequence[AttentionCall],
         products: ProductCache,
         most_positions: int | None,
     ) -> None:
@@ -138,7 +101,8 @@ class LeanForward:
         self._products = products
         self._most_positions = most_positions
         self._device = decoder.embedding_VC.device
-        self._pads = can_pack(decoder.embedding_VC)
+        groups = [[layer.base.weight for layer in layers] for layers in _groups(decoder)]
+        self._pads = can_pack(decoder.embedding_VC) and not all(map(can_turn, groups))
         self._roles: dict[Role, _RoleWeights] = {}
         self._fresh: set[Role] = set()
         """Roles whose weights were read since the last refresh."""
@@ -178,10 +142,10 @@ class LeanForward:
             out_NC = attend(query_NHD, key_NKD, value_NKD, scaling=call.scaling, window=call.window).flatten(1)
             if size > count:
                 out_NC = pad(out_NC, (0, 0, 0, size - count))
-            x_NC = _apply(parts, 4 * index + 1, out_NC).add_(x_NC)
+            x_NC = _apply(parts, 4 * index + 1, out_NC, x_NC)
             # c. The gated MLP.
             gate_N, up_N = _apply(parts, 4 * index + 2, block.mlp_norm(x_NC)).chunk(2, -1)
-            x_NC = _apply(parts, 4 * index + 3, block.activation(gate_N).mul_(up_N)).add_(x_NC)
+            x_NC = _apply(parts, 4 * index + 3, block.activation(gate_N).mul_(up_N), x_NC)
         # 3. Logits of each row's last token.
         hidden_AC = self._decoder.norm(x_NC)
         logits_AV = _apply(row_parts, -1, hidden_AC)
@@ -216,7 +180,7 @@ class LeanForward:
             decoder = read_decoder(model)
         if decoder is None or len(decoder.blocks) != len(self._decoder.blocks):
             raise ModelError(f"expected the model of role {role!r} to be built as that of other roles, found another")
-        groups = [layers for block in decoder.blocks for layers in block.inputs] + [decoder.head]
+        groups = _groups(decoder)
         sources = [layer.base.weight for layers in groups for layer in layers]
         # What the role no longer needs is freed before anything is packed: both would not be within the budget.
         known = self._roles.pop(role, None)
@@ -251,36 +215,44 @@ class LeanForward:
         raise ModelError("expected the same rotary factors from two calls in a row, found others in each of eight")
 
 
+def _groups(decoder: Decoder) -> list[list[Layer]]:
+    """The layers of each product: four a block, then the head's."""
+    return [layers for block in decoder.blocks for layers in block.inputs] + [decoder.head]
+
+
 def _is(left: object, right: object) -> bool:
     return left is right
 
 
-def _apply(parts: Sequence[tuple[_RoleWeights, int, int]], index: int, x_NC: torch.Tensor) -> torch.Tensor:
-    """The product `index` of each role over its slice, adapters included; what follows the last slice is padding."""
-    # 1. One role, or roles that differ in their adapters alone: one product for all tokens.
+def _apply(
+    parts: Sequence[tuple[_RoleWeights, int, int]], index: int, x_NC: torch.Tensor, onto_NO: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The product `index` of each role over its slice, adapters included; what follows the last slice is padding. With
+    `onto_NO` it is added to that, in place."""
+    # 1. One role, or roles that differ in their adapters alone: one product for all tokens. Otherwise slice by slice.
     first = parts[0][0].products[index]
-    if all(weights.products[index] is first for weights, _, _ in parts):
+    shared = all(weights.products[index] is first for weights, _, _ in parts)
+    adds = onto_NO is not None and first.adds
+    if shared and not adds:
         out_NO = first(x_NC)
-    # 2. Roles with weights of their own: slice by slice.
     else:
-        outs = [
-            weights.products[index](x_NC[begin : begin + bucket(end - begin)])[: end - begin]
-            for weights, begin, end in parts
-        ]
-        rest = len(x_NC) - parts[-1][2]
-        out_NO = torch.cat([*outs, outs[0].new_zeros(rest, outs[0].shape[1])] if rest else outs)
-    # 3. Adapters.
+        out_NO = onto_NO if onto_NO is not None and adds else x_NC.new_empty(len(x_NC), first.num_outputs)
+        for weights, begin, end in [(parts[0][0], 0, len(x_NC))] if shared else parts:
+            weights.products[index].write(x_NC, begin, end, out_NO, add=adds)
+        if not adds and not shared and parts[-1][2] < len(x_NC):
+            out_NO[parts[-1][2] :] = 0
+    # 2. Adapters.
     for weights, begin, end in parts:
         if (adapter := weights.adapters[index]) is not None:
             adapter.add(x_NC[begin:end], out_NO[begin:end])
-    return out_NO
+    return out_NO if adds or onto_NO is None else onto_NO.add_(out_NO)
 
 
 def _rotated(x_NHD: torch.Tensor, cos_N1R: torch.Tensor, sin_N1R: torch.Tensor) -> torch.Tensor:
     """The heads turned by their positions, as far as they are rotated."""
     size = cos_N1R.shape[-1]
-    turned_NHR = x_NHD[..., :size]
-    swapped_NHR = torch.cat((turned_NHR[..., size // 2 :], turned_NHR[..., : size // 2]), -1)
+    turned_NHR = x_NHD if size == x_NHD.shape[-1] else x_NHD[..., :size]
+    swapped_NHR = turned_NHR.roll(size // 2, -1)
     if x_NHD.dtype == torch.float32:
         turned_NHR = (turned_NHR * cos_N1R).addcmul_(swapped_NHR, sin_N1R)
     else:  # rounded where transformers rounds

@@ -21,6 +21,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -32,8 +33,7 @@ Planes = tuple[torch.Tensor, ...]
 """Keys and values of some consecutive tokens, all layers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """Cached keys and values of the tokens [begin, end) of a prompt."""
 
     begin: int
@@ -57,6 +57,14 @@ class _Node:
         return sum(plane.nbytes for plane in self.planes)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A place in the cache: the node that ends with the first `end` tokens of a prompt, before and after a split."""
+
+    node: _Node
+    end: int
+
+
 class PrefixCache:
     """Keys and values by role and prefix, within a budget of bytes, with least-recently-used eviction."""
 
@@ -73,11 +81,15 @@ class PrefixCache:
 
     def find(self, role: Role, tokens: TokenIds) -> list[Segment]:
         """The cached segments of this prefix, from its beginning on, without a gap; marks them as used now."""
+        return self.search(role, tokens)[0]
+
+    def search(self, role: Role, tokens: TokenIds) -> tuple[list[Segment], Found | None]:
+        """The same, and the last node of which all tokens are the prefix's, for `insert`."""
         segments: list[Segment] = []
         begin, now = 0, next(self._clock)
-        node = self._roots.get(role)
-        while node is not None and begin < len(tokens):
-            node = node.children.get(tokens[begin])
+        node = last = self._roots.get(role)
+        while last is not None and begin < len(tokens):
+            node = last.children.get(tokens[begin])
             if node is None:
                 break
             node.used = now
@@ -87,21 +99,26 @@ class PrefixCache:
                 segments.append(Segment(begin, begin + shared, tuple(p[..., :shared, :] for p in node.planes)))
                 break
             segments.append(Segment(begin, begin + shared, node.planes))
-            begin += shared
-        return segments
+            begin, last = begin + shared, node
+        return segments, None if last is None else Found(last, begin)
 
-    def insert(self, role: Role, tokens: TokenIds, copy: Callable[[int, int], Planes]) -> None:
-        """Store this prefix. `copy(begin, end)` makes the tensors of the tokens that are not cached yet."""
+    def insert(
+        self, role: Role, tokens: TokenIds, copy: Callable[[int, int], Planes], found: Found | None = None
+    ) -> Found:
+        """Store this prefix and return its place. `copy(begin, end)` makes the tensors of what is not cached yet. With
+        `found`, a place of these tokens from before, the walk begins there."""
         now = next(self._clock)
         # 1. Walk down the tree along the tokens; where they part inside a node, split it.
-        node = self._roots.setdefault(role, _Node((), (), None, now))
-        begin = 0
+        root = self._roots.setdefault(role, _Node((), (), None, now))
+        node, begin = root, 0
+        if found is not None and found.node.parent is not None:  # otherwise it was evicted since
+            node, begin = found.node, found.end
         while begin < len(tokens):
             node.used = now
             child = node.children.get(tokens[begin])
             if child is None:
                 # 2. All that follows is new: one leaf for it.
-                self._add(node, tokens[begin:], copy(begin, len(tokens)), now)
+                node = self._add(node, tokens[begin:], copy(begin, len(tokens)), now)
                 break
             shared = common_prefix(child.tokens, tokens, begin)
             begin += shared
@@ -109,6 +126,7 @@ class PrefixCache:
         node.used = now
         # 3. Drop leaves until the budget holds again.
         self._evict()
+        return Found(node, len(tokens))
 
     def set_budget(self, budget_bytes: int) -> None:
         """Hold at most this many bytes from now on; evicts at once."""
@@ -122,12 +140,12 @@ class PrefixCache:
             node = nodes.pop()
             nodes += node.children.values()
             node.children.clear()
-            node.parent = None
+            node.parent, node.planes = None, ()
         self._roots.clear()
         self._heap.clear()
         self.num_bytes = 0
 
-    def _add(self, parent: _Node, tokens: TokenIds, planes: Planes, now: int) -> None:
+    def _add(self, parent: _Node, tokens: TokenIds, planes: Planes, now: int) -> _Node:
         evicted = parent.evicted.pop(tokens[0], ())
         if evicted and not self._warned and common_prefix(evicted, tokens, 0) == min(len(evicted), len(tokens)):
             self._warned = True
@@ -139,6 +157,7 @@ class PrefixCache:
         parent.children[tokens[0]] = child
         self.num_bytes += child.num_bytes
         self._push(child)
+        return child
 
     def _split(self, node: _Node, at: int) -> _Node:
         """Cut a node in two; return the upper part. Both parts are copied, so that evicting one frees its memory."""
@@ -166,6 +185,7 @@ class PrefixCache:
             parent.evicted[node.tokens[0]] = node.tokens
             node.parent = None
             self.num_bytes -= node.num_bytes
+            node.planes = ()  # a place that somebody has kept holds no memory
             self.evicted_tokens += len(node.tokens)
             if parent.parent is not None and not parent.children:
                 self._push(parent)

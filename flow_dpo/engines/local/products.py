@@ -4,30 +4,39 @@ A product is made of the layers that read one input, such as q, k and v, or gate
 An adapter beside them is two small products for all of them together: the A matrices under one another, and the B
 matrices on a block diagonal. On a CPU a product in half precision lays out its weights at every call, and one in
 float32 takes a library that does not use every processor's widest instructions; a weight that is packed once by oneDNN
-has neither cost. Packed weights are copies, and have a budget.
+has neither cost. MKL uses those of Intel's: there a small weight is transposed once instead, since oneDNN's call alone
+takes as long as a small product, and MKL writes into what is there already or adds to it. Packed and transposed weights
+are copies, and have a budget.
 
     layers = [read_linear(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
     products = ProductCache(max_packed_bytes=1 << 30)
     products.get([layer.base for layer in layers])(x_NC)              # [N, outputs of q, k and v]
     LowRank.of(layers).add(x_NC, out_NO)                              # the adapters' share is added in place
 
-Invariant: packing changes no bit in half precision, and the rounding of sums alone in float32.
+Invariant: packing changes no bit in half precision, and the rounding of sums alone in float32. A token's product
+with a transposed weight does not depend on the tokens beside it, to the bit.
 
 Shapes: N tokens, C inputs, O outputs, K rank.
 """
 
 from __future__ import annotations
 
+import functools
+import platform
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from torch.nn.functional import linear
+
+from flow_dpo.models.dense_decoder import Layer, Weights
 
 _FEW = 8
 """Tokens below which an unpacked product in float32 is faster: a packed one's call costs some 8 microseconds."""
+_SMALL = 512, 1 << 20
+"""Inputs, and elements of a weight, up to which MKL is at least as fast; up to so many inputs it adds up a token's
+products in one order, however many tokens there are, unless it is a single one."""
 _BUCKETS = ((8, 1), (64, 8), (256, 16), (1024, 64))
 """Numbers of tokens up to the first are rounded up to multiples of the second; beyond them to a quarter of a power."""
 
@@ -40,40 +49,6 @@ def bucket(num_tokens: int) -> int:
             return -(-num_tokens // unit) * unit
     unit = 1 << ((num_tokens - 1).bit_length() - 3)
     return -(-num_tokens // unit) * unit
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """A linear layer's weight and bias."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A linear layer and the adapters that are on: (A, B, scaling) of each."""
-
-    base: Weights
-    adapters: tuple[tuple[torch.Tensor, torch.Tensor, float], ...] = ()
-
-
-def read_linear(module: torch.nn.Module | None) -> Layer | None:
-    """A plain linear layer, or PEFT's LoRA around one with what is on now; None for anything else."""
-    if type(module) is torch.nn.Linear:
-        return Layer(Weights(module.weight, module.bias))
-    if type(module) is not LoraLinear or type(base := module.get_base_layer()) is not torch.nn.Linear:
-        return None
-    if module.merged or module.fan_in_fan_out:
-        return None
-    on = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.lora_A]
-    if any(name in module.lora_variant or module.lora_bias[name] for name in on):
-        return None
-    adapters: list[tuple[torch.Tensor, torch.Tensor, float]] = []
-    for name in on:
-        (down,), (up,) = (list(pair[name].parameters()) for pair in (module.lora_A, module.lora_B))
-        adapters.append((down, up, module.scaling[name]))
-    return Layer(Weights(base.weight, base.bias), tuple(adapters))
 
 
 class LowRank:
@@ -114,22 +89,58 @@ class Product:
     def __init__(self, layers: Sequence[Weights], *, pack: bool) -> None:
         self._layers = tuple(layers)
         self._packed: torch.Tensor | None = None
+        self._turned_CO: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
         self.packed_bytes = 0
+        self.num_outputs = sum(len(layer.weight) for layer in layers)
         first = layers[0].weight
         self._least = _FEW if first.dtype == torch.float32 else 1
         if pack:
-            weight = torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else first
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)
+            weight = (torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else first).detach()
+            if can_turn([layer.weight for layer in layers]):
+                self._turned_CO = weight.T.contiguous()
+            else:
+                self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
             self.packed_bytes = weight.nbytes
             if any(layer.bias is not None for layer in layers):
                 self._bias = torch.cat([_bias(layer) for layer in layers])
 
+    @property
+    def adds(self) -> bool:
+        """Whether it can add to what is there already."""
+        return self._turned_CO is not None
+
     def __call__(self, x_NC: torch.Tensor) -> torch.Tensor:
+        if self._turned_CO is not None:
+            out_NO = x_NC.new_empty(len(x_NC), self.num_outputs)
+            self._write(self._turned_CO, x_NC, out_NO, add=False)
+            return out_NO
         if self._packed is not None and len(x_NC) >= self._least:
             return torch.ops.mkldnn._linear_pointwise(x_NC, self._packed, self._bias, "none", [], "")
         outs = [linear(x_NC, layer.weight, layer.bias) for layer in self._layers]
         return outs[0] if len(outs) == 1 else torch.cat(outs, -1)
+
+    def write(self, x_NC: torch.Tensor, begin: int, end: int, out_NO: torch.Tensor, *, add: bool = False) -> None:
+        """The product of the tokens [begin, end), written into their place in `out_NO`; or added (see `adds`). Those
+        behind them are read as well, up to a number of tokens that is met again."""
+        if self._turned_CO is None:
+            out_NO[begin:end] = self(x_NC[begin : begin + bucket(end - begin)])[: end - begin]
+        else:
+            self._write(self._turned_CO, x_NC[begin:end], out_NO[begin:end], add=add)
+
+    def _write(self, turned_CO: torch.Tensor, x_NC: torch.Tensor, out_NO: torch.Tensor, *, add: bool) -> None:
+        if len(x_NC) == 1:  # alone it would be added up in another order
+            both_NO = out_NO.repeat(2, 1)
+            self._write(turned_CO, x_NC.repeat(2, 1), both_NO, add=add)
+            out_NO.copy_(both_NO[:1])
+        elif add:
+            out_NO.addmm_(x_NC, turned_CO)
+            if self._bias is not None:
+                out_NO.add_(self._bias)
+        elif self._bias is not None:
+            torch.addmm(self._bias, x_NC, turned_CO, out=out_NO)
+        else:
+            torch.mm(x_NC, turned_CO, out=out_NO)
 
 
 class ProductCache:
@@ -165,6 +176,23 @@ def can_pack(weight: torch.Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float32
+
+
+def can_turn(weights: Sequence[torch.Tensor]) -> bool:
+    """Whether these weights, side by side, are transposed for MKL rather than packed by oneDNN."""
+    first, size = weights[0], sum(weight.numel() for weight in weights)
+    small = first.shape[1] <= _SMALL[0] and size <= _SMALL[1]
+    return small and first.device.type == "cpu" and first.dtype == torch.float32 and _on_intel()
+
+
+@functools.cache
+def _on_intel() -> bool:
+    """Whether MKL is there, on one of its maker's processors."""
+    try:
+        name = Path("/proc/cpuinfo").read_text(errors="replace")[:4096]
+    except OSError:
+        name = platform.processor()
+    return torch.backends.mkl.is_available() and "GenuineIntel" in name
 
 
 def _bias(layer: Weights) -> torch.Tensor:

@@ -18,7 +18,7 @@ from flow_dpo.core.types import Request, Role, Sampling, TokenIds
 from flow_dpo.engines.local.flat_batch import RowInput
 from flow_dpo.engines.local.kv_rows import KvRows
 from flow_dpo.engines.local.prefill_sharing import CopiedSpan, PrefillPlan, plan_prefill
-from flow_dpo.engines.local.prefix_cache import PrefixCache, Segment
+from flow_dpo.engines.local.prefix_cache import Found, PrefixCache, Segment
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +39,8 @@ class RequestState:
     logprobs: list[float] = field(default_factory=list[float])
     sampled_logprobs: list[float] = field(default_factory=list[float])
 
+    found: Found | None = None
+    """Where in the prefix cache its tokens are, as far as they were when it was looked at last."""
     max_length: int = field(init=False)
     """Tokens that the row will hold at most: all but the last sampled one, which is never an input."""
 
@@ -117,7 +119,9 @@ class RoleScheduler:
         num_tokens = 0
         while self.waiting and len(self.active) + len(picked) < max_rows:
             row = self.waiting[0]
-            found = cache.find(self.role, row.request.prompt_ids) if cache is not None else []
+            found: list[Segment] = []
+            if cache is not None:
+                found, row.found = cache.search(self.role, row.request.prompt_ids)
             max_length = max(max_length, row.max_length)
             num_tokens += len(row.request.prompt_ids) - (found[-1].end if found else 0)
             num_rows = len(self.active) + len(picked) + 1

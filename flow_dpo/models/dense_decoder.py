@@ -16,10 +16,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch.nn.functional import rms_norm
 from transformers import PreTrainedModel
 
-from flow_dpo.engines.local.products import Layer, read_linear
+from flow_dpo.models.attention import layout_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A linear layer's weight and bias."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A linear layer and the adapters that are on: (A, B, scaling) of each."""
+
+    base: Weights
+    adapters: tuple[tuple[torch.Tensor, torch.Tensor, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +45,21 @@ class Norm:
 
     weight: torch.Tensor
     eps: float
+    scaled: torch.Tensor
+    """The weight times the root of its size: what is divided by a norm that is no mean is multiplied by it."""
+    shift: torch.Tensor
+    """The root of the epsilon times the size."""
+
+    @staticmethod
+    def of(weight: torch.Tensor, eps: float) -> Norm:
+        size = len(weight)
+        return Norm(weight, eps, weight * size**0.5, torch.tensor((size * eps) ** 0.5, device=weight.device))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float32 and x.device.type == "cpu" and not x.requires_grad:
+            # Four operations in place of the eight that torch makes of it on a CPU, two of them in place.
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            return x.div(norm.hypot_(self.shift)).mul_(self.scaled)
         if x.dtype == torch.float32:
             return rms_norm(x, self.weight.shape, self.weight, self.eps)
         # Rounded where transformers rounds, so that the learner's forward differs as little as can be.
@@ -66,6 +96,16 @@ class Decoder:
     head: list[Layer]
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """How a layer calls attention."""
+
+    scaling: float
+    window: int | None
+    kv_heads: int
+    size: int
+
+
 def read_decoder(model: PreTrainedModel) -> Decoder | None:
     """The model's weights, where it is built of nothing but the modules that the lean forward knows."""
     if not _plain(model):
@@ -80,6 +120,56 @@ def read_decoder(model: PreTrainedModel) -> Decoder | None:
         return None
     known = [block for block in blocks if block is not None]
     return Decoder(decoder["embed_tokens"].weight.detach(), decoder["rotary_emb"], known, norm, [head])
+
+
+def read_linear(module: torch.nn.Module | None) -> Layer | None:
+    """A plain linear layer, or PEFT's LoRA around one with what is on now; None for anything else."""
+    if type(module) is torch.nn.Linear:
+        return Layer(Weights(module.weight, module.bias))
+    if type(module) is not LoraLinear or type(base := module.get_base_layer()) is not torch.nn.Linear:
+        return None
+    if module.merged or module.fan_in_fan_out:
+        return None
+    on = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.lora_A]
+    if any(name in module.lora_variant or module.lora_bias[name] for name in on):
+        return None
+    adapters: list[tuple[torch.Tensor, torch.Tensor, float]] = []
+    for name in on:
+        (down,), (up,) = (list(pair[name].parameters()) for pair in (module.lora_A, module.lora_B))
+        adapters.append((down, up, module.scaling[name]))
+    return Layer(Weights(base.weight, base.bias), tuple(adapters))
+
+
+def attention_calls(model: PreTrainedModel, decoder: Decoder) -> list[AttentionCall] | None:
+    """How each layer calls attention, by a forward of the model; None where heads are not of one size."""
+    recorder = _Recorder()
+    ids_1N = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    model(input_ids=ids_1N, position_ids=ids_1N, layout=recorder, **layout_inputs(model.device))
+    return recorder.calls if len(recorder.calls) == len(decoder.blocks) and recorder.alike else None
+
+
+class _Recorder:
+    """A layout that records the arguments of attention; its output has the right shape and is never used."""
+
+    def __init__(self) -> None:
+        self.calls: list[AttentionCall] = []
+        self.alike = True
+        """Whether queries, keys and values have heads of one size."""
+
+    def attend(
+        self,
+        layer: int,
+        query_1HND: torch.Tensor,
+        key_1KND: torch.Tensor,
+        value_1KND: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        del layer
+        self.calls.append(AttentionCall(scaling, window, *key_1KND.shape[1::2]))
+        self.alike &= query_1HND.shape[-1] == key_1KND.shape[-1] == value_1KND.shape[-1]
+        return value_1KND.repeat_interleave(query_1HND.shape[1] // key_1KND.shape[1], 1)
 
 
 def _plain(model: PreTrainedModel) -> bool:
@@ -132,7 +222,7 @@ def _read_norm(module: torch.nn.Module) -> Norm | None:
     eps, weight = getattr(module, "variance_epsilon", None), getattr(module, "weight", None)
     if not isinstance(eps, float) or not isinstance(weight, torch.Tensor) or weight.dim() != 1:
         return None
-    return Norm(weight.detach(), eps) if [name for name, _ in module.named_parameters()] == ["weight"] else None
+    return Norm.of(weight.detach(), eps) if [name for name, _ in module.named_parameters()] == ["weight"] else None
 
 
 def _children(module: torch.nn.Module, names: Mapping[str, int]) -> dict[str, torch.nn.Module]:
