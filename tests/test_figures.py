@@ -42,6 +42,7 @@ CONTENT = {
     [
         ("is 1.0<!--= arms.one.accuracy.mean % -->!", "is 93.8<!--= arms.one.accuracy.mean % -->!"),
         ("-3 (0 to 2)<!--= arms.two.contrasts.one diff -->", "+8.1 (0.9 to 15.2)<!--= arms.two.contrasts.one diff -->"),
+        ("1 (0 to 2)<!--= arms.1.contrasts.0 -diff -->", "-8.1 (-15.2 to -0.9)<!--= arms.1.contrasts.0 -diff -->"),
         ("p 0.04<!--= arms.two.contrasts.one.p p -->", "p < 1e-4<!--= arms.two.contrasts.one.p p -->"),
         ("1<!--= num 0 --> and 1<!--= num k --> k", "12,345<!--= num 0 --> and 12<!--= num k --> k"),
         ("of 1<!--= arms.0.accuracy.per_seed seeds -->", "of +90.0, -1.1<!--= arms.0.accuracy.per_seed seeds -->"),
@@ -65,6 +66,13 @@ def test_a_comment_that_ties_nothing_is_refused(tmp_path: Path) -> None:
         figures.rewritten("none<!--= num 0 -->", tmp_path)
     with pytest.raises(ValueError, match="expected one of the formats"):
         figures.rewritten("1<!--= num percent -->", tmp_path)
+
+
+def test_what_the_paper_has_is_of_its_table() -> None:
+    paper = json.loads((figures.ROOT / "studies" / "paper.json").read_text())
+    for other in ("self_generated", "ground_truth"):
+        gaps = [round(a - b, 1) for a, b in zip(paper["trained_flow"], paper[other], strict=True)]
+        assert paper[f"trained_flow_over_{other}"] == {"least": min(gaps), "most": max(gaps)}
 
 
 def test_prose_is_what_no_tool_writes() -> None:

@@ -53,6 +53,12 @@ def _interval(value: Mapping[str, Any]) -> str:
     return f"{_points(value[low])} to {_points(value[high])}"
 
 
+def _negative(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The difference the other way round."""
+    names = {"mean": "mean", "seed_low": "seed_high", "seed_high": "seed_low", "low": "high", "high": "low"}
+    return {name: None if value.get(other) is None else -value[other] for name, other in names.items()}
+
+
 def _p(value: float) -> str:
     return "< 1e-4" if value < 1e-4 else f"{value:.2g}"
 
@@ -62,16 +68,19 @@ FORMATS: Mapping[str, tuple[Callable[[Any], str], str]] = {
     "%0": (lambda value: _points(value, digits=0), _NUMBER),
     "+%": (lambda value: _points(value, "+"), _NUMBER),
     "diff": (lambda value: f"{_points(value['mean'], '+')} ({_interval(value)})", rf"{_NUMBER} \({_INTERVAL}\)"),
+    "-diff": (lambda value: FORMATS["diff"][0](_negative(value)), rf"{_NUMBER} \({_INTERVAL}\)"),
     "ci": (_interval, _INTERVAL),
     "seeds": (lambda value: ", ".join(_points(one, "+") for one in value), rf"{_NUMBER}(?:, {_NUMBER})*"),
     "p": (_p, rf"(?:< 1e-4|{_NUMBER}(?:e-\d+)?)"),
     "k": (lambda value: f"{value / 1000:.0f}", _NUMBER),
     "0": (lambda value: f"{value:,.0f}", _NUMBER),
     "1": (lambda value: f"{value:,.1f}", _NUMBER),
+    "+1": (lambda value: f"{value:+,.1f}", _NUMBER),
     "2": (lambda value: f"{value:,.2f}", _NUMBER),
     "3g": (lambda value: f"{value:.3g}", _NUMBER),
 }
-"""By name: how a value is printed, and what stands there. Shares are printed in points of a hundred."""
+"""By name: how a value is printed, and what stands there. Shares are printed in points of a hundred; "-diff" is the
+difference the other way round."""
 
 
 @cache

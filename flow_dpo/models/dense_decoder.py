@@ -56,7 +56,7 @@ class Norm:
         return Norm(weight, eps, weight * size**0.5, torch.tensor((size * eps) ** 0.5, device=weight.device))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dtype == torch.float32 and x.device.type == "cpu" and not x.requires_grad:
+        if x.dtype == torch.float32 and x.device.type == "cpu":
             # Four operations in place of the eight that torch makes of it on a CPU, two of them in place.
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             return x.div(norm.hypot_(self.shift)).mul_(self.scaled)

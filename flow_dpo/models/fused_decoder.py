@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, rms_norm
 from transformers import PreTrainedModel
 
 from flow_dpo.models import attention
@@ -112,7 +112,8 @@ class FusedDecoder:
             out = attends.attend(index, query, key, value, scaling=call.scaling, window=call.window)
             x_NC = AfterAttention.apply(out[0].transpose(0, 1).flatten(1), x_NC, block, *block.after)
         # 3. The final norm, and each token back at its place.
-        hidden_RC = state.decoder.norm(x_NC)
+        norm = state.decoder.norm
+        hidden_RC = rms_norm(x_NC, norm.weight.shape, norm.weight, norm.eps)
         return hidden_RC.new_zeros(row.num_tokens, hidden_RC.shape[1]).index_copy(0, rows_R, hidden_RC)
 
     def _state(self, model: PreTrainedModel) -> _State:

@@ -191,7 +191,7 @@ def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> N
     assert "flex_attention" not in facts, "it was not tried on a CPU"
     config = (folder / "config.yaml").read_text()
     assert "chunk_tokens: 16" in config
-    assert "max_tokens: 4096" in config, "numbers in place of auto, so that a resumed run has the same rows"
+    assert "max_tokens: 1024" in config, "numbers in place of auto, so that a resumed run has the same rows"
     assert "gradient_checkpointing: false" in config
 
 
