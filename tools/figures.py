@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = "comparison.json"
-TIED = ("README.md", "studies/team/README.md")
+TIED = ("README.md", "studies/seed/README.md", "studies/team/README.md")
 """Pages whose prose is checked whole."""
 
 _NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?"
