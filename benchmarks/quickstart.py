@@ -23,7 +23,7 @@ WINDOW = 250
 
 def main() -> None:
     parser = measuring.parser(__doc__)
-    parser.set_defaults(repeats=1)
+    parser.set_defaults(repeats=1, num_threads=2)
     settings = parser.parse_args()
     words = ["quickstart", *(["--max_problems", "64"] if settings.tiny else [])]
     seconds: list[float] = []
