@@ -37,7 +37,7 @@ def wrong_figures(study: Path, *, tests: Sequence[str] = ()) -> tuple[int, list[
     """How many arms were recomputed, and the figures that are not what their files give; of these `tests` alone where
     any are named."""
     found = json.loads((study / "comparison.json").read_text(encoding="utf-8"))
-    seeds = seed_results.read_seeds(study)
+    seeds = [each for each in seed_results.read_seeds(study) if each.seed in found.get("seeds", ())]
     again = _of_seeds(found, seeds, tests) if seeds else _of_verdicts(study, found, tests)
     again, wrong = json.loads(json.dumps(again)), list[str]()
     if seeds and not tests:

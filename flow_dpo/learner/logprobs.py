@@ -12,7 +12,6 @@ A token's log-probability is read at the token before it, so the last token of a
 
 The output head (`models.head`) is applied at label positions alone, and never twice. Values are returned on the CPU, by
 one copy that gradients pass through: an objective may then read them as it likes, and no device waits for it.
-
 """
 
 from __future__ import annotations

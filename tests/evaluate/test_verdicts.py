@@ -165,6 +165,8 @@ def test_a_study_is_made_again_from_the_results_of_its_seeds(tmp_path: Path) -> 
     write()
     assert wrong_figures(tmp_path) == (3, [])
     assert wrong_figures(tmp_path, tests=TESTS[:1]) == (3, [])
+    seed_results.write_seed(tmp_path, replace(seeds[0], seed=7))
+    assert wrong_figures(tmp_path) == (3, []), "a seed that the comparison does not name is left out"
     difference["seed_p"] *= 1.01
     found["arms"][0]["costs"]["seconds"] = 7.0
     write()

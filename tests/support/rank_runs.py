@@ -372,7 +372,7 @@ def dying(folder: Path, *, who: int, when: str) -> None:
 
 def wrong(folder: Path) -> None:
     """Every way to go wrong, on two ranks or three; statuses by rank to a file."""
-    group.PATIENCE_S = group.LAST_WORD_S = 6.0  # a machine under load is slow to say anything
+    group.PATIENCE_S = group.LAST_WORD_S = 6.0  # a machine under load is slow to answer
     found: dict[str, list[int]] = {}
     ways: dict[str, tuple[Work, int]] = {
         "refused": (partial(refused, shard=False, ways=("nan", "own", "memory")), 3),
