@@ -6,7 +6,7 @@
 Sampling is Flow-DPO's trees on a few problems (tokens a second), learning one update on both roles' pairs of a tree
 (seconds). Where the processor has such instructions they are taken from it by `ENVIRONMENTS`: oneDNN, which makes
 torch's products in bf16, is told of fewer; `ATEN_CPU_CAPABILITY` alone changes none of them. torch goes on naming the
-instructions, so `auto` is told that there are none (`supports` of `models.precision.choose_dtype`). Each side reports
+instructions, so `auto` is told that there are none (`prefers` of `models.precision.choose_dtype`). Each side reports
 by a trial how products in bf16 compare with those in float32 in its own process: below 1 says that the instructions are
 really gone, and that the trial would choose as `auto` does. `ONEDNN_VERBOSE=1` prints the kernels.
 
@@ -90,9 +90,9 @@ def measure(settings: argparse.Namespace) -> Report:
     # 1. As "auto" chooses where no instructions are.
     loaded = load(settings.model_name_or_path, num_threads=settings.num_threads)
     declared = torch.bfloat16
-    chosen = precision.choose_dtype(settings.side, declared, torch.device("cpu"), supports=lambda _: False)
+    chosen = precision.choose_dtype(settings.side, declared, torch.device("cpu"), prefers=lambda _: False)
     loaded.model.to(chosen)  # pyright: ignore[reportArgumentType]
-    trial = precision.products_per_second(torch.bfloat16) / precision.products_per_second(torch.float32)
+    trial = precision.products_over_float32(torch.bfloat16)
     # 2. The work.
     memory = measuring.PeakMemory()
     policy, preset = _policy(loaded, settings)

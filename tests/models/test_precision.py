@@ -12,7 +12,7 @@ import torch
 from flow_dpo.core.errors import ModelError
 from flow_dpo.models import precision
 from flow_dpo.models.load import SEED_FOLDER, dtype_of, load_model
-from flow_dpo.models.precision import choose_dtype, cpu_supports
+from flow_dpo.models.precision import choose_dtype, cpu_prefers
 from flow_dpo.models.settings import ModelSettings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -22,32 +22,43 @@ HALVES = (torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("half", HALVES, ids=str)
 def test_auto_is_the_checkpoints_own_where_the_processor_has_it(half: torch.dtype) -> None:
     for has in (True, False):
-        assert choose_dtype("auto", half, CPU, supports=lambda _, has=has: has) == (half if has else torch.float32)
-        assert choose_dtype("auto", half, CUDA, supports=lambda _, has=has: has) == half
-        assert choose_dtype("auto", torch.float32, CPU, supports=lambda _, has=has: has) == torch.float32
-        assert choose_dtype("auto", None, CPU, supports=lambda _, has=has: has) is None
-        assert choose_dtype("bfloat16", torch.float32, CPU, supports=lambda _, has=has: has) == torch.bfloat16
-        assert choose_dtype("float32", half, CPU, supports=lambda _, has=has: has) == torch.float32
+        assert choose_dtype("auto", half, CPU, prefers=lambda _, has=has: has) == (half if has else torch.float32)
+        assert choose_dtype("auto", half, CUDA, prefers=lambda _, has=has: has) == half
+        assert choose_dtype("auto", torch.float32, CPU, prefers=lambda _, has=has: has) == torch.float32
+        assert choose_dtype("auto", None, CPU, prefers=lambda _, has=has: has) is None
+        assert choose_dtype("bfloat16", torch.float32, CPU, prefers=lambda _, has=has: has) == torch.bfloat16
+        assert choose_dtype("float32", half, CPU, prefers=lambda _, has=has: has) == torch.float32
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "supported"),
+    ("capabilities", "bf16", "fp16"),
     [
-        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False, "avx512_fp16": False}, (True, False)),
-        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False, "avx512_fp16": False}, (False, False)),
-        ({"avx512_bf16": False, "amx_bf16": True, "amx_fp16": True}, (True, True)),
-        ({"neon": True, "bf16": True, "fp16_arith": True}, (True, True)),
-        ({"neon": True, "bf16": False, "fp16_arith": True}, (False, True)),
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False, "avx512_fp16": False}, "timed", "no"),
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False, "avx512_fp16": False}, "no", "no"),
+        ({"avx512_bf16": False, "amx_bf16": True, "amx_fp16": True}, "yes", "yes"),
+        ({"avx512_bf16": True, "amx_bf16": True, "avx512_fp16": True, "amx_fp16": False}, "yes", "timed"),
+        ({"neon": True, "bf16": True, "fp16_arith": True}, "timed", "timed"),
+        ({"neon": True, "bf16": False, "fp16_arith": True}, "no", "timed"),
+        ({"avx2": True}, "timed", "timed"),
     ],
 )
-def test_the_processor_is_asked(capabilities: dict[str, bool], supported: tuple[bool, bool]) -> None:
-    assert tuple(cpu_supports(half, capabilities) for half in HALVES) == supported
+def test_the_processor_is_asked_and_timed_where_that_does_not_settle_it(
+    capabilities: dict[str, bool], bf16: str, fp16: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for half, way in zip(HALVES, (bf16, fp16), strict=True):
+        for ratio, wins in ((0.57, False), (0.9, True), (1.9, True)):
+            monkeypatch.setattr(precision, "products_over_float32", lambda _, ratio=ratio: ratio)
+            assert cpu_prefers(half, capabilities) is {"yes": True, "no": False, "timed": wins}[way]
 
 
-def test_a_processor_that_says_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_keeps_to_one_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    precision.products_over_float32.cache_clear()
     speeds = {torch.bfloat16: 30.0, torch.float16: 90.0, torch.float32: 60.0}
     monkeypatch.setattr(precision, "products_per_second", speeds.__getitem__)
-    assert [cpu_supports(half, {"avx2": True}) for half in HALVES] == [False, True]
+    assert [precision.products_over_float32(half) for half in HALVES] == [0.5, 1.5]
+    monkeypatch.setattr(precision, "products_per_second", lambda dtype: 100.0 - speeds[dtype])
+    assert [precision.products_over_float32(half) for half in HALVES] == [0.5, 1.5]
+    precision.products_over_float32.cache_clear()
 
 
 def test_products_are_timed_for_no_longer_than_said() -> None:
@@ -71,11 +82,11 @@ def test_a_half_precision_checkpoint_on_a_processor_without_it(
 ) -> None:
     name = half_checkpoint(tmp_path / "half", declared=declared)
     settings = ModelSettings(model_name_or_path=name, device="cpu")
-    monkeypatch.setattr(precision, "cpu_supports", lambda _: True)
+    monkeypatch.setattr(precision, "cpu_prefers", lambda _: True)
     assert load_model(settings).model.dtype == torch.bfloat16
     assert dtype_of(settings) == ("bfloat16" if declared else "auto")
-    monkeypatch.setattr(precision, "cpu_supports", lambda _: False)
-    with pytest.warns(UserWarning, match=r"loaded in float32, for this processor has no .*bfloat16.*--dtype bfloat16"):
+    monkeypatch.setattr(precision, "cpu_prefers", lambda _: False)
+    with pytest.warns(UserWarning, match=r"loaded in float32, in which this processor .*faster.*bfloat16.*--dtype bfloat16"):
         loaded = load_model(settings).model
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     assert dtype_of(settings) == ("float32" if declared else "auto")
