@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,17 @@ def test_a_tied_figure_is_that_of_its_file(page: Path) -> None:
     assert figures.rewritten(text, page.parent) == text, "run: python -m tools.figures --write"
 
 
-@pytest.mark.parametrize("name", figures.TIED)
-def test_no_decimal_stands_in_prose_untied(name: str) -> None:
-    assert figures.untied((figures.ROOT / name).read_text(encoding="utf-8")) == []
+@pytest.mark.parametrize("page", figures.checked_whole(), ids=lambda page: str(page.relative_to(figures.ROOT)))
+def test_no_decimal_stands_in_prose_untied(page: Path) -> None:
+    assert figures.untied(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("page", figures.pages(), ids=lambda page: str(page.relative_to(figures.ROOT)))
+def test_what_is_of_runs_that_are_not_kept_says_so(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- not kept -->(.*?)<!-- end of not kept -->", text, re.DOTALL)
+    assert len(blocks) == text.count("<!-- not kept -->") == text.count("<!-- end of not kept -->")
+    assert all("not kept" in block for block in blocks)
 
 
 CONTENT = {
@@ -48,6 +57,10 @@ CONTENT = {
         ("of 1<!--= arms.0.accuracy.per_seed seeds -->", "of +90.0, -1.1<!--= arms.0.accuracy.per_seed seeds -->"),
         ("1<!--= arms.1.contrasts.by=x.mean +% -->", "+8.1<!--= arms.1.contrasts.by=x.mean +% -->"),
         ("of 1<!--= own/other.json:num 0 -->", "of 7<!--= own/other.json:num 0 -->"),
+        (
+            "1<!--= flow_dpo/learner/settings.py:LearnerSettings.max_grad_norm 1 -->",
+            "1.0<!--= flow_dpo/learner/settings.py:LearnerSettings.max_grad_norm 1 -->",
+        ),
     ],
 )  # fmt: skip
 def test_a_figure_is_written_as_its_file_has_it(before: str, after: str, tmp_path: Path) -> None:
@@ -62,6 +75,8 @@ def test_a_comment_that_ties_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text(json.dumps(CONTENT))
     with pytest.raises(KeyError, match="found none from three on"):
         figures.rewritten("1<!--= arms.three.accuracy % -->", tmp_path)
+    with pytest.raises(KeyError, match=r"expected NONE in flow_dpo/core/loop\.py, found no NONE"):
+        figures.rewritten("1<!--= flow_dpo/core/loop.py:NONE 0 -->", tmp_path)
     with pytest.raises(ValueError, match="expected a figure before"):
         figures.rewritten("none<!--= num 0 -->", tmp_path)
     with pytest.raises(ValueError, match="expected one of the formats"):
@@ -81,5 +96,9 @@ def test_prose_is_what_no_tool_writes() -> None:
 | 7.5 |
 <!-- end of tables -->
 | 8.5 |
+With vLLM 0.32 and transformers below 5.20
+<!-- not kept -->
+9.5, of a run that is not kept
+<!-- end of not kept -->
 """
     assert [one.split()[-1] for one in figures.untied(text)] == ["3.5", "8.5"]
