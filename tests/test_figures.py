@@ -34,6 +34,7 @@ def test_what_is_of_runs_that_are_not_kept_says_so(page: Path) -> None:
 
 CONTENT = {
     "num": 12345,
+    "version 1.5": [{"name": "seed, 2 x 3: time", "ratio": 7.0291}],
     "arms": [
         {"name": "one", "accuracy": {"mean": 0.9384, "per_seed": [0.9, -0.011]}},
         {
@@ -56,6 +57,7 @@ CONTENT = {
         ("1<!--= num 0 --> and 1<!--= num k --> k", "12,345<!--= num 0 --> and 12<!--= num k --> k"),
         ("of 1<!--= arms.0.accuracy.per_seed seeds -->", "of +90.0, -1.1<!--= arms.0.accuracy.per_seed seeds -->"),
         ("1<!--= arms.1.contrasts.by=x.mean +% -->", "+8.1<!--= arms.1.contrasts.by=x.mean +% -->"),
+        ("1<!--= version~1\\.5.seed,~2~x~3:~time.ratio 2 -->", "7.03<!--= version~1\\.5.seed,~2~x~3:~time.ratio 2 -->"),
         ("of 1<!--= own/other.json:num 0 -->", "of 7<!--= own/other.json:num 0 -->"),
         (
             "1<!--= flow_dpo/learner/settings.py:LearnerSettings.max_grad_norm 1 -->",

@@ -7,7 +7,7 @@
 
 A comment names a value of a JSON file by the keys that lead to it, and how it is printed (`FORMATS`). An item of a list
 is named by its number, its name (`name`, `arm` or `against`), or several of its fields: `other=answer_votes,rule=best`;
-a dot in a key is escaped: `0\\.002`.
+a dot in a key is escaped, `0\\.002`, and `~` stands for a space: `quickstart:~seconds.ratio`.
 The file is the page's own comparison.json, or one that stands before the keys, from the root of the repository:
 `benchmarks/results.json:0.ratio`; of one of Python the keys name a constant or a setting's default:
 `flow_dpo/learner/settings.py:LearnerSettings.max_logprob_drift`. What was measured in a run that is not kept stands
@@ -32,7 +32,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 OWN = "comparison.json"
 NOT_YET = (
-    "benchmarks/RESULTS.md",
     *("docs/" + name for name in ("log.md", "models.md", "engines.md", "recipes.md", "scaling.md", "rewards.md")),
     *("docs/" + name for name in ("stop.md", "verifier.md", "comparisons.md", "troubleshooting.md", "trl-fields.md")),
     *("docs/" + name for name in ("traces.md", "concepts.md", "start/one-gpu.md", "start/gpu-check.md")),
@@ -125,7 +124,7 @@ def _value(file: str | None, keys: str, folder: Path, root: Path) -> Any:
 def look_up(content: Any, keys: str) -> Any:
     """The value that dotted keys lead to. Raises `KeyError` where there is none."""
     for key in re.split(r"(?<!\\)\.", keys):
-        key = key.replace("\\.", ".")
+        key = key.replace("\\.", ".").replace("~", " ")
         if isinstance(content, list):
             named = [one for one in content if isinstance(one, dict) and _is_named(one, key)]
             content = named[0] if named else content[int(key)] if key.isdigit() else None
