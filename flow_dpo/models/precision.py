@@ -8,9 +8,9 @@ instructions for the half precision imitates it, several times slower, and some 
     bfloat16 checkpoint, CPU with other instructions for it     by a trial
     bfloat16 checkpoint, CPU without                            float32, and a warning that says so
 
-The processor is asked by `torch.cpu.get_capabilities`; what that does not settle is timed, for a tenth of a second, once
-a process: avx512_bf16 of an Intel Xeon whose AMX the virtual machine hides makes 0.57 of float32's products of 512 rows.
-Invariant: a dtype that is given by name is taken as it is.
+The processor is asked by `torch.cpu.get_capabilities`; what that does not settle is timed, for a tenth of a second and
+once a process: an Intel Xeon whose AMX its virtual machine hides has avx512_bf16, and makes with it .57 of float32's
+products of 512 rows. Invariant: a dtype that is given by name is taken as it is.
 """
 
 from __future__ import annotations
