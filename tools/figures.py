@@ -36,7 +36,7 @@ NOT_YET = (
     *("docs/" + name for name in ("log.md", "models.md", "engines.md", "recipes.md", "scaling.md", "rewards.md")),
     *("docs/" + name for name in ("stop.md", "verifier.md", "comparisons.md", "troubleshooting.md", "trl-fields.md")),
     *("docs/" + name for name in ("traces.md", "concepts.md", "start/one-gpu.md", "start/gpu-check.md")),
-    *("docs/start/laptop.md", "studies/recipes/README.md", "studies/instructed/README.md", "studies/svamp/README.md"),
+    *("docs/start/laptop.md", "studies/instructed/README.md", "studies/svamp/README.md"),
     *(f"docs/recipes/{name}.md" for name in ("cpl", "rpo", "dots", "spo-tree", "spo-chain", "regenesis", "objectives")),
     *(f"docs/recipes/{name}.md" for name in ("online-dpo", "malt", "rloo", "treerl", "dapo", "iterative-rpo")),
     "docs/recipes/step-dpo.md",
@@ -99,6 +99,8 @@ FORMATS: Mapping[str, tuple[Callable[[Any], str], str]] = {
     "1": (lambda value: f"{value:,.1f}", _NUMBER),
     "+1": (lambda value: f"{value:+,.1f}", _NUMBER),
     "2": (lambda value: f"{value:,.2f}", _NUMBER),
+    "3": (lambda value: f"{value:,.3f}", _NUMBER),
+    "+3": (lambda value: f"{value:+,.3f}", _NUMBER),
     "3g": (lambda value: f"{value:.3g}", _NUMBER),
 }
 """By name: how a value is printed, and what stands there. Shares are printed in points of a hundred; "-diff" is the
