@@ -9,10 +9,10 @@ A comment names a value of a JSON file by the keys that lead to it, and how it i
 is named by its number, its name (`name`, `arm` or `against`), or several of its fields: `other=answer_votes,rule=best`;
 a dot in a key is escaped: `0\\.002`.
 The file is the page's own comparison.json, or one that stands before the keys, from the root of the repository:
-`benchmarks/results.json:0.ratio`; of one of Python the keys name a constant, a setting's default or a
-recipe's value: `flow_dpo/learner/settings.py:LearnerSettings.max_logprob_drift`,
-`flow_dpo/recipes/presets.py:RECIPES.dapo.paper.recipe.objective.clip_low`. What was measured in a run that is not kept stands
-between `<!-- not kept -->` and `<!-- end of not kept -->`, and says so to the reader.
+`benchmarks/results.json:0.ratio`; of one of Python the keys name a constant, a setting's default or a recipe's value:
+`flow_dpo/learner/settings.py:LearnerSettings.max_logprob_drift`,
+`flow_dpo/recipes/presets.py:RECIPES.dapo.paper.recipe.objective.clip_low`. What was measured in a run that is not kept
+stands between `<!-- not kept -->` and `<!-- end of not kept -->`, and says so to the reader.
 
 Invariant: on every page but those of `NOT_YET` and `WRITTEN` no decimal stands in prose without such a comment.
 """
@@ -97,6 +97,7 @@ FORMATS: Mapping[str, tuple[Callable[[Any], str], str]] = {
     "3": (lambda value: f"{value:,.3f}", _NUMBER),
     "+3": (lambda value: f"{value:+,.3f}", _NUMBER),
     "min": (lambda value: f"{value / 60:.1f}", _NUMBER),
+    "ms": (lambda value: f"{1000 * value:.1f}", _NUMBER),
     "3g": (lambda value: f"{value:.3g}", _NUMBER),
 }
 """By name: how a value is printed, and what stands there. Shares are printed in points of a hundred; "-diff" is the
