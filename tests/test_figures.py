@@ -35,6 +35,7 @@ def test_what_is_of_runs_that_are_not_kept_says_so(page: Path) -> None:
 CONTENT = {
     "num": 12345,
     "version 1.5": [{"name": "seed, 2 x 3: time", "ratio": 7.0291}],
+    "times": [90, 0.0009],
     "arms": [
         {"name": "one", "accuracy": {"mean": 0.9384, "per_seed": [0.9, -0.011]}},
         {
@@ -63,6 +64,16 @@ CONTENT = {
             "1<!--= flow_dpo/learner/settings.py:LearnerSettings.max_grad_norm 1 -->",
             "1.0<!--= flow_dpo/learner/settings.py:LearnerSettings.max_grad_norm 1 -->",
         ),
+        (
+            "1<!--= flow_dpo/recipes/presets.py:RECIPES.dapo.paper.recipe.objective.clip_high 3g -->",
+            "0.28<!--= flow_dpo/recipes/presets.py:RECIPES.dapo.paper.recipe.objective.clip_high 3g -->",
+        ),
+        (
+            "1<!--= flow_dpo/engines/vllm/requests.py:TEMPERATURES.1 1 -->",
+            "2.0<!--= flow_dpo/engines/vllm/requests.py:TEMPERATURES.1 1 -->",
+        ),
+        ("1<!--= times.0 min --> and 1<!--= times.1 ms -->", "1.5<!--= times.0 min --> and 0.9<!--= times.1 ms -->"),
+        ("1<!--= times.1 3 --> and 1<!--= times.1 +3 -->", "0.001<!--= times.1 3 --> and +0.001<!--= times.1 +3 -->"),
     ],
 )  # fmt: skip
 def test_a_figure_is_written_as_its_file_has_it(before: str, after: str, tmp_path: Path) -> None:
@@ -79,6 +90,10 @@ def test_a_comment_that_ties_nothing_is_refused(tmp_path: Path) -> None:
         figures.rewritten("1<!--= arms.three.accuracy % -->", tmp_path)
     with pytest.raises(KeyError, match=r"expected NONE in flow_dpo/core/loop\.py, found no NONE"):
         figures.rewritten("1<!--= flow_dpo/core/loop.py:NONE 0 -->", tmp_path)
+    with pytest.raises(KeyError, match="found no nothing"):
+        figures.rewritten("1<!--= flow_dpo/recipes/presets.py:RECIPES.nothing.paper 0 -->", tmp_path)
+    with pytest.raises(KeyError, match="found no 2"):
+        figures.rewritten("1<!--= flow_dpo/engines/vllm/requests.py:TEMPERATURES.2 0 -->", tmp_path)
     with pytest.raises(ValueError, match="expected a figure before"):
         figures.rewritten("none<!--= num 0 -->", tmp_path)
     with pytest.raises(ValueError, match="expected one of the formats"):
@@ -98,6 +113,9 @@ def test_prose_is_what_no_tool_writes() -> None:
 | 7.5 |
 <!-- end of tables -->
 | 8.5 |
+<!-- table: python -m tools.model_table -->
+| 6.5 |
+<!-- end of table -->
 With vLLM 0.32 and transformers below 5.20
 <!-- not kept -->
 9.5, of a run that is not kept

@@ -19,7 +19,7 @@ from flow_dpo.core.types import Completion, Request, Sampling
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.facts import steady_tokens
 from tests.support.model_families import names
-from tools.model_table import ROLES, Family, examine
+from tools.model_table import BEGIN, DOCS, END, ROLES, Family, examine
 
 SAMPLE = {
     "llama": ("exact", "packed"),
@@ -131,6 +131,14 @@ def check(name: str, dtype: torch.dtype) -> Family:
                 allowed = 3 * rounding.mean() + 0.1
                 assert off.mean() < allowed, f"{name}: {what} is off by {off.mean():.2g}, rounding is {rounding.mean()}"
     return family
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_the_page_has_what_becomes_of_a_family(name: str) -> None:
+    """To write it, in minutes: python -m tools.model_table."""
+    table = DOCS.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    [cells] = [line.split(" | ") for line in table.splitlines() if line.startswith(f"| {name} | ")]
+    assert tuple(cell.partition(" (")[0] for cell in cells[2:4]) == SAMPLE[name]
 
 
 @pytest.mark.parametrize("name", SAMPLE)
