@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,11 @@ def test_the_pages_have_the_kept_figures() -> None:
         "run python -m tools.speed_table"
     )
     assert len(speed_table.PAGES["short"].read_text(encoding="utf-8").splitlines()) < 100
+
+
+def test_no_figure_is_typed_into_a_reason() -> None:
+    reasons = json.loads(speed_table.ROWS.read_text(encoding="utf-8"))["why"]
+    assert [why for why in reasons.values() if re.search(r"\d\.\d|\d s\b|per cent", why)] == []
 
 
 def test_a_row_of_speeds_shows_every_miss_and_why() -> None:
