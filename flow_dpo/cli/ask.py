@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from flow_dpo.cli.loading import loading
 from flow_dpo.core.errors import ConfigError, FlowDpoError, visible
 from flow_dpo.data.problems import DataSettings
 from flow_dpo.evaluate.asked import AskSettings
@@ -102,7 +103,8 @@ def ask(argv: Sequence[str]) -> int:
     first = next(asked, None)
     if first is None:
         return 0
-    from flow_dpo.evaluate.ask import asked_problem, open_to_ask  # loads torch, once there is a question
+    with loading():
+        from flow_dpo.evaluate.ask import asked_problem, open_to_ask  # loads torch, once there is a question
 
     with ExitStack() as stack:
         sections = {**parsed, "data": DataSettings(), "workers": WorkersSettings()}

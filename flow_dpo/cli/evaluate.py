@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flow_dpo.cli.loading import loading
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.evaluate.headers import AREA_WORDS
 from flow_dpo.evaluate.statistics import ungraded_words
@@ -36,7 +37,8 @@ def evaluate(argv: Sequence[str]) -> int:
     settings: EvaluationSettings = parsed["evaluation"]
     if settings.output_dir == EvaluationSettings.output_dir:
         settings = replace(settings, output_dir=free_folder(settings.output_dir, "summary.json"))
-    from flow_dpo.evaluate.run import measure_run  # loads torch, once the arguments are parsed
+    with loading():
+        from flow_dpo.evaluate.run import measure_run  # loads torch, once the arguments are parsed
 
     runtime = RuntimeSettings.from_sections(parsed)
     console = Console()

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flow_dpo.cli.loading import loading
 from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, resolve
@@ -31,7 +32,8 @@ def _sections(given: Given) -> Sections:
 def generate(argv: Sequence[str]) -> int:
     """`flow-dpo generate`."""
     parsed, console = parse_generate(argv), Console()
-    from flow_dpo.traces.run import generate_run  # loads torch, once the arguments are parsed
+    with loading():
+        from flow_dpo.traces.run import generate_run  # loads torch, once the arguments are parsed
 
     written = generate_run(parsed, report=lambda text: print_safe(console, text), console=console)
     print_safe(console, f"Written to {written}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flow_dpo.cli.loading import loading
 from flow_dpo.evaluate.while_training import WhileTrainingSettings
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.resolve import Given, Sections, resolve
@@ -38,10 +39,11 @@ def quickstart(argv: Sequence[str]) -> int:
 
 
 def _run(settings: TrainSettings, watching: WhileTrainingSettings) -> int:
-    from flow_dpo.evaluate.during import watchers  # loads torch, once the arguments are parsed
-    from flow_dpo.report.page_of_run import page_of_run
-    from flow_dpo.runs import training
-    from flow_dpo.runs.given_objects import GivenObjects
+    with loading():
+        from flow_dpo.evaluate.during import watchers  # loads torch, once the arguments are parsed
+        from flow_dpo.report.page_of_run import page_of_run
+        from flow_dpo.runs import training
+        from flow_dpo.runs.given_objects import GivenObjects
 
     made = watchers(settings.runtime.data, watching)
     training.run(settings, Console(), GivenObjects(watchers=made, report=page_of_run))
