@@ -122,6 +122,8 @@ def compare(
             name in before or name not in ("device", "dtype", "data_fingerprint")
         ):
             found[name.removesuffix("_fingerprint")] = (before.get(name), present.get(name))
+    if before.get("dtype") == present.get("dtype"):  # "auto", and the precision that it stood for
+        found.pop("model.dtype", None)
     # What a template makes of the same problems and settings may still differ: it may read what no setting holds.
     if before.get("prompts") and not any(name.startswith(("data", "model.", "flow", "recipe")) for name in found):
         _, renderer = load_renderer(settings.runtime.model)

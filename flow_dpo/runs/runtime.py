@@ -48,7 +48,7 @@ from flow_dpo.workers.setup import (
     EngineOpener,
     WorkerSetup,
     check_workers,
-    dated,
+    as_loaded,
     open_workers,
     starting,
 )
@@ -164,7 +164,7 @@ def open_runtime(
     own_grader = shared(own_grader) if settings.workers.kind == "servers" else own_grader
     problems, loaded = _loaded(settings, problems, doing, rewards)
     setup = WorkerSetup(
-        workers=settings.workers, model=dated(settings.model, loaded.renderer), lora=settings.lora,
+        workers=settings.workers, model=as_loaded(settings.model, loaded), lora=settings.lora,
         engine=settings.engine, grading=settings.grading, roles=roles, seed=seed, opener=own, environment=environment,
         # Ray's workers load the functions that are named themselves.
         grader=grader if settings.workers.kind == "ray" else own_grader,

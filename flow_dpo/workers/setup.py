@@ -129,6 +129,14 @@ def dated(settings: ModelSettings, renderer: Renderer) -> ModelSettings:
     return replace(settings, template_date=template.date) if template.reads_clock else settings
 
 
+def as_loaded(settings: ModelSettings, loaded: LoadedModel) -> ModelSettings:
+    """The settings by which any machine loads what this process has: `dated`, and in its precision, which "auto" may
+    not be on another processor."""
+    found = dated(settings, loaded.renderer)
+    auto = found.dtype == "auto" and not found.quantization.wanted
+    return replace(found, dtype=str(loaded.model.dtype).removeprefix("torch.")) if auto else found
+
+
 class EngineElsewhere(Engine):
     """Stands where a runtime has its engine, while all sampling is done by workers elsewhere."""
 

@@ -110,6 +110,14 @@ def test_a_finished_run_resumed_stays_as_it_is(whole: Path, tmp_path: Path) -> N
     assert_same_run(whole, tmp_path / "run")
 
 
+def test_a_resumed_run_may_name_the_precision_that_auto_stood_for(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    assert train(tmp_path / "run", "--resume", "--dtype", "float32") == 0
+    assert_same_run(whole, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"--allow model\.dtype,dtype\n"):
+        train(tmp_path / "run", "--resume", "--dtype", "bfloat16")
+
+
 def test_other_settings_are_refused_by_name(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(whole, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"--allow objective\.beta\n  objective\.beta: 1\.0 then, 0\.5 now"):

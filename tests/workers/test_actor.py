@@ -16,13 +16,14 @@ from flow_dpo.core.loop import learn
 from flow_dpo.core.types import Adapter
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.models.load import load_model
+from flow_dpo.models.settings import QuantizationSettings
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, default_settings
 from flow_dpo.workers.actor import Expected, RolloutActor, files_of
 from flow_dpo.workers.adapters import AdapterFolders
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.settings import WorkersSettings
-from flow_dpo.workers.setup import WorkerSetup
+from flow_dpo.workers.setup import WorkerSetup, as_loaded
 from flow_dpo.workers.shard import Shard, ShardResult
 
 SETTINGS = default_settings("flow-dpo", "seed")
@@ -135,3 +136,13 @@ def test_a_model_that_is_not_there_or_another_is_refused(tmp_path: Path) -> None
         RolloutActor().open(setup_of(SETTINGS.runtime), other)
     moved = replace(expected, device="cuda", tokenizer="0" * 64)
     assert [line.partition(":")[0] for line in expected.differences(moved)] == ["device", "tokenizer"]
+
+
+def test_a_worker_elsewhere_loads_in_the_precision_that_auto_has_here() -> None:
+    loaded = load_model("seed")
+    half = replace(loaded, model=load_model("seed").model.bfloat16())
+    auto = SETTINGS.runtime.model
+    assert [as_loaded(auto, each).dtype for each in (loaded, half)] == ["float32", "bfloat16"]
+    assert as_loaded(replace(auto, dtype="float16"), loaded).dtype == "float16"
+    quantised = replace(auto, quantization=QuantizationSettings(load_in_4bit=True))
+    assert as_loaded(quantised, half) == quantised
