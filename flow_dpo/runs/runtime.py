@@ -47,8 +47,8 @@ from flow_dpo.workers.setup import (
     EngineElsewhere,
     EngineOpener,
     WorkerSetup,
-    check_workers,
     as_loaded,
+    check_workers,
     open_workers,
     starting,
 )
