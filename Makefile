@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm gpu study study-recipes study-team study-cost recompute check fix seed wheel clean
+.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm gpu study study-recipes study-team study-variants study-cost recompute check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -137,8 +137,11 @@ study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its t
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json \
 		--run runs/study-recipes/seed0/vineppo_same_tokens
 
-study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens, and the paper's flow (an hour)
+study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens, the paper's flow, and each part (hours)
 	$(call study,team,runs/study-team)
+
+study-variants: $(DEV)  ## the paper's flow with one thing changed at a time (hours)
+	$(call study,variants,runs/study-variants)
 
 COST := 32000 64000 127000 254000
 study-cost: $(DEV)  ## accuracy over tokens, verdicts and seconds of what one would choose between (hours)

@@ -243,3 +243,15 @@ def test_an_arm_without_enough_traces_is_told_and_the_others_are_made(tmp_path: 
     alone = [*words, "--compare.jobs", "1", "--compare.arms", "[self_generated]"]
     with pytest.raises(DataError, match="expected an arm that can be made, found none; of self_generated: seed 0"):
         compare.compare(alone)
+
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*/settings.yaml")), ids=lambda file: file.parent.name)
+def test_the_settings_of_every_study_are_understood_and_have_a_command(file: Path) -> None:
+    parsed = compare.parse(["--config", str(file)])
+    assert choose.choose(parsed["compare"].arms, parsed["credit"])
+    name, makefile = file.parent.name, (STUDIES.parent / "Makefile").read_text(encoding="utf-8")
+    command = f"flow-dpo compare --config studies/{name}/settings.yaml"
+    assert f"$(call study,{name}," in makefile or command in makefile + file.read_text(encoding="utf-8")
