@@ -201,7 +201,8 @@ class Ranks:
         self._store.set(END, "")
         self.announce(END)
         self._cut()
-        reason = self._failures() or self._silent()
+        silent = self._silent()  # first: a rank that is slow to look needs the store, whatever another one has left
+        reason = self._failures() or silent
         if reason and (error is None or isinstance(error, KeyboardInterrupt)):
             raise LostRank(f"{reason}. {_HOW_TO_GO_ON}") from error
 

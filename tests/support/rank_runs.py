@@ -34,7 +34,7 @@ from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings, RowSettings
 from flow_dpo.ranks import group
 from flow_dpo.ranks.environment import place
-from flow_dpo.ranks.group import END, Caught, joined
+from flow_dpo.ranks.group import END, Caught, Ranks, joined
 from flow_dpo.ranks.learner import LeadingLearner, follow
 from flow_dpo.ranks.sharding import local_parameters, refuse_parallel
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
@@ -330,15 +330,24 @@ def differing(folder: Path) -> None:
 
 
 def by_itself(folder: Path) -> None:
-    """A rank lacks memory outside of its rows, while the others are in theirs."""
-    case, compute = CASES["packed"], Gradients.compute
+    """A rank lacks memory outside of its rows, while the others are in theirs.
+
+    It is slow to look for what comes next, and rank 0 late to leave, when rank 2 has left word: rank 0 waits for it.
+    """
+    case, compute, cut = CASES["packed"], Gradients.compute, Ranks._cut
+    if place().rank == 1:
+        group._POLL_S = 1.0
+
+    def late(self: Ranks) -> None:
+        cut(self)
+        time.sleep(0.5 if self.rank == 0 else 0.0)
 
     def lacking(self: Gradients, objective: Any, role: str, *rest: Any) -> Gradient:
         if place().rank == 1 and role == "stop":
             raise torch.OutOfMemoryError("no room")
         return compute(self, objective, role, *rest)
 
-    Gradients.compute = lacking  # pyright: ignore[reportAttributeAccessIssue]
+    Gradients.compute, Ranks._cut = lacking, late  # pyright: ignore[reportAttributeAccessIssue]
     with joined() as ranks:
         assert ranks is not None
         if ranks.rank:
