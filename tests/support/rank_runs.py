@@ -330,17 +330,10 @@ def differing(folder: Path) -> None:
 
 
 def by_itself(folder: Path) -> None:
-    """A rank lacks memory outside of its rows, while the others are in theirs.
-
-    It is slow to look for what comes next, and rank 0 late to leave, when rank 2 has left word: rank 0 waits for it.
-    """
+    """A rank lacks memory outside of its rows; slow to look for what is next, and others leave before: rank 0 waits."""
     case, compute, cut = CASES["packed"], Gradients.compute, Ranks._cut
-    if place().rank == 1:
-        group._POLL_S = 1.0
-
-    def late(self: Ranks) -> None:
-        cut(self)
-        time.sleep(0.5 if self.rank == 0 else 0.0)
+    group._POLL_S = 1.0 if place().rank == 1 else group._POLL_S
+    late = lambda ranks: (cut(ranks), time.sleep(0.5 * (ranks.rank == 0)))  # noqa: E731
 
     def lacking(self: Gradients, objective: Any, role: str, *rest: Any) -> Gradient:
         if place().rank == 1 and role == "stop":
@@ -397,9 +390,8 @@ def wrong(folder: Path) -> None:
         found[name] = wait_for(fork_ranks(work, num, folder / name))
     name, (work, num) = "leader killed", ways["leader killed"]
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    found[f"{name}, its store alive"] = wait_for(
-        fork_ranks(work, num, folder / f"{name}, its store alive", store=store)
-    )
+    alive = f"{name}, its store alive"
+    found[alive] = wait_for(fork_ranks(work, num, folder / alive, store=store))
     (folder / "statuses.json").write_text(json.dumps(found))
 
 
