@@ -11,6 +11,8 @@ Three sides, all with the roles' adapters on, sampling at temperature 1 without 
 - whole: one uninterrupted batched `generate` on the Answer role's prompts, as long as the flow may write, with no flow,
   no Stop and no alternatives; the best of several batch sizes.
 
+On a real model ours is measured with weights in 8-bit integers as well (`--engine.int8`), where the processor has them.
+
 Counted are the tokens that were sampled, Stop's choices not. The first two draw other tokens, so rollouts differ a
 little in length; a rate does not depend on that. Target: on a model of half a billion parameters 5 times the calls'
 rate and 1.8 times the whole's, on the seed the whole's.
@@ -46,7 +48,7 @@ def main() -> None:
         settings.num_problems, settings.rounds, settings.batch_sizes = 4, 1, [4]
     if settings.side:
         side, _, size = settings.side.partition("-")
-        run = {"ours": play, "calls": play, "whole": whole}[side]
+        run = {"ours": play, "int8": play, "calls": play, "whole": whole}[side]
         measuring.report(run(settings, int(size or 0)))
         return
     given = [settings.model_name_or_path] if settings.model_name_or_path else []
@@ -57,10 +59,13 @@ def main() -> None:
 
 
 def compare(model: str, settings: argparse.Namespace) -> None:
+    from flow_dpo.engines.local.int8 import why_not
+
     flags = ["--case", model, "--num_problems", str(settings.num_problems), *(["--tiny"] if settings.tiny else [])]
     flags += ["--rounds", str(settings.rounds)] if settings.rounds else []
     wholes = [f"whole-{size}" for size in settings.batch_sizes]
-    sides = dict.fromkeys(["ours", "calls", *wholes], flags)
+    integers = ["int8"] if model != SEED and not why_not() else []
+    sides = dict.fromkeys(["ours", *integers, "calls", *wholes], flags)
     found = measuring.take_turns(MODULE, sides, num_threads=settings.num_threads, repeats=settings.repeats)
     rates = {side: measuring.median(reports, "tokens_a_second") for side, reports in found.items()}
     best = max(wholes, key=rates.__getitem__)
@@ -79,6 +84,15 @@ def compare(model: str, settings: argparse.Namespace) -> None:
             ratio=rates["ours"] / rates[best],
             reach=bound,
             details={**details, "best": best},
+        ),
+        *(
+            Figure(
+                name=f"playing {name}, 8-bit integers: against an uninterrupted generate",
+                ratio=rates[side] / rates[best],
+                reach=bound,
+                details={**details, "best": best},
+            )
+            for side in integers
         ),
     ]
     measuring.keep(figures, settings, MODULE)
@@ -113,9 +127,10 @@ def play(settings: argparse.Namespace, _: int) -> Report:
     from flow_dpo.workers.shard import uncollected
 
     loaded, preset, explore, problems = parts(settings)
-    own = budgeted(getattr(settings, "engine", LocalSettings()), loaded.model)
+    own = getattr(settings, "engine", LocalSettings(int8=settings.side == "int8"))
+    own = budgeted(own, loaded.model)
     flow, memory, size = preset.recipe.flow, measuring.PeakMemory(), own.max_batch_size
-    if settings.side == "ours":
+    if settings.side in ("ours", "int8"):
         policy = Policy(loaded.model, flow.roles, preset.lora)
         engine = LocalEngine(
             policy.model,

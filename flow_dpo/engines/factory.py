@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Role, TokenIds
+from flow_dpo.engines import int8_drift
 from flow_dpo.engines.kv_budget import budgeted, window_within
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.merged_lora import MergedModels, can_merge, save_merged
@@ -267,9 +268,7 @@ def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Engi
         own = role_model if subject.policy is policy else role_model_of(subject.policy, settings)
         return _local_engine(settings, subject, own, facts)
 
-    return _right(
-        Subject.of(policy, context_tokens=loaded.context_tokens), loaded, {_LOCAL: (make, "layout"), **_PLAIN}
-    )
+    return _right_local(settings, Subject.of(policy, context_tokens=loaded.context_tokens), loaded, make)
 
 
 @contextmanager
@@ -282,8 +281,24 @@ def open_base(settings: LocalSettings, loaded: LoadedModel) -> Iterator[Engine]:
     attention.prepare(loaded.model)
     settings = budgeted(settings, loaded.model)
     subject = Subject.bare(loaded.model, context_tokens=loaded.context_tokens)
-    with closing(_right(subject, loaded, {_LOCAL: (make, "layout"), **_PLAIN})) as engine:
+    with closing(_right_local(settings, subject, loaded, make)) as engine:
         yield engine
+
+
+def _right_local(settings: LocalSettings, subject: Subject, loaded: LoadedModel, make: Callable[..., Engine]) -> Engine:
+    """The local engine that `make` makes where it is right for this model, otherwise a plain one. In 8-bit integers,
+    where these are set, once it is right without.
+
+    Raises `ConfigError` where these are set and not possible, or too far from the model.
+    """
+    if settings.int8:
+        int8_drift.refuse(subject.model.device)
+    engine = _right(subject, loaded, {_LOCAL: (make, "layout"), **_PLAIN})
+    if settings.int8:
+        int8_drift.report(engine, subject, [loaded.renderer.encode(text) for text in PROBES])
+        engine.take_stats()  # the check is not counted
+        engine.refresh({})
+    return engine
 
 
 def _right(subject: Subject, loaded: LoadedModel, engines: Mapping[str, tuple[Callable[..., Engine], Kind]]) -> Engine:
@@ -299,18 +314,21 @@ def _local_engine(
     role_model: Callable[[Role], AbstractContextManager[PreTrainedModel]],
     facts: Mapping[str, Any],
 ) -> LocalEngine:
+    # What is compared with the model (`model_check`) is exact, and has no facts yet.
     return LocalEngine(
         subject.model,
         role_model=role_model,
         context_tokens=subject.context_tokens,
-        settings=settings,
+        settings=settings if facts else replace(settings, int8=False),
         **{"end_ids": (), **facts},
     )
 
 
 def role_model_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
     """The context manager that yields a role's model for sampling: with merged weights where set and possible."""
-    if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not can_merge(policy)):
+    # In 8-bit integers an adapter is kept beside them: merged it would be rounded away, and all made again for it.
+    auto = can_merge(policy) and not settings.int8
+    if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not auto):
         return policy.using
     return MergedModels(policy).using  # refused now rather than amid rollouts
 

@@ -24,7 +24,7 @@ import torch
 from flow_dpo.core.errors import ConfigError, ModelError
 from flow_dpo.core.types import Role
 from flow_dpo.engines.merged_lora import can_merge
-from flow_dpo.engines.settings import USUAL_KV_GIB, LocalSettings, VllmSettings
+from flow_dpo.engines.settings import USUAL_KV_GIB, EngineSettings, LocalSettings, VllmSettings
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import LoraSettings, RowSettings
 from flow_dpo.models.dry_run import row_memory
@@ -161,10 +161,18 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
             "adapters with Adam": sizes.adapters,
             f"a row of {tokens:,} tokens": int(_KEPT.get(device.type, 1.0) * sizes.row),
             "merged weights": sizes.merged,
+            "copies of weights": _copies(engine, sizes) if here and device.type == "cpu" else 0,
             "vLLM's weights and steps": (sizes.weights + (_VLLM if device.type == "cuda" else 0)) if vllm else 0,
             _KV: kv,
         },
     )
+
+
+def _copies(engine: EngineSettings, sizes: Sizes) -> int:
+    """The weights once more as a CPU's products read them, in 8-bit integers a quarter of float32's."""
+    if not isinstance(engine, LocalSettings):
+        return 0
+    return int(min(engine.packed_gib * GIB, max(sizes.weights, sizes.merged) / (4 if engine.int8 else 1)))
 
 
 def _with_room(settings: TrainSettings, plan: Plan, device: torch.device, usable: int) -> Plan:

@@ -19,12 +19,12 @@ from contextlib import nullcontext
 import torch
 from transformers import PreTrainedModel
 
-from flow_dpo.core.errors import ModelError
+from flow_dpo.core.errors import ConfigError, ModelError
 from flow_dpo.core.types import Role
 from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
 from flow_dpo.engines.local.forward import Forward, PlainForward, RoleModel, RoleSlice
 from flow_dpo.engines.local.kv_rows import KvRows, Shapes
-from flow_dpo.engines.local.lean_forward import lean_forward
+from flow_dpo.engines.local.lean_forward import LeanForward, lean_forward
 from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.models import attention
 from flow_dpo.models.attention import layout_inputs
@@ -111,12 +111,32 @@ def probe(model: PreTrainedModel) -> Shapes:
 def choose_forward(
     role_model: RoleModel, role: Role, shapes: Shapes, settings: LocalSettings, *, most_positions: int | None
 ) -> Forward:
-    """The lean forward where it is right for this role's model, otherwise the plain one."""
+    """The lean forward where it is right for this role's model, otherwise the plain one.
+
+    Raises `ConfigError` for 8-bit integers where the lean forward is not right.
+    """
+    packed, exact = int(settings.packed_gib * 2**30), _exact_forward(role_model, role, shapes, settings, most_positions)
+    if not settings.int8:
+        return exact
+    if not isinstance(exact, LeanForward):
+        raise ConfigError(
+            "expected a dense model that the lean forward computes for --engine.int8, found one that it does not "
+            "(docs/engines.md); leave int8 out"
+        )
+    del exact
+    int8 = lean_forward(role_model, role, max_packed_bytes=packed, most_positions=most_positions, int8=True)
+    assert int8 is not None
+    return int8
+
+
+def _exact_forward(
+    role_model: RoleModel, role: Role, shapes: Shapes, settings: LocalSettings, most_positions: int | None
+) -> Forward:
     plain = PlainForward(role_model, shapes.device)
     if not settings.lean:
         return plain
-    max_packed_bytes = int(settings.packed_gib * 2**30)
-    lean = lean_forward(role_model, role, max_packed_bytes=max_packed_bytes, most_positions=most_positions)
+    packed = 0 if settings.int8 else int(settings.packed_gib * 2**30)
+    lean = lean_forward(role_model, role, max_packed_bytes=packed, most_positions=most_positions)
     if lean is None:
         return plain
     with role_model(role) as model:

@@ -28,6 +28,7 @@ from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import Role, TokenIds
 from flow_dpo.engines.local.flat_batch import FlatBatch
 from flow_dpo.engines.local.forward import RoleModel, RoleSlice, StepOutput
+from flow_dpo.engines.local.int8 import Int8Product
 from flow_dpo.engines.local.products import LowRank, Product, ProductCache, bucket, can_pack, can_turn
 from flow_dpo.models.dense_decoder import AttentionCall, Decoder, Layer, attention_calls, read_decoder
 from flow_dpo.models.head import choice_logits
@@ -41,17 +42,18 @@ class _RoleWeights:
     """The products of one role: four a layer, then the head's."""
 
     sources: list[torch.Tensor]
-    products: list[Product]
+    products: list[Product | Int8Product]
     adapters: list[LowRank | None]
 
 
 @torch.inference_mode()
 def lean_forward(
-    role_model: RoleModel, role: Role, *, max_packed_bytes: int, most_positions: int | None = None
+    role_model: RoleModel, role: Role, *, max_packed_bytes: int, most_positions: int | None = None, int8: bool = False
 ) -> LeanForward | None:
     """The lean forward of this role's model, and of others built alike; None where it is not built in the known way.
 
-    `most_positions` is the longest context in which rotary positions do not depend on its length.
+    `most_positions` is the longest context in which rotary positions do not depend on its length; with `int8` products
+    are approximate.
     """
     with role_model(role) as model:
         decoder = read_decoder(model)
@@ -60,7 +62,7 @@ def lean_forward(
         calls = attention_calls(model, decoder)
     if calls is None:
         return None
-    return LeanForward(role_model, decoder, calls, ProductCache(max_packed_bytes), most_positions)
+    return LeanForward(role_model, decoder, calls, ProductCache(max_packed_bytes, int8=int8), most_positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +71,12 @@ class _LeanOutput:
     hidden_AC: torch.Tensor
     row_roles: Callable[[], list[Role]]
     role_model: RoleModel
+    exact: bool
+    """Whether the logits are those of the model's own head, in float32."""
 
     def choice_logits(self, places: Sequence[int], choices: Sequence[TokenIds]) -> list[list[float]]:
         roles = self.row_roles()
-        kept = [] if self.hidden_AC.dtype == torch.float32 else [self.hidden_AC]
+        kept = [] if self.exact else [self.hidden_AC]
         found: dict[int, list[float]] = {}
         for role in dict.fromkeys(roles[place] for place in places):
             own = [index for index, place in enumerate(places) if roles[place] == role]
@@ -102,7 +106,7 @@ class LeanForward:
         self._most_positions = most_positions
         self._device = decoder.embedding_VC.device
         groups = [[layer.base.weight for layer in layers] for layers in _groups(decoder)]
-        self._pads = can_pack(decoder.embedding_VC) and not all(map(can_turn, groups))
+        self._pads = products.int8 or (can_pack(decoder.embedding_VC) and not all(map(can_turn, groups)))
         self._roles: dict[Role, _RoleWeights] = {}
         self._fresh: set[Role] = set()
         """Roles whose weights were read since the last refresh."""
@@ -158,7 +162,8 @@ class LeanForward:
                 for _ in range(begin, end)
             ]
 
-        return _LeanOutput(logits_AV[:num_rows], hidden_AC[:num_rows], row_roles, self._role_model)
+        exact = hidden_AC.dtype == torch.float32 and not self._products.int8
+        return _LeanOutput(logits_AV[:num_rows], hidden_AC[:num_rows], row_roles, self._role_model, exact)
 
     def _row_parts(
         self, batch: FlatBatch, parts: Sequence[tuple[_RoleWeights, int, int]]

@@ -4,9 +4,9 @@ A product is made of the layers that read one input, such as q, k and v, or gate
 An adapter beside them is two small products for all of them together: the A matrices under one another, and the B
 matrices on a block diagonal. On a CPU a product in half precision lays out its weights at every call, and one in
 float32 takes a library that does not use every processor's widest instructions; a weight that is packed once by oneDNN
-has neither cost. MKL uses those of Intel's: there a small weight is transposed once instead, since oneDNN's call alone
-takes as long as a small product, and MKL writes into what is there already or adds to it. Packed and transposed weights
-are copies, and have a budget.
+has neither cost. MKL uses those of Intel's: there all but the largest weights are transposed once instead, since
+oneDNN's call alone takes as long as a small product, and MKL writes into what is there already or adds to it. Packed
+and transposed weights are copies, and have a budget.
 
     layers = [read_linear(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
     products = ProductCache(max_packed_bytes=1 << 30)
@@ -14,7 +14,7 @@ are copies, and have a budget.
     LowRank.of(layers).add(x_NC, out_NO)                              # the adapters' share is added in place
 
 Invariant: packing changes no bit in half precision, and the rounding of sums alone in float32. A token's product
-with a transposed weight does not depend on the tokens beside it, to the bit.
+with a transposed weight of few inputs does not depend on the tokens beside it, to the bit.
 
 Shapes: N tokens, C inputs, O outputs, K rank.
 """
@@ -30,13 +30,16 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
+from flow_dpo.engines.local.int8 import LEAST, Int8Product
 from flow_dpo.models.dense_decoder import Layer, Weights
 
 _FEW = 8
 """Tokens below which an unpacked product in float32 is faster: a packed one's call costs some 8 microseconds."""
-_SMALL = 512, 1 << 20
-"""Inputs, and elements of a weight, up to which MKL is at least as fast; up to so many inputs it adds up a token's
-products in one order, however many tokens there are, unless it is a single one."""
+_TURNED = 8192, 1 << 25
+"""Inputs, and elements of a weight, up to which MKL is faster: .86 to .94 of oneDNN's time on layers of half a billion
+parameters, at 8 to 128 tokens; a head of 152,000 outputs is read as fast or faster by oneDNN."""
+_STEADY = 512
+"""Inputs up to which MKL adds up a token's products in one order, however many tokens there are, unless it is one."""
 _BUCKETS = ((8, 1), (64, 8), (256, 16), (1024, 64))
 """Numbers of tokens up to the first are rounded up to multiples of the second; beyond them to a quarter of a power."""
 
@@ -129,7 +132,7 @@ class Product:
             self._write(self._turned_CO, x_NC[begin:end], out_NO[begin:end], add=add)
 
     def _write(self, turned_CO: torch.Tensor, x_NC: torch.Tensor, out_NO: torch.Tensor, *, add: bool) -> None:
-        if len(x_NC) == 1:  # alone it would be added up in another order
+        if len(x_NC) == 1 and x_NC.shape[1] <= _STEADY:  # alone it would be added up in another order
             both_NO = out_NO.repeat(2, 1)
             self._write(turned_CO, x_NC.repeat(2, 1), both_NO, add=add)
             out_NO.copy_(both_NO[:1])
@@ -146,24 +149,30 @@ class Product:
 class ProductCache:
     """Products by the weights that they are made of, so that roles over one base share them."""
 
-    def __init__(self, max_packed_bytes: int) -> None:
-        self._max_packed_bytes = max_packed_bytes
-        self._known: weakref.WeakValueDictionary[tuple[int, ...], Product] = weakref.WeakValueDictionary()
+    def __init__(self, max_packed_bytes: int, *, int8: bool = False) -> None:
+        self._max_packed_bytes, self.int8 = max_packed_bytes, int8
+        self._known: weakref.WeakValueDictionary[tuple[int, ...], Product | Int8Product]
+        self._known = weakref.WeakValueDictionary()
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of the packed copies that are in use."""
         return sum(product.packed_bytes for product in self._known.values())
 
-    def get(self, layers: Sequence[Weights]) -> Product:
-        """The product of these layers, packed where this is possible and the budget allows it."""
+    def get(self, layers: Sequence[Weights]) -> Product | Int8Product:
+        """The product of these layers, packed where this is possible and the budget allows it; in 8-bit integers where
+        that is set and faster."""
         # A product keeps the weights that it was made of, so that no others get their ids.
         key = tuple(id(layer.weight) for layer in layers)
         product = self._known.get(key)
         if product is None:
             size = sum(layer.weight.nbytes for layer in layers)
-            pack = can_pack(layers[0].weight) and self.packed_bytes + size <= self._max_packed_bytes
-            product = self._known[key] = Product(layers, pack=pack)
+            if self.int8 and sum(layer.weight.numel() for layer in layers) >= LEAST:
+                product = Int8Product(layers)
+            else:
+                pack = can_pack(layers[0].weight) and self.packed_bytes + size <= self._max_packed_bytes
+                product = Product(layers, pack=pack)
+            self._known[key] = product
         return product
 
 
@@ -181,8 +190,8 @@ def can_pack(weight: torch.Tensor) -> bool:
 def can_turn(weights: Sequence[torch.Tensor]) -> bool:
     """Whether these weights, side by side, are transposed for MKL rather than packed by oneDNN."""
     first, size = weights[0], sum(weight.numel() for weight in weights)
-    small = first.shape[1] <= _SMALL[0] and size <= _SMALL[1]
-    return small and first.device.type == "cpu" and first.dtype == torch.float32 and _on_intel()
+    fits = first.shape[1] <= _TURNED[0] and size <= _TURNED[1]
+    return fits and first.device.type == "cpu" and first.dtype == torch.float32 and _on_intel()
 
 
 @functools.cache

@@ -1,0 +1,59 @@
+"""How far an engine of 8-bit integers is from the model: measured when it is opened, before anything is sampled.
+
+    report(engine, Subject.of(policy, context_tokens=2048), prompts)     "... differ by 0.02 nats a token ..."
+
+Invariant: what is reported are recorded log-probabilities against the model's own forward, as the drift check has them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from flow_dpo.core.engine import Engine
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.types import Request, Sampling, TokenIds
+from flow_dpo.engines.local.engine import LocalEngine
+from flow_dpo.engines.local.int8 import why_not
+from flow_dpo.engines.model_check import Subject
+from flow_dpo.models.drift_causes import distance
+
+_logger = logging.getLogger(__name__)
+_TOKENS = 32
+"""Sampled after each prompt."""
+MOST = 0.2
+"""Nats a token above which the integers are another model: as a run's `max_logprob_drift` has it."""
+
+
+def refuse(device: torch.device) -> None:
+    """Raise `ConfigError` where this process cannot multiply 8-bit integers."""
+    reason = "the model is on a GPU" if device.type != "cpu" else why_not()
+    if reason:
+        raise ConfigError(f"expected a processor that multiplies 8-bit integers for --engine.int8, found that {reason}")
+
+
+def report(engine: Engine, subject: Subject, prompts: Sequence[TokenIds]) -> float:
+    """Log by how many nats a sampled token's log-probability differs in the mean; return it.
+
+    Raises `ConfigError` above `MOST`.
+    """
+    if not isinstance(engine, LocalEngine):
+        raise ConfigError(
+            "expected a model that the local engine computes for --engine.int8, found one that it does not"
+        )
+    role = subject.roles[0]
+    room = subject.context_tokens - _TOKENS
+    requests = [Request(role=role, prompt_ids=ids[:room], max_tokens=_TOKENS) for ids in prompts]
+    completions = engine.sample(requests, Sampling(), seeds=list(range(len(requests))))
+    with subject.using(role) as model:
+        found = distance(model, list(zip(requests, completions, strict=True)))
+    if not found <= MOST:
+        raise ConfigError(
+            f"expected log-probabilities within {MOST} nats of the model's own with --engine.int8, found {found:.2g} a "
+            "token in the mean: this model does not bear 8-bit integers; leave int8 out"
+        )
+    _logger.info("8-bit integers: log-probabilities of %d sampled tokens differ by %.2g nats in the mean", len(
+        [token for completion in completions for token in completion.token_ids]), found)  # fmt: skip
+    return found
