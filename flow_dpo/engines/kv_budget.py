@@ -3,7 +3,7 @@
 A run has its budget planned together with the learner's memory (`runs.memory`); whatever opens an engine without one,
 as evaluation does, takes a share of what is free:
 
-    budgeted(LocalSettings(), model)        kv_budget_gib 2.0 on a CPU, half of the free memory on a GPU
+    budgeted(LocalSettings(), model)        kv_budget_gib 6.0 on a CPU with 24 GiB, half of the free memory on a GPU
     window_within(settings, model, 131072)  21840, with a warning: 8 GiB of Phi-3-mini's keys and values, in bf16
 
 vLLM does not start with a window that its cache cannot hold, so the window is cut instead, and problems that do not fit
@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -25,6 +26,8 @@ from flow_dpo.engines.settings import USUAL_KV_GIB, LocalSettings, VllmSettings,
 log = logging.getLogger("flow_dpo")
 _SHARE = 0.5
 """Of a GPU's free memory."""
+HOST_SHARE = 4
+"""The part of a machine's memory that the local engine takes on a CPU, which it fills as it goes."""
 _BLOCK = 16
 """A window is cut to whole blocks of so many tokens, as vLLM's caches have them."""
 
@@ -37,11 +40,22 @@ def budgeted(settings: _Settings, model: PreTrainedModel, *, free: int | None = 
         return settings
     device = model.device
     if device.type != "cuda" and free is None:
-        return replace(settings, kv_budget_gib=USUAL_KV_GIB)
+        # Beside the weights, and the copies of them that its products read.
+        left = host_memory() - 2 * sum(weight.nbytes for weight in model.parameters())
+        found = min(host_memory() / HOST_SHARE, left / 2) / 2**30 if isinstance(settings, LocalSettings) else 0.0
+        return replace(settings, kv_budget_gib=max(USUAL_KV_GIB, round(found, 1)))
     free = torch.cuda.mem_get_info(device)[0] if free is None else free
     if isinstance(settings, VllmSettings):  # it loads the weights once more
         free -= sum(weight.nbytes for weight in model.parameters())
     return replace(settings, kv_budget_gib=max(1.0, round(_SHARE * free / 2**30, 1)))
+
+
+def host_memory() -> int:
+    """All memory of the machine in bytes, or of the container that this process is in."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return min(machine, int(text)) if text.isdigit() else machine
 
 
 def window_within(settings: VllmSettings, model: PreTrainedModel, context_tokens: int) -> int:

@@ -44,8 +44,8 @@ class LocalSettings:
     max_batch_size: int = 128
     """Rows of one role that are decoded together."""
     kv_budget_gib: float | Literal["auto"] = "auto"
-    """Memory for keys and values in GiB: rows under way and prefix cache together. "auto" is 2 on a CPU, and on a GPU
-    what its memory leaves (docs/start/one-gpu.md)."""
+    """Memory for keys and values in GiB: rows under way and prefix cache together. "auto" is up to a quarter of the
+    machine's memory on a CPU, and on a GPU what its memory leaves (docs/start/one-gpu.md)."""
     prefill_tokens: int = 4096
     """Prompt tokens that one step prefills at most, unless a single prompt is longer."""
     merge_adapters: Literal["auto", "never", "always"] = "auto"

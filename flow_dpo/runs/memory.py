@@ -11,18 +11,17 @@ the device's memory alone, not on what is free at the moment, so that a resumed 
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 
 from flow_dpo.core.errors import ConfigError, ModelError
 from flow_dpo.core.types import Role
+from flow_dpo.engines.kv_budget import HOST_SHARE, host_memory
 from flow_dpo.engines.merged_lora import can_merge
 from flow_dpo.engines.settings import USUAL_KV_GIB, EngineSettings, LocalSettings, VllmSettings
 from flow_dpo.learner.policy import Policy
@@ -176,15 +175,17 @@ def _copies(engine: EngineSettings, sizes: Sizes) -> int:
 
 
 def _with_room(settings: TrainSettings, plan: Plan, device: torch.device, usable: int) -> Plan:
-    """The plan with the keys and values that a GPU has room for, as many as can be used at most."""
+    """The plan with the keys and values that the device has room for, as many as can be used at most; on a CPU the
+    local engine's, of a part of the memory."""
     engine = settings.runtime.engine
-    if device.type != "cuda" or not isinstance(engine, LocalSettings | VllmSettings) or not plan.parts[_KV]:
-        return plan
-    if engine.kv_budget_gib != "auto":
+    known = LocalSettings | VllmSettings if device.type == "cuda" else LocalSettings
+    if not isinstance(engine, known) or not plan.parts[_KV] or engine.kv_budget_gib != "auto":
         return plan
     sizes = sizes_of(settings.runtime.model, settings.runtime.lora, tuple(settings.recipe.flow.roles), 1, False)
     room = usable - plan.total + plan.parts[_KV]
     kv = max(_LEAST_KV, min(room, _most_kv(engine, sizes))) // _LEAST_KV * _LEAST_KV
+    if device.type != "cuda":
+        kv = max(plan.parts[_KV], min(kv, usable // HOST_SHARE))
     return replace(plan, parts={**plan.parts, _KV: kv})
 
 
@@ -286,12 +287,7 @@ def _base_bytes(model: torch.nn.Module, quantization: QuantizationSettings) -> i
 
 def device_memory(device: torch.device) -> int:
     """All memory of a device, in bytes; of the machine for the CPU, or of the container that this process is in."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
-    return min(machine, int(text)) if text.isdigit() else machine
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else host_memory()
 
 
 def _numel(tensor: torch.Tensor) -> int:

@@ -9,6 +9,7 @@ import torch
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.engines import kv_budget
 from flow_dpo.engines.kv_budget import budgeted, token_bytes, window_within
 from flow_dpo.engines.local.compatibility import probe
 from flow_dpo.engines.settings import LocalSettings, VllmSettings
@@ -18,9 +19,20 @@ from tests.support.tiny_models import KINDS, tiny_model
 GIB = 2**30
 
 
-def test_a_cpu_has_two_gib_and_what_is_given_stays() -> None:
+@pytest.mark.parametrize(("machine", "budget"), [(64, 16.0), (24, 6.0), (4, 2.0)])
+def test_a_cpu_gives_a_quarter_and_what_is_given_stays(
+    machine: int, budget: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_budget, "host_memory", lambda: machine * GIB)
     model = tiny_model("qwen2")
-    assert budgeted(LocalSettings(), model).kv_budget_gib == budgeted(VllmSettings(), model).kv_budget_gib == 2.0
+    assert budgeted(LocalSettings(), model).kv_budget_gib == budget
+    assert budgeted(VllmSettings(), model).kv_budget_gib == 2.0
+    with torch.device("meta"):
+        large = Phi3ForCausalLM(
+            Phi3Config(num_hidden_layers=1, hidden_size=3072, intermediate_size=1 << 18, pad_token_id=0)
+        )
+    left = machine * GIB - 2 * 4 * large.num_parameters()
+    assert budgeted(LocalSettings(), large).kv_budget_gib == max(2.0, round(min(machine / 4, left / 2 / GIB), 1))
     assert LocalSettings().kv_bytes == 2 * GIB
     given = LocalSettings(kv_budget_gib=0.5)
     assert budgeted(given, model) is given

@@ -160,3 +160,12 @@ def test_weights_in_few_bits_are_counted_in_few_bits() -> None:
         )
     )
     assert whole > eight > four > nested
+
+
+@pytest.mark.parametrize(("machine", "budget"), [(64, 16.0), (24, 6.0), (12, 3.0), (8, 2.0)])
+def test_keys_and_values_take_up_to_a_quarter_of_a_cpus_memory(
+    machine: int, budget: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert of(planned(settings_of(), memory=machine * GIB)[0])[2] == min(2.0, machine / 8), "all that the seed can use"
+    monkeypatch.setattr(memory, "_most_kv", lambda engine, sizes: 1 << 40)
+    assert of(planned(settings_of(), memory=machine * GIB)[0])[2] == budget
