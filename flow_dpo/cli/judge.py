@@ -189,6 +189,7 @@ def _header(
     for name in ("output_dir", "traces_a", "traces_b"):
         del question["judge"][name]  # the traces count, not where they lie
     of_model = {name: getattr(parsed["model"], name) for name in _MODEL_SETTINGS}
+    of_model |= {"int8": True} if parsed["engine"].int8 else {}
     question |= {"endpoint": of_judge} if endpoint.base_url else {"model": run_folder.plain(of_model)}
     for name, side in zip(("traces_a", "traces_b"), sides, strict=True):
         question[name] = hashlib.sha256(side.path.read_bytes()).hexdigest()

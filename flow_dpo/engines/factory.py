@@ -30,7 +30,7 @@ from flow_dpo.core.types import Adapter, Role, TokenIds
 from flow_dpo.engines import int8_drift
 from flow_dpo.engines.kv_budget import budgeted, window_within
 from flow_dpo.engines.local.engine import LocalEngine
-from flow_dpo.engines.merged_lora import MergedModels, can_merge, save_merged
+from flow_dpo.engines.merged_lora import MergedModels, can_merge, merging, save_merged
 from flow_dpo.engines.model_check import Kind, Subject, choose_engine
 from flow_dpo.engines.plain import PlainEngine
 from flow_dpo.engines.settings import (
@@ -326,9 +326,8 @@ def _local_engine(
 
 def role_model_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
     """The context manager that yields a role's model for sampling: with merged weights where set and possible."""
-    # In 8-bit integers an adapter is kept beside them: merged it would be rounded away, and all made again for it.
-    auto = can_merge(policy) and not settings.int8
-    if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not auto):
+    merge = merging(settings, policy.settings)
+    if merge == "never" or (merge == "auto" and not can_merge(policy)):
         return policy.using
     return MergedModels(policy).using  # refused now rather than amid rollouts
 

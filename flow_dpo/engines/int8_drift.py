@@ -31,7 +31,10 @@ def refuse(device: torch.device) -> None:
     """Raise `ConfigError` where this process cannot multiply 8-bit integers."""
     reason = "the model is on a GPU" if device.type != "cpu" else why_not()
     if reason:
-        raise ConfigError(f"expected a processor that multiplies 8-bit integers for --engine.int8, found that {reason}")
+        raise ConfigError(
+            f"expected a processor that multiplies 8-bit integers for --engine.int8, found that {reason}; leave int8 "
+            "out (--engine.int8 false)"
+        )
 
 
 def report(engine: Engine, subject: Subject, prompts: Sequence[TokenIds]) -> float:
@@ -44,15 +47,16 @@ def report(engine: Engine, subject: Subject, prompts: Sequence[TokenIds]) -> flo
             "expected a model that the local engine computes for --engine.int8, found one that it does not"
         )
     role = subject.roles[0]
-    room = subject.context_tokens - _TOKENS
-    requests = [Request(role=role, prompt_ids=ids[:room], max_tokens=_TOKENS) for ids in prompts]
+    tokens = min(_TOKENS, subject.context_tokens // 2)
+    room = subject.context_tokens - tokens
+    requests = [Request(role=role, prompt_ids=ids[:room], max_tokens=tokens) for ids in prompts]
     completions = engine.sample(requests, Sampling(), seeds=list(range(len(requests))))
     with subject.using(role) as model:
         found = distance(model, list(zip(requests, completions, strict=True)))
     if not found <= MOST:
         raise ConfigError(
             f"expected log-probabilities within {MOST} nats of the model's own with --engine.int8, found {found:.2g} a "
-            "token in the mean: this model does not bear 8-bit integers; leave int8 out"
+            "token in the mean: this model does not bear 8-bit integers; leave int8 out (--engine.int8 false)"
         )
     _logger.info("8-bit integers: log-probabilities of %d sampled tokens differ by %.2g nats in the mean", len(
         [token for completion in completions for token in completion.token_ids]), found)  # fmt: skip

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -32,7 +33,8 @@ from transformers import PreTrainedModel
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import Role
-from flow_dpo.learner.policy import Policy
+from flow_dpo.engines.settings import LocalSettings
+from flow_dpo.learner.policy import LoraSettings, Policy
 
 _Adapted = LoraLinear | ParamWrapper
 """What PEFT puts around a linear layer, and around a module one of whose parameters has an adapter."""
@@ -47,6 +49,12 @@ def can_merge(policy: Policy, *, within: int = MAX_BYTES) -> bool:
     if policy.model.dtype != torch.float32 or layers is None:
         return False
     return len(policy.roles) * sum(_base(layer).nbytes for layer in layers.values()) <= within
+
+
+def merging(engine: LocalSettings, lora: LoraSettings) -> Literal["auto", "never", "always"]:
+    """What `merge_adapters` comes to: "auto" merges nothing into 8-bit integers, which would round an adapter away and
+    be made again for each; but DoRA, which is no sum beside them."""
+    return "never" if engine.merge_adapters == "auto" and engine.int8 and not lora.use_dora else engine.merge_adapters
 
 
 class MergedModels:

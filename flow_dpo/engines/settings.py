@@ -23,7 +23,7 @@ from flow_dpo.models.http_client import check_base_url
 from flow_dpo.plugins.load import installed, load_object
 
 USUAL_KV_GIB = 2.0
-"""Keys and values where there is no device to choose by, and on a CPU."""
+"""Keys and values where there is no device to choose by, in workers elsewhere, and of vLLM on a CPU."""
 
 
 def kv_bytes(budget_gib: float | Literal["auto"]) -> int:
@@ -58,7 +58,8 @@ class LocalSettings:
     gives the same logits: faster, above all with small models."""
     packed_gib: float = 2.0
     """Memory for copies of weights in the order in which a CPU's products read them, in GiB: faster, and no bit of a
-    product in half precision changes. Weights beyond it are used as they are. 2 is half a billion in float32."""
+    product in half precision changes. Weights beyond it are used as they are. 2 is half a billion in float32. 8-bit
+    integers are beside it."""
     int8: bool = False
     """Sample with weights and inputs of linear layers in 8-bit integers: on a processor with VNNI a model of half a
     billion parameters is sampled some twice as fast, of a slightly other distribution than is learned. The difference

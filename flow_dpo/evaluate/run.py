@@ -154,6 +154,7 @@ def measure_run(
         live.begin(len(fitting) * settings.num_rollouts, work.unit(settings))
         facts = recordable({"settings": settings, "flow": work.flow, "explore": explore})
         facts |= {"model": recordable(runtime_settings.model), "engine": type(runtime_settings.engine).__name__}
+        facts |= {"int8": True} if getattr(runtime_settings.engine, "int8", False) else {}
         with kept_workers(folder if write else None, facts, runtime, adapters, live, console) as (workers, _):
             rows, result = work.measure(explore, fitting, workers, runtime, adapters, settings)
             result |= {
@@ -249,6 +250,7 @@ def _facts(
         "command": command_line(),
         **run_folder.environment(),
     }
+    facts |= {"int8": True} if getattr(settings.engine, "int8", False) else {}
     return facts | ({"given": given.record()} if given.record() else {})
 
 

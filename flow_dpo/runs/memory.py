@@ -22,7 +22,7 @@ import torch
 from flow_dpo.core.errors import ConfigError, ModelError
 from flow_dpo.core.types import Role
 from flow_dpo.engines.kv_budget import HOST_SHARE, host_memory
-from flow_dpo.engines.merged_lora import can_merge
+from flow_dpo.engines.merged_lora import can_merge, merging
 from flow_dpo.engines.settings import USUAL_KV_GIB, EngineSettings, LocalSettings, VllmSettings
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import LoraSettings, RowSettings
@@ -142,9 +142,11 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
     sizes = sizes_of(
         runtime.model, runtime.lora, tuple(settings.recipe.flow.roles), tokens, checkpointing,
         snapshots=learner.reference.kind == "snapshot", kept=settings.run.lag,
-        merge=engine.merge_adapters if here and isinstance(engine, LocalSettings) else "never",
+        merge=merging(engine, runtime.lora) if here and isinstance(engine, LocalSettings) else "never",
     )  # fmt: skip
-    vllm = here and isinstance(engine, VllmSettings)
+    vllm, copies = here and isinstance(engine, VllmSettings), 0
+    if here and device.type == "cpu":
+        copies = _copies(engine, sizes, _num_weights(pickle.dumps(runtime.model)))
     kv = 0
     if here and isinstance(engine, LocalSettings | VllmSettings):
         wanted = min(USUAL_KV_GIB * GIB, memory / 8)
@@ -160,18 +162,18 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
             "adapters with Adam": sizes.adapters,
             f"a row of {tokens:,} tokens": int(_KEPT.get(device.type, 1.0) * sizes.row),
             "merged weights": sizes.merged,
-            "copies of weights": _copies(engine, sizes) if here and device.type == "cpu" else 0,
+            "copies of weights": copies,
             "vLLM's weights and steps": (sizes.weights + (_VLLM if device.type == "cuda" else 0)) if vllm else 0,
             _KV: kv,
         },
     )
 
 
-def _copies(engine: EngineSettings, sizes: Sizes) -> int:
-    """The weights once more as a CPU's products read them, in 8-bit integers a quarter of float32's."""
+def _copies(engine: EngineSettings, sizes: Sizes, num_weights: int) -> int:
+    """The weights once more as a CPU's products read them; in 8-bit integers all of them."""
     if not isinstance(engine, LocalSettings):
         return 0
-    return int(min(engine.packed_gib * GIB, max(sizes.weights, sizes.merged) / (4 if engine.int8 else 1)))
+    return num_weights if engine.int8 else int(min(engine.packed_gib * GIB, max(sizes.weights, sizes.merged)))
 
 
 def _with_room(settings: TrainSettings, plan: Plan, device: torch.device, usable: int) -> Plan:
@@ -183,9 +185,10 @@ def _with_room(settings: TrainSettings, plan: Plan, device: torch.device, usable
         return plan
     sizes = sizes_of(settings.runtime.model, settings.runtime.lora, tuple(settings.recipe.flow.roles), 1, False)
     room = usable - plan.total + plan.parts[_KV]
-    kv = max(_LEAST_KV, min(room, _most_kv(engine, sizes))) // _LEAST_KV * _LEAST_KV
+    kv = max(_LEAST_KV, min(room, _most_kv(engine, sizes)))
     if device.type != "cuda":
         kv = max(plan.parts[_KV], min(kv, usable // HOST_SHARE))
+    kv = kv // _LEAST_KV * _LEAST_KV
     return replace(plan, parts={**plan.parts, _KV: kv})
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Role
+from flow_dpo.engines.settings import USUAL_KV_GIB, LocalSettings
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import LoadedModel
 from flow_dpo.verify.rewards import RewardFunctions
@@ -201,6 +202,9 @@ def open_ray_workers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[Worker
     grading = for_elsewhere(setup.grading)
     # A reward function that is named is loaded by each worker; one that was handed over travels as it is.
     setup = replace(setup, model=model, grading=grading, reward_files=reward_files(grading))
+    if isinstance(setup.engine, LocalSettings) and setup.engine.kv_budget_gib == "auto" and model.device == "cpu":
+        # Several may share a machine, of which each alone would take a quarter.
+        setup = replace(setup, engine=replace(setup.engine, kv_budget_gib=USUAL_KV_GIB))
     with cluster(settings, learner_device=device) as ray, _by_value(ray), ExitStack() as stack:
         _check_travels(ray, setup)
         published = _Published(ray)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from flow_dpo.cli.evaluate import evaluate
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.core.types import Request, Sampling
+from flow_dpo.core.types import Adapter, Request, Sampling
 from flow_dpo.engines import int8_drift
-from flow_dpo.engines.factory import open_base, open_engine, role_model_of
+from flow_dpo.engines.factory import AdapterStore, open_base, open_engine, role_model_of
 from flow_dpo.engines.local import int8
-from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.local.int8 import Int8Product
 from flow_dpo.engines.local.products import ProductCache
 from flow_dpo.engines.settings import LocalSettings
@@ -82,7 +87,7 @@ def test_products_are_those_of_the_formula(dtype: torch.dtype) -> None:
     step_NO = (x_NC.abs().amax(1, keepdim=True).double() / 127) * layers[0].weight.abs().max().double()
     rounding = 2.0**-8 if dtype == torch.bfloat16 else 1e-5
     assert ((found_NO - expected_NO).abs() <= step_NO + rounding * expected_NO.abs()).all()
-    assert (found_NO - expected_NO).abs().median() < 0.01 * step_NO.median() or dtype == torch.bfloat16
+    assert (found_NO - expected_NO).abs().median() < (0.5 if dtype == torch.bfloat16 else 0.01) * step_NO.median()
     # And near the plain product: a hundredth of its size.
     plain_NO = torch.cat([torch.nn.functional.linear(x_NC, w.weight, w.bias) for w in layers], 1).double()
     assert 1e-4 < float((found_NO - plain_NO).norm() / plain_NO.norm()) < 0.02
@@ -138,21 +143,47 @@ def test_an_engine_samples_with_them_and_tells_how_far_it_is(
 
 
 @needs_vnni
-def test_adapters_are_beside_the_integers(loaded: LoadedModel) -> None:
-    """The difference of two adapters' log-probabilities is theirs, and no merged weights are made."""
-    with open_engine(SETTINGS, loaded, num_roles=2) as access:
-        policy = stir(Policy(wide_model(), ("answer", "stop"), LoraSettings(lora_r=4)))
-        assert access.context_tokens
-    assert role_model_of(policy, SETTINGS) == policy.using
-    assert role_model_of(policy, LocalSettings()) != policy.using
-    engine = LocalEngine(policy.model, role_model=policy.using, end_ids=(), context_tokens=64, settings=SETTINGS)
-    requests = [Request(role=role, prompt_ids=(5, 6, 7, 8), max_tokens=12) for role in ("answer", "stop")]
-    completions = engine.sample(requests, Sampling(), seeds=[0, 0])
-    assert completions[0].token_ids != completions[1].token_ids
-    for request, completion in zip(requests, completions, strict=True):
-        with policy.using(request.role) as model:
-            away = (own_logprobs(model, request, completion) - torch.tensor(completion.logprobs)).abs()
-        assert float(away.mean()) < 0.2
+@pytest.mark.parametrize("lora", [{}, {"use_dora": True}])
+@pytest.mark.parametrize("merge", ["auto", "always"])
+def test_adapters_are_beside_the_integers_or_in_them(loaded: LoadedModel, lora: dict[str, Any], merge: Any) -> None:
+    """What a run's engine records is near the role's own log-probabilities, before and after its adapters change."""
+    settings = LocalSettings(int8=True, merge_adapters=merge)
+    with open_engine(settings, loaded, num_roles=2) as access:
+        policy = Policy(wide_model(), ("answer", "stop"), LoraSettings(lora_r=4, **lora))
+        beside = merge == "auto" and not lora
+        assert (role_model_of(policy, settings) == policy.using) == beside
+        with contextlib.closing(access.build(policy, AdapterStore(policy, Path("unused")))) as engine:
+            for seed in range(2):
+                stir(policy)
+                engine.refresh({role: Adapter(role=role, version=seed) for role in policy.roles})
+                prompts = [(role, (5, 6, 7, 8 + i)) for role in policy.roles for i in range(4)]
+                requests = [Request(role=role, prompt_ids=ids, max_tokens=12) for role, ids in prompts]
+                completions = engine.sample(requests, Sampling(), seeds=list(range(8)))
+                away: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+                for request, completion in zip(requests, completions, strict=True):
+                    for role in policy.roles:
+                        with policy.using(role) as model:
+                            own = own_logprobs(model, request, completion)
+                        away[role == request.role].append(own - torch.tensor(completion.logprobs))
+                own, others = (float(torch.cat(each).abs().mean()) for each in away.values())
+                assert 1e-5 < own < 0.15
+                assert others > 2 * own, "another role's adapter does not give what was recorded"
+
+
+@needs_vnni
+def test_a_model_with_no_large_layer_is_refused() -> None:
+    seed = load_model(ModelSettings(model_name_or_path="seed"))
+    with (
+        pytest.raises(ConfigError, match=r"131,072 weights at least.*98,304 in the largest"),
+        open_base(SETTINGS, seed),
+    ):
+        pass
+
+
+@needs_vnni
+def test_a_short_window_has_room_for_the_measurement(loaded: LoadedModel) -> None:
+    with open_base(SETTINGS, replace(loaded, context_tokens=24)):
+        pass
 
 
 @needs_vnni
@@ -173,3 +204,13 @@ def test_a_processor_without_them_is_refused(loaded: LoadedModel, monkeypatch: p
     int8.why_not.cache_clear()
     with pytest.raises(ConfigError, match="the model is on a GPU"):
         int8_drift.refuse(torch.device("cuda"))
+
+
+@needs_vnni
+def test_an_evaluation_says_that_it_was_sampled_so(loaded: LoadedModel, tmp_path: Path) -> None:
+    words = ["--model_name_or_path", str(loaded.model.name_or_path), "--dataset_name", "seed", "--max_problems", "2"]
+    words += ["--mode", "single", "--preset", "seed"]
+    for name, more in (("exact", []), ("int8", ["--engine.int8", "true"])):
+        assert evaluate([*words, *more, "--output_dir", str(tmp_path / name)]) == 0
+    found = [json.loads((tmp_path / name / "summary.json").read_text()).get("int8") for name in ("exact", "int8")]
+    assert found == [None, True]

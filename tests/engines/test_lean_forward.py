@@ -353,3 +353,20 @@ def test_a_model_with_hooks_or_a_forward_of_its_own_is_not_read() -> None:
         assert read_decoder(model) is not None
         spoil(model)
         assert read_decoder(model) is None
+
+
+def test_a_budget_for_one_role_alone_changes_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One role's weights are transposed and add in place, the other's are as they are."""
+    monkeypatch.setattr(products_module, "_on_intel", lambda: True)
+    torch.manual_seed(0)
+    first, second = (Weights(torch.randn(64, 48), torch.randn(64)) for _ in range(2))
+    cache = ProductCache(first.weight.nbytes)
+    products = [cache.get([weights]) for weights in (first, second)]
+    assert [product.adds for product in products] == [True, False]
+    x_NC, onto_NO = torch.randn(10, 48), torch.randn(10, 64)
+    found_NO = onto_NO.clone()
+    for product, begin, end in ((products[0], 0, 6), (products[1], 6, 10)):
+        product.write(x_NC, begin, end, found_NO, add=True)
+    for weights, begin, end in ((first, 0, 6), (second, 6, 10)):
+        own_NO = torch.nn.functional.linear(x_NC[begin:end], weights.weight, weights.bias)
+        torch.testing.assert_close(found_NO[begin:end], onto_NO[begin:end] + own_NO)

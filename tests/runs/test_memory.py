@@ -11,7 +11,9 @@ import torch
 
 from flow_dpo.cli import train
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.engines.settings import default_settings as default_engine
+from flow_dpo.models.load import load_model
 from flow_dpo.models.settings import ModelSettings, QuantizationSettings
 from flow_dpo.runs import memory
 from flow_dpo.runs.memory import GIB, planned, sizes_of
@@ -169,3 +171,19 @@ def test_keys_and_values_take_up_to_a_quarter_of_a_cpus_memory(
     assert of(planned(settings_of(), memory=machine * GIB)[0])[2] == min(2.0, machine / 8), "all that the seed can use"
     monkeypatch.setattr(memory, "_most_kv", lambda engine, sizes: 1 << 40)
     assert of(planned(settings_of(), memory=machine * GIB)[0])[2] == budget
+
+
+def test_copies_of_weights_are_counted() -> None:
+    """Those that a CPU's products read: as many as are allowed, in 8-bit integers a byte a weight and none merged."""
+    parts: list[dict[str, int]] = []
+    for change in ({}, {"packed_gib": 0.001}, {"int8": True}):
+        settings = settings_of()
+        engine = LocalSettings(**change)
+        settings = replace(settings, runtime=replace(settings.runtime, engine=engine))
+        parts.append(memory._plan(settings, 1024, False, torch.device("cpu"), 16 * GIB).parts)
+    usual, few, integers = parts
+    num_weights = load_model(ModelSettings(model_name_or_path="seed")).model.num_parameters()
+    assert usual["copies of weights"] == max(usual["weights"], usual["merged weights"]) > 0
+    assert few["copies of weights"] == int(0.001 * GIB)
+    assert integers["copies of weights"] == num_weights
+    assert integers["merged weights"] == 0 < usual["merged weights"]

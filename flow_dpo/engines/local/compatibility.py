@@ -23,6 +23,7 @@ from flow_dpo.core.errors import ConfigError, ModelError
 from flow_dpo.core.types import Role
 from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
 from flow_dpo.engines.local.forward import Forward, PlainForward, RoleModel, RoleSlice
+from flow_dpo.engines.local.int8 import LEAST
 from flow_dpo.engines.local.kv_rows import KvRows, Shapes
 from flow_dpo.engines.local.lean_forward import LeanForward, lean_forward
 from flow_dpo.engines.settings import LocalSettings
@@ -120,12 +121,17 @@ def choose_forward(
         return exact
     if not isinstance(exact, LeanForward):
         raise ConfigError(
-            "expected a dense model that the lean forward computes for --engine.int8, found one that it does not "
-            "(docs/engines.md); leave int8 out"
+            "expected a dense model that the lean forward computes for --engine.int8, with adapters on linear layers "
+            "alone, found another, or --engine.lean false (docs/engines.md); leave int8 out (--engine.int8 false)"
         )
     del exact
     int8 = lean_forward(role_model, role, max_packed_bytes=packed, most_positions=most_positions, int8=True)
     assert int8 is not None
+    if not int8.num_weights >= LEAST:
+        raise ConfigError(
+            f"expected a layer of {LEAST:,} weights at least for --engine.int8, found {int8.num_weights:,} in the "
+            "largest: so small a model is sampled faster without; leave int8 out (--engine.int8 false)"
+        )
     return int8
 
 

@@ -106,6 +106,8 @@ class LeanForward:
         self._most_positions = most_positions
         self._device = decoder.embedding_VC.device
         groups = [[layer.base.weight for layer in layers] for layers in _groups(decoder)]
+        self.num_weights = max(sum(weight.numel() for weight in group) for group in groups)
+        """Of the layers of the largest product."""
         self._pads = products.int8 or (can_pack(decoder.embedding_VC) and not all(map(can_turn, groups)))
         self._roles: dict[Role, _RoleWeights] = {}
         self._fresh: set[Role] = set()

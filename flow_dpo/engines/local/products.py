@@ -110,7 +110,7 @@ class Product:
 
     @property
     def adds(self) -> bool:
-        """Whether it can add to what is there already."""
+        """Whether it adds to what is there already at no cost."""
         return self._turned_CO is not None
 
     def __call__(self, x_NC: torch.Tensor) -> torch.Tensor:
@@ -124,10 +124,14 @@ class Product:
         return outs[0] if len(outs) == 1 else torch.cat(outs, -1)
 
     def write(self, x_NC: torch.Tensor, begin: int, end: int, out_NO: torch.Tensor, *, add: bool = False) -> None:
-        """The product of the tokens [begin, end), written into their place in `out_NO`; or added (see `adds`). Those
-        behind them are read as well, up to a number of tokens that is met again."""
+        """The product of the tokens [begin, end), written into their place in `out_NO`, or added to what is there.
+        Those behind them are read as well, up to a number of tokens that is met again."""
         if self._turned_CO is None:
-            out_NO[begin:end] = self(x_NC[begin : begin + bucket(end - begin)])[: end - begin]
+            found_NO = self(x_NC[begin : begin + bucket(end - begin)])[: end - begin]
+            if add:
+                out_NO[begin:end] += found_NO
+            else:
+                out_NO[begin:end] = found_NO
         else:
             self._write(self._turned_CO, x_NC[begin:end], out_NO[begin:end], add=add)
 
