@@ -14,12 +14,13 @@ from flow_dpo.cli import compare
 from flow_dpo.cli import report as report_command
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.data.seed import seed_problems
-from flow_dpo.evaluate.compare import arms, choose
+from flow_dpo.evaluate.compare import arms, choose, seed_results
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.evaluate.compare.seed_results import checked_steps, rewards_of
 from flow_dpo.evaluate.compare.summary import step_quality
 from flow_dpo.recipes.presets import preset
 from flow_dpo.report.comparison_section import summary_tables
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_jsonl
 
 SETTINGS = """
@@ -255,3 +256,16 @@ def test_the_settings_of_every_study_are_understood_and_have_a_command(file: Pat
     name, makefile = file.parent.name, (STUDIES.parent / "Makefile").read_text(encoding="utf-8")
     command = f"flow-dpo compare --config studies/{name}/settings.yaml"
     assert f"$(call study,{name}," in makefile or command in makefile + file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["seed", "team"])
+def test_seeds_can_be_added_to_a_published_study(name: str) -> None:
+    """Its settings, with the defaults of today, are those of the seeds that are published."""
+    now = run_folder.plain(compare.parse(["--config", str(STUDIES / name / "settings.yaml")]))
+    files = sorted((STUDIES / name / "seeds").glob("*.json.gz"))
+    assert files
+    for file in files:
+        compare._refuse_others(file, seed_results.read_seed(file).settings, now)
+    integers = {**now, "engine": {**now["engine"], "int8": True}}
+    with pytest.raises(ConfigError, match=r"engine.int8: False then, True now"):
+        compare._refuse_others(files[0], seed_results.read_seed(files[0]).settings, integers)
