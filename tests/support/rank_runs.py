@@ -358,8 +358,9 @@ def dying(folder: Path, *, who: int, when: str) -> None:
         assert "TORCHELASTIC_USE_AGENT_STORE" not in os.environ, "vLLM's engine would wait for such a store"
         policy = case.policy()
         if ranks.rank:
-            if when == "sampling" and ranks.rank == who:
-                threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            if when == "sampling" and ranks.rank == who:  # once the first update is done, however long that takes
+                wait, die = ranks.next_command, partial(os.kill, os.getpid(), signal.SIGKILL)
+                ranks.next_command = lambda: (ranks._count and threading.Timer(0.5, die).start()) or wait()
             follow(ranks, policy, case.settings)
             return
         learner = LeadingLearner(policy, case.settings, ranks=ranks)
@@ -388,9 +389,8 @@ def wrong(folder: Path) -> None:
     }
     for name, (work, num) in ways.items():
         found[name] = wait_for(fork_ranks(work, num, folder / name))
-    name, (work, num) = "leader killed", ways["leader killed"]
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    alive = f"{name}, its store alive"
+    store, alive = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), "leader killed, its store alive"
+    work, num = ways["leader killed"]
     found[alive] = wait_for(fork_ranks(work, num, folder / alive, store=store))
     (folder / "statuses.json").write_text(json.dumps(found))
 
