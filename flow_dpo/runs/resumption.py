@@ -33,7 +33,8 @@ from flow_dpo.workers.settings import TIMING_ONLY, with_shards_in_force
 _logger = logging.getLogger(__name__)
 _OF_RUN = ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
 _RUN_ONLY = {"run.tracking", *(f"run.tracking.{each.name}" for each in fields(TrackingSettings))}
-_RUN_ONLY |= {f"run.{name}" for name in _OF_RUN} | {"learner.rows.shard_base"} | TIMING_ONLY
+_RUN_ONLY |= {f"run.{name}" for name in _OF_RUN} | TIMING_ONLY
+_RUN_ONLY |= {"learner.rows.shard_base", "learner.max_logprob_drift"}
 """Settings that change no result."""
 _FACTS = ("code", "recipe_file", "flow_file", "reward_files", "plugins", "versions", "device", "dtype",
           "data_fingerprint", "given", "starting_adapters")  # fmt: skip

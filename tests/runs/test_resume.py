@@ -110,6 +110,12 @@ def test_a_finished_run_resumed_stays_as_it_is(whole: Path, tmp_path: Path) -> N
     assert_same_run(whole, tmp_path / "run")
 
 
+def test_a_run_that_a_drift_stopped_is_resumed_with_a_higher_limit(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    assert train(tmp_path / "run", "--resume", "--max_logprob_drift", "0.5") == 0
+    assert_same_run(whole, tmp_path / "run")
+
+
 def test_a_resumed_run_may_name_the_precision_that_auto_stood_for(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     assert train(tmp_path / "run", "--resume", "--dtype", "float32") == 0
