@@ -62,7 +62,7 @@ class LocalSettings:
     integers are beside it."""
     int8: bool = False
     """Sample with weights and inputs of linear layers in 8-bit integers: on a processor with VNNI a model of half a
-    billion parameters is sampled some twice as fast, of a slightly other distribution than is learned. The difference
+    billion parameters is sampled 1.7 times as fast, of a slightly other distribution than is learned. The difference
     is measured at the start and at every update (`--max_logprob_drift`). Dense models in the lean forward only."""
 
     def __post_init__(self) -> None:
