@@ -261,8 +261,12 @@ def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
 def _refuse_others(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to add to what was made with other settings."""
     then = {"engine_kind": "local", "workers": {}} | dict(then)
-    if then["engine_kind"] == "local":  # a setting that was not there yet is off
+    # A setting that was not there yet is off.
+    if then["engine_kind"] == "local":
         then["engine"] = {"int8": False} | dict(then.get("engine", {}))
+    if roles := then.get("learner", {}).get("roles"):
+        own = {role: {"by_problem": False} | dict(values) for role, values in roles.items()}
+        then["learner"] = dict(then["learner"]) | {"roles": own}
     differing = run_folder.differences(with_shards_in_force(then), with_shards_in_force(now))
     # Results of a seed may lie in another folder than the one that they were made in.
     free = _FREE if path.is_dir() else {*_FREE, "compare.output_dir"}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -84,6 +84,8 @@ class Window(Queue):
     window: int
     """Examples that are kept."""
     seed: int
+    by_problem: bool = False
+    """Whether problems are drawn, each with its examples as far as they are needed: these share their prefixes."""
 
     def take(self, examples: Sequence[Example]) -> None:
         """Add the examples of a call: updates are due where it brings some, and a batch of two choices is there."""
@@ -98,18 +100,19 @@ class Window(Queue):
         if not self._parts:
             return []
         rng = random.Random(derive(self.seed, self.num_updates))
+        draw = _by_problem(rng, self.examples) if self.by_problem else rng.sample
         # 1. What has no choice: its share of the window, with room left for each choice.
         groups: dict[int | None, list[int]] = {}
         for index, example in enumerate(self.examples):
             groups.setdefault(_choice(example), []).append(index)
         plain = groups.pop(None, [])
         share = max(0, min(round(self.size * len(plain) / len(self.examples)), self.size - len(groups)))
-        factors = dict.fromkeys(rng.sample(plain, share), 1.0)
+        factors = dict.fromkeys(draw(plain, share), 1.0)
         # 2. As many of each choice, the rarest first: what it lacks in number the others have more.
         left = self.size - share
         even = left / max(len(groups), 1)
         for done, group in enumerate(sorted(groups.values(), key=len)):
-            drawn = rng.sample(group, min(len(group), left // (len(groups) - done)))
+            drawn = draw(group, min(len(group), left // (len(groups) - done)))
             left -= len(drawn)
             factors |= dict.fromkeys(drawn, even / max(len(drawn), 1))
         batch = [(self.examples[index], factors[index]) for index in sorted(factors)]
@@ -118,6 +121,15 @@ class Window(Queue):
     def give_up(self) -> None:
         """Leave what is due, which would draw the same again. The examples stay."""
         self._parts = []
+
+
+def _by_problem(rng: random.Random, examples: Sequence[Example]) -> Callable[[list[int], int], list[int]]:
+    """Draws indices of examples problem after problem, in one order of problems and one of each problem's examples."""
+    problems = list(dict.fromkeys(example.problem_id for example in examples))
+    rank = dict(zip(rng.sample(problems, len(problems)), range(len(problems)), strict=True))
+    place = rng.sample(range(len(examples)), len(examples))
+    order = [(rank[example.problem_id], place[index]) for index, example in enumerate(examples)]
+    return lambda group, count: sorted(group, key=order.__getitem__)[:count]
 
 
 def make_pools(settings: LearnerSettings, seed: int) -> dict[Role, Queue]:
@@ -129,7 +141,8 @@ def make_pools(settings: LearnerSettings, seed: int) -> dict[Role, Queue]:
     for role, own in settings.roles.items():
         size, kept, updates = own.examples_per_update, own.window, own.updates_per_batch
         if size is not None:
-            window = Window(size=size, updates=updates, window=kept, seed=derive(seed, "window", role))
+            own_seed = derive(seed, "window", role)
+            window = Window(size=size, updates=updates, window=kept, seed=own_seed, by_problem=own.by_problem)
             pools[role] = window if kept else queue(size=size)
     return pools
 

