@@ -86,6 +86,7 @@ class FlatBatch:
         )
         self.num_positions = int((begin_A + count_A).max())
         """No token is at this position or beyond."""
+        self._num_keys = min(self.num_positions, rows.capacity)
         self._copy_indices = _copy_indices(row_inputs, self._device)
         self._places: dict[int, torch.Tensor] = {}
         self._single_biases: dict[tuple[int | None, int, int], torch.Tensor] = {}
@@ -176,11 +177,11 @@ class FlatBatch:
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Rows with one query each attend over the whole capacity of the first rows, in memory order: AHD."""
+        """Rows with one query each attend to all that the longest of them holds, in memory order: AHD."""
         num_rows, num_heads, size = query_AHD.shape
         if not num_rows:
             return query_AHD.new_empty(0, num_heads, values.shape[-1])
-        keys, values = keys[:num_rows], values[:num_rows]
+        keys, values = (plane[:num_rows, :, : self._num_keys] for plane in (keys, values))
         # 1. Query heads that share a key head become queries of it: AKGD against AKCD.
         kv_heads = keys.shape[1]
         query = query_AHD.reshape(num_rows, kv_heads, num_heads // kv_heads, size)
