@@ -82,8 +82,8 @@ class RoleSettings:
     updates_per_batch: int = 1
     """Updates from a window in each call that brings examples of the role; `epochs_per_batch` is for other pools."""
     by_problem: bool = False
-    """Draw from the window problem by problem. A problem's examples share their prefixes: on the seed an update has 0.64
-    times the tokens, and six runs of 512 problems learned as well."""
+    """Draw from the window problem by problem, whose examples share their prefixes: on the seed an update has 0.64 of
+    the tokens, and six runs of 512 problems learned as well."""
 
     def __post_init__(self) -> None:
         finite = "to be a finite number above 0"

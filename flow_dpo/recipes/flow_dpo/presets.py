@@ -115,9 +115,13 @@ PRESETS: dict[str, Preset] = {
         AttemptSiblings(temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P),
         12,
         RoleSettings(
-            learning_rate=5e-4, constant_rate=True, examples_per_update=48, window=1024, updates_per_batch=4,
+            learning_rate=5e-4,
+            constant_rate=True,
+            examples_per_update=48,
+            window=1024,
+            updates_per_batch=4,
             by_problem=True,
-        ),  # fmt: skip
+        ),
     ),
 }
 """By the name of the preset: the recipe "flow-dpo"."""
