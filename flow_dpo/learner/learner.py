@@ -60,6 +60,7 @@ class Learner:
         """Updates so far; one counter for all roles."""
         self.pools = make_pools(self.settings, policy.seed)
         """By role, for those that have one of their own, and the shared one."""
+        self._texts = state.Texts()
         self.learned: list[LearnedExample] = []
         """Examples of the last call's updates, in their order, as they were learned."""
         self._role_updates: dict[Role, int] = dict.fromkeys(policy.roles, 0)
@@ -158,7 +159,7 @@ class Learner:
         facts |= {"reference_versions": self._gradients.reference_versions, "kept": self._kept.calls}
         examples = [example for pool in self.pools.values() for example in pool.examples]
         kept = {version: self._kept.weights[version] for version in sorted({*self._kept.calls} - {self.version})}
-        state.write(Path(folder), self.policy, self._optimizers, facts, examples, kept)
+        state.write(Path(folder), self.policy, self._optimizers, facts, self._texts(examples), kept)
 
     def load(self, folder: str | Path) -> None:
         """Restore what `save` wrote for a learner of the same model and settings. Raises `DataError`."""

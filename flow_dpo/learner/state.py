@@ -51,22 +51,35 @@ class Facts:
 Optimizers = Mapping[Role, torch.optim.Adam]
 
 
+class Texts:
+    """Examples as JSON, made once for each as long as it waits: of a window's most were there at the last checkpoint."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Example, str]] = {}
+
+    def __call__(self, pool: Sequence[Example]) -> list[str]:
+        known, self._known = self._known, {}
+        for each in pool:
+            self._known[id(each)] = known.get(id(each)) or (each, json.dumps(typed_json.write(each), allow_nan=False))
+        return [self._known[id(each)][1] for each in pool]
+
+
 def write(
     folder: Path,
     policy: Policy,
     optimizers: Optimizers,
     facts: Mapping[str, Any],
-    pool: Sequence[Example],
+    pool: Sequence[str],
     kept: Mapping[int, Weights],
 ) -> None:
-    """Write a learner's state. `facts` are the learner's own counters, plain JSON."""
+    """Write a learner's state. `facts` are the learner's own counters, plain JSON; the pool's examples are `Texts`."""
     folder.mkdir(parents=True, exist_ok=True)
     for role in policy.roles:
         policy.save_adapter(role, folder / "adapters" / role)
     tensors = {name: t.detach().cpu().contiguous() for name, t in live_tensors(policy, optimizers, kept).items()}
     save_file(tensors, folder / TENSORS)
-    text = json.dumps({"schema": SCHEMA, **facts, "pool": typed_json.write(pool)}, allow_nan=False)
-    (folder / FACTS).write_text(text, encoding="utf-8")
+    head = json.dumps({"schema": SCHEMA, **facts}, allow_nan=False).removesuffix("}")
+    (folder / FACTS).write_text(f'{head}, "pool": [{", ".join(pool)}]}}', encoding="utf-8")
 
 
 def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, list[Example], dict[int, Weights]]:

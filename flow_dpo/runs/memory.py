@@ -73,6 +73,7 @@ class Sizes:
 class Plan:
     """What a run takes, in bytes, and by which settings."""
 
+    sizes: Sizes
     tokens: int
     checkpointing: bool
     parts: dict[str, int]
@@ -154,6 +155,7 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
             wanted = min(max(wanted, _KV_SHARE * memory), _most_kv(engine, sizes))
         kv = int(wanted if engine.kv_budget_gib == "auto" else engine.kv_budget_gib * GIB)
     return Plan(
+        sizes=sizes,
         tokens=tokens,
         checkpointing=checkpointing,
         parts={
@@ -183,9 +185,8 @@ def _with_room(settings: TrainSettings, plan: Plan, device: torch.device, usable
     known = LocalSettings | VllmSettings if device.type == "cuda" else LocalSettings
     if not isinstance(engine, known) or not plan.parts[_KV] or engine.kv_budget_gib != "auto":
         return plan
-    sizes = sizes_of(settings.runtime.model, settings.runtime.lora, tuple(settings.recipe.flow.roles), 1, False)
     room = usable - plan.total + plan.parts[_KV]
-    kv = max(_LEAST_KV, min(room, _most_kv(engine, sizes)))
+    kv = max(_LEAST_KV, min(room, _most_kv(engine, plan.sizes)))
     if device.type != "cuda":
         kv = max(plan.parts[_KV], min(kv, usable // HOST_SHARE))
     kv = kv // _LEAST_KV * _LEAST_KV

@@ -11,6 +11,8 @@ import torch
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Pair, by_role
+from flow_dpo.data import strict_json, typed_json
+from flow_dpo.learner import state
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import ReferenceSettings
@@ -66,6 +68,21 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(values: dict[str, Any], dtype: 
     assert len(files) == 6
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_an_example_is_put_in_words_once_as_long_as_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, written, texts = pairs(num_trees=4), list[Any](), state.Texts()
+    write = typed_json.write
+
+    def counted(value: Any) -> Any:
+        written.append(value)
+        return write(value)
+
+    monkeypatch.setattr(typed_json, "write", counted)
+    for pool, new in ((made[:6], made[:6]), (made[2:8], made[6:8]), ([], []), (made[2:4], made[2:4])):
+        written.clear()
+        assert [strict_json.parse_object(t.encode(), "") for t in texts(pool)] == [write(each) for each in pool]
+        assert [each for each in written if isinstance(each, Pair)] == new
 
 
 def test_a_saved_learner_with_untouched_roles_loads(tmp_path: Path) -> None:
