@@ -67,7 +67,8 @@ def _points(value: float, sign: str = "", digits: int = 1) -> str:
 def _interval(value: Mapping[str, Any]) -> str:
     """Of the method, over seeds and questions, where there is one; else that which the value has."""
     low, high = ("seed_low", "seed_high") if value.get("seed_low") is not None else ("low", "high")
-    return f"{_points(value[low])} to {_points(value[high])}"
+    # A bound keeps its sign: "-0.0" is below zero, and "0.0" is not.
+    return f"{100 * value[low]:.1f} to {100 * value[high]:.1f}"
 
 
 def _negative(value: Mapping[str, Any]) -> dict[str, Any]:

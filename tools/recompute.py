@@ -43,7 +43,8 @@ def wrong_figures(study: Path, *, tests: Sequence[str] = ()) -> tuple[int, list[
     if seeds and not tests:
         wrong += [f"{name}: {a} published, {b} found" for name, (a, b) in _differing(found, again).items()]
     for row, other in zip(found["arms"], again["arms"], strict=True):
-        measured = [f"{test}/{one}" for test, by in other["accuracies"].items() for one in by]
+        published = {f"{test}/{one}" for test, by in row["accuracies"].items() for one in by or ()}
+        measured = published | {f"{test}/{one}" for test, by in other["accuracies"].items() for one in by}
         for name, (a, b) in _differing(*(_figures(each, set(tests or measured)) for each in (row, other))).items():
             wrong.append(f"{row['name']}.{name}: {a} published, {b} found")
     if (study / "README.md").exists():

@@ -202,7 +202,7 @@ def _one_seed(do: _Runners, seed: int, names: Sequence[str], sizes: Sizes) -> No
     """Make all arms of one seed, one after another, and write what they came to; of an arm for which the data do not
     suffice, such as traces that are too few, the reason. Nothing is done where that is known of all of them."""
     _plain_lines()
-    file = seed_results.path_of(do.path, seed)
+    file, known = seed_results.path_of(do.path, seed), None
     if file.exists():
         known = seed_results.read_seed(file)
         _refuse_others(file, known.settings, do.settings)
@@ -216,6 +216,8 @@ def _one_seed(do: _Runners, seed: int, names: Sequence[str], sizes: Sizes) -> No
         except DataError as error:
             found[name] = str(error)
     result = seed_results.collect(do.path, seed, found, sizes.tests[0])
+    if known is not None:
+        result = seed_results.added(known, result)
     seed_results.write_seed(do.path, replace(result, settings=do.settings))
 
 
@@ -225,13 +227,19 @@ def _one_rate(do: _Runners, rate: float, seed: int, names: Sequence[str], sizes:
     return rates_of.try_rate(do.of(seed, rate), [EVERY[name] for name in names], sizes, rate)
 
 
+def _trained_for(name: str, names: Sequence[str]) -> bool:
+    """Whether a training that is named as an arm is one of these arms': its own, that of the same flow not compiled, or
+    the paper's flow, of which one role is tested."""
+    return any(one in (name, f"{name}_itself") or (name == "paper_flow" and one.startswith("paper_")) for one in names)
+
+
 def _choose_rates(
     do: _Runners, names: Sequence[str], sizes: Sizes, settings: CompareSettings, console: Console
 ) -> dict[str, dict[str, Any]]:
     """The rate of each training and what it was chosen by; nothing where there are no candidates."""
     if settings.rates.chosen_in:
         taken = rates_of.taken_rates(Path(settings.rates.chosen_in))
-        return {name: row for name, row in taken.items() if name in names or name not in EVERY}
+        return {name: row for name, row in taken.items() if name not in EVERY or _trained_for(name, names)}
     wanted, seeds = settings.rates, range(FIRST_RATE_SEED, FIRST_RATE_SEED + settings.rates.num_trainings)
     sizes = rates_of.validation_sizes(sizes, sampled=settings.tests.sampled)
     tasks = [(do, rate, seed, names, sizes) for seed in seeds for rate in wanted.candidates]

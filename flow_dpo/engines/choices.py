@@ -47,7 +47,7 @@ def choose(
     else:
         if sampling.greedy and (left := [index for index in range(len(logprobs)) if index not in left_out]):
             tied = [index for index in left if logprobs[index] == max(logprobs[other] for other in left)]
-            left_out |= set(tied) - {tied[int(share * len(tied))]}
+            left_out |= set(tied) - {tied[int(share * len(tied))]} if tied else set()  # none where they are not finite
         whole = sampling if sampling.top_p == 1 else replace(sampling, top_p=1.0)
         drawn = draw(dict(enumerate(logprobs)), whole, uniform=share, excluded=left_out)
     if drawn is None:

@@ -53,9 +53,21 @@ def budgeted(settings: _Settings, model: PreTrainedModel, *, free: int | None = 
 def host_memory() -> int:
     """All memory of the machine in bytes, or of the container that this process is in."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
-    return min(machine, int(text)) if text.isdigit() else machine
+    texts = [file.read_text(encoding="ascii").strip() for file in _limits() if file.is_file()]
+    return min([machine, *(int(text) for text in texts if text.isdigit())])
+
+
+def _limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[Path]:
+    """The files of Linux that may limit this process's memory: of the root that it sees, and of its own group, which is
+    below it outside of a container. Of both versions of control groups."""
+    files = [root / "memory.max", root / "memory/memory.limit_in_bytes"]
+    for line in own.read_text(encoding="utf-8").splitlines() if own.is_file() else ():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            files.append(root / group.lstrip("/") / "memory.max")
+        elif "memory" in controllers.split(","):
+            files.append(root / "memory" / group.lstrip("/") / "memory.limit_in_bytes")
+    return files
 
 
 def window_within(settings: VllmSettings, model: PreTrainedModel, context_tokens: int) -> int:

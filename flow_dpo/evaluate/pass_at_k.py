@@ -105,19 +105,25 @@ def ks(most: int) -> list[int]:
 def vote(verdicts: Sequence[Verdict], weights: Sequence[float] | None = None) -> float:
     """The share of right ones among the answers with the most votes, a draw's vote counting as its weight (1 where no
     weights are given); 0 where there is no answer."""
-    clusters: list[tuple[Verdict, list[float]]] = []
+    clusters: list[tuple[list[Verdict], list[float]]] = []
     for verdict, weight in zip(verdicts, weights or [1.0] * len(verdicts), strict=True):
         if verdict.answer is None:
             continue
-        for first, votes in clusters:
-            known = first.answer or ""
+        for alike, votes in clusters:
+            known = alike[0].answer or ""
             if known.strip() == verdict.answer.strip() or same(known, verdict.answer):
+                alike.append(verdict)
                 votes.append(weight)
                 break
         else:
-            clusters.append((verdict, [weight]))
+            clusters.append(([verdict], [weight]))
     sums = [math.fsum(votes) for _, votes in clusters]
-    won = [first.right or 0.0 for (first, _), votes in zip(clusters, sums, strict=True) if _equal(votes, max(sums))]
+    # Answers that are taken for the same may be graded otherwise, such as where one was not in time.
+    won = [
+        math.fsum(one.right or 0.0 for one in alike) / len(alike)
+        for (alike, _), votes in zip(clusters, sums, strict=True)
+        if _equal(votes, max(sums))
+    ]
     return math.fsum(won) / len(won) if won else 0.0
 
 

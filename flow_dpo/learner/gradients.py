@@ -163,10 +163,11 @@ class Gradients:
                 return RowResult(tokens=logprobs.num_tokens, policy=logprobs.added())
 
         done: dict[int, Example] = {}
-        for (row, _), result in zip(rows, self._deal(len(rows), compute), strict=True):
-            counts = [len(e.completions) for e in row]
-            for example, added in zip(row, _by_example(result.policy, counts), strict=True):
-                done[id(example)] = _scaled(example, added, version)
+        with self._policy.using(role):  # one for all threads, as they need
+            for (row, _), result in zip(rows, self._deal(len(rows), compute), strict=True):
+                counts = [len(e.completions) for e in row]
+                for example, added in zip(row, _by_example(result.policy, counts), strict=True):
+                    done[id(example)] = _scaled(example, added, version)
         return [done.get(id(example), example) for example in examples]
 
     def _compare_again(self, role: Role, examples: Sequence[Example], account: Account) -> None:

@@ -52,7 +52,7 @@ Optimizers = Mapping[Role, torch.optim.Adam]
 
 
 class Texts:
-    """Examples as JSON, made once for each as long as it waits: of a window's most were there at the last checkpoint."""
+    """Examples as JSON, made once for each as long as it waits: most of a window were there at the last checkpoint."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Example, str]] = {}

@@ -56,9 +56,14 @@ def threads_of(policy: Policy, given: int = 0) -> Deal:
     model = policy.model
     if model.device.type != "cpu" or model.num_parameters() > MOST_WEIGHTS or torch.get_num_threads() != 1:
         return alone
+    num = rows_at_once(given, policy.settings.lora_dropout)
+    return Threads(num) if num > 1 else alone
+
+
+def rows_at_once(given: int, dropout: float) -> int:
+    """Rows of a small model's update that are computed at once on a CPU, at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [given or cores, cores, _MOST]
     if (environment := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         limits.append(int(environment))
-    num = 1 if policy.settings.lora_dropout else min(limits)
-    return Threads(num) if num > 1 else alone
+    return 1 if dropout else min(limits)

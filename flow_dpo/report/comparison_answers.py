@@ -106,7 +106,8 @@ def _surely(found: Found, gaps: Sequence[Gap]) -> tuple[str, ...]:
     if seeds == 1:
         return (f"1 seed: what another seed would come to is not known; intervals are over {questions} alone.",)
     said = [
-        f"{formatting.count(seeds)} seeds of training, {questions} of {primary_of(found)}: 95 % intervals over both."
+        f"{formatting.count(seeds)} seeds of training, {questions} of {primary_of(found)}: 95 % intervals over both"
+        + (", of votes and areas over seeds alone." if any(gap.team for gap in gaps) else ".")
     ]
     several = [gap for gap in gaps if gap.seeds is not None and gap.questions is not None]
     if several:

@@ -56,7 +56,8 @@ def _p_words(arms: list[Arm]) -> str:
     if any(gap.get("seed_p") is not None for gap in gaps):
         return (
             "Intervals over seeds, and p, are of the method: another training and other questions would have come out "
-            "otherwise. Those over questions hold the trained models fixed."
+            "otherwise. Those over questions hold the trained models fixed; those of votes and areas, which have no p, "
+            "are over seeds alone."
         )
     return (
         "p is of these models, which it holds fixed: it exchanges the two arms on whole questions, all seeds of a "

@@ -83,4 +83,6 @@ def _answered_once(one: EvaluationSource) -> bool:
 
 def _setting(one: EvaluationSource) -> tuple[Any, ...]:
     summary = one.summary
-    return summary.get("dataset"), summary.get("model"), bool((summary.get("decoding") or {}).get("greedy"))
+    decoding = summary.get("decoding") or {}
+    drawn = tuple(decoding.get(name) for name in ("temperature", "top_p", "choice_temperature"))
+    return summary.get("dataset"), summary.get("model"), bool(decoding.get("greedy")), drawn

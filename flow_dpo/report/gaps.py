@@ -81,8 +81,9 @@ def _gap(one: str, other: str, test: str, found: Mapping[str, Any] | None, **kin
         None if found.get(low) is None or found.get(high) is None else (found[low], found[high])
         for low, high in (("seed_low", "seed_high"), ("low", "high"))
     )
+    # Corrected where it is; else of the method, and of the models alone where no seeds are known.
+    p = next((found[name] for name in ("p_holm", "seed_p", "p") if found.get(name) is not None), None)
     holm = found.get("p_holm") is not None
-    p = found["p_holm"] if holm else found.get("p")
     return [
         Gap(
             one=one,
@@ -101,19 +102,28 @@ def _gap(one: str, other: str, test: str, found: Mapping[str, Any] | None, **kin
 def contrasts(found: Mapping[str, Any]) -> list[Gap]:
     """The contrasts that the comparison declares, on every test: the team's, then those of its arms that are not the
     team's the other way round."""
+    declared = [
+        (arm["name"], str(contrast.get("against")), test, one)
+        for arm in found["arms"]
+        for contrast in arm.get("contrasts") or ()
+        for test, one in (contrast.get("differences") or {}).items()
+    ]
+    # The same difference the other way round has its p in the family of all declared.
+    corrected = {(against, name, test): (one or {}).get("p_holm") for name, against, test, one in declared}
     team = [
         gap
         for one in (found.get("team") or {}).get("differences") or ()
         for name in [one["other"] + (f", {RULE_WORDS.get(one['rule'], one['rule'])}" if one["rule"] else "")]
-        for gap in _gap(one["one"], name, one["test"], one, area=one["measure"] == "area", team=True)
+        for holm in [None if one["rule"] else corrected.get((one["one"], one["other"], one["test"]))]
+        for gap in _gap(
+            one["one"], name, one["test"], {"p_holm": holm, **one}, area=one["measure"] == "area", team=True
+        )
     ]
     there = {(gap.other, gap.one, gap.test) for gap in team}
     return team + [
         gap
-        for arm in found["arms"]
-        for contrast in arm.get("contrasts") or ()
-        for test, one in (contrast.get("differences") or {}).items()
-        for gap in _gap(arm["name"], str(contrast.get("against")), test, one)
+        for name, against, test, one in declared
+        for gap in _gap(name, against, test, one)
         if (gap.one, gap.other, gap.test) not in there
     ]
 

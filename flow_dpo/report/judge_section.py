@@ -117,14 +117,14 @@ def judge_doubts(one: JudgeSource) -> list[str]:
     agreed, pairs = _number(one, "agreement", "rate"), one.summary["pairs"]
     if agreed is not None and agreed < _AGREED:
         doubts.append(f"{one.name}: the judge's two orders agree on {formatting.share(agreed)} of the pairs.")
-    for name, key, words in (
-        ("position", "first_rate", "picks the first place"),
-        ("longer", "rate", "prefers the longer"),
-    ):
-        bounds = one.summary[name].get("interval")
-        if bounds is not None and not bounds[0] <= 0.5 <= bounds[1]:
-            rate = formatting.share(_number(one, name, key))
-            doubts.append(f"{one.name}: the judge {words} in {rate} ({formatting.interval(bounds)}).")
+    place = one.summary["position"]
+    if place["p"] is not None and place["p"] < 0.05:
+        rate, p = formatting.share(_number(one, "position", "first_rate")), formatting.p_value(place["p"])
+        doubts.append(f"{one.name}: the judge picks the first place in {rate} (p {p} by the pairs that it flips).")
+    bounds = one.summary["longer"].get("interval")
+    if bounds is not None and not bounds[0] <= 0.5 <= bounds[1]:
+        rate = formatting.share(_number(one, "longer", "rate"))
+        doubts.append(f"{one.name}: the judge prefers the longer in {rate} ({formatting.interval(bounds)}).")
     if pairs.get("unparsed"):
         doubts.append(f"{one.name}: pairs without a verdict: {formatting.count(pairs['unparsed'])}.")
     return doubts

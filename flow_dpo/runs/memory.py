@@ -32,6 +32,7 @@ from flow_dpo.models.fused_decoder import MOST_WEIGHTS
 from flow_dpo.models.load import blank_model, device_of
 from flow_dpo.models.own_forward import FAULTS
 from flow_dpo.models.settings import ModelSettings, QuantizationSettings
+from flow_dpo.ranks.threads import rows_at_once
 from flow_dpo.runs.settings import TrainSettings
 
 GIB = 2**30
@@ -145,9 +146,12 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
         snapshots=learner.reference.kind == "snapshot", kept=settings.run.lag,
         merge=merging(engine, runtime.lora) if here and isinstance(engine, LocalSettings) else "never",
     )  # fmt: skip
-    vllm, copies = here and isinstance(engine, VllmSettings), 0
-    if here and device.type == "cpu":
-        copies = _copies(engine, sizes, _num_weights(pickle.dumps(runtime.model)))
+    vllm, copies, rows = here and isinstance(engine, VllmSettings), 0, 1
+    if device.type == "cpu":
+        num_weights = _num_weights(pickle.dumps(runtime.model))
+        copies = _copies(engine, sizes, num_weights, len(settings.recipe.flow.roles)) if here else 0
+        if num_weights <= MOST_WEIGHTS:
+            rows = rows_at_once(runtime.model.num_threads, runtime.lora.lora_dropout)
     kv = 0
     if here and isinstance(engine, LocalSettings | VllmSettings):
         wanted = min(USUAL_KV_GIB * GIB, memory / 8)
@@ -162,7 +166,9 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
             "libraries": _LIBRARIES.get(device.type, 0),
             "weights": sizes.weights,
             "adapters with Adam": sizes.adapters,
-            f"a row of {tokens:,} tokens": int(_KEPT.get(device.type, 1.0) * sizes.row),
+            f"{'a row' if rows == 1 else f'{rows} rows'} of {tokens:,} tokens": int(
+                rows * _KEPT.get(device.type, 1.0) * sizes.row
+            ),
             "merged weights": sizes.merged,
             "copies of weights": copies,
             "vLLM's weights and steps": (sizes.weights + (_VLLM if device.type == "cuda" else 0)) if vllm else 0,
@@ -171,11 +177,14 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
     )
 
 
-def _copies(engine: EngineSettings, sizes: Sizes, num_weights: int) -> int:
-    """The weights once more as a CPU's products read them; in 8-bit integers all of them."""
+def _copies(engine: EngineSettings, sizes: Sizes, num_weights: int, num_roles: int) -> int:
+    """The weights once more as a CPU's products read them; in 8-bit integers all of them, and of merged ones (in
+    float32) each role's own."""
     if not isinstance(engine, LocalSettings):
         return 0
-    return num_weights if engine.int8 else int(min(engine.packed_gib * GIB, max(sizes.weights, sizes.merged)))
+    if engine.int8:
+        return num_weights + sizes.merged // 4 * (num_roles - 1) // num_roles
+    return int(min(engine.packed_gib * GIB, max(sizes.weights, sizes.merged)))
 
 
 def _with_room(settings: TrainSettings, plan: Plan, device: torch.device, usable: int) -> Plan:

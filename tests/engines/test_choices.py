@@ -50,6 +50,12 @@ def test_a_tie_does_not_exceed_one_half(score: float, greedy: bool, seed: int) -
     assert {taken([score, score], Sampling(greedy=True), seed=each).choice for each in range(20)} == {0, 1}
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(greedy=True), Sampling(greedy=True, threshold=0.5)])
+def test_a_model_that_has_diverged_says_so(sampling: Sampling) -> None:
+    with pytest.raises(EngineError, match="the model's logits are not finite"):
+        taken([math.nan, math.nan], sampling)
+
+
 @pytest.mark.parametrize("greedy", [False, True])
 def test_a_tie_above_or_below_the_threshold_is_no_coin_toss(greedy: bool) -> None:
     for threshold, choice in ((0.3, 0), (0.7, 1)):

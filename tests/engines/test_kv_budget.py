@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +38,29 @@ def test_a_cpu_gives_a_quarter_and_what_is_given_stays(
     given = LocalSettings(kv_budget_gib=0.5)
     assert budgeted(given, model) is given
     assert given.kv_bytes == GIB // 2
+
+
+def test_a_containers_limit_is_found_in_both_versions_of_control_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    own.write_text("5:cpu,memory:/slurm/job_7\n1:name=systemd:/a:b\n0::/user.slice/x\n")
+    found = kv_budget._limits(root, own)
+    assert found == [
+        root / "memory.max",
+        root / "memory/memory.limit_in_bytes",
+        root / "memory/slurm/job_7/memory.limit_in_bytes",
+        root / "user.slice/x/memory.max",
+    ]
+    assert len(kv_budget._limits(root, tmp_path / "none")) == 2
+    monkeypatch.setattr(kv_budget, "_limits", lambda: found)
+    whole = kv_budget.host_memory()
+    for file, text, limit in zip(
+        found, ("max", "9223372036854771712", "3221225472", "1073741824"), (whole, whole, 3 * GIB, GIB), strict=True
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+        assert kv_budget.host_memory() == limit
 
 
 def test_a_gpu_gives_a_share_of_what_is_free_after_the_weights() -> None:

@@ -50,7 +50,11 @@ class Commands:
     def train(self, words: Sequence[str]) -> int:
         row = {"rollout/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 50, "learn/updates": 4}
         seconds = dict.fromkeys(("rollout/seconds", "grade/seconds", "learn/seconds"), 0.5)
-        append_rows(self.folder(words) / "metrics.jsonl", [from_json(Metrics, METRICS | row | seconds, "here")])
+        folder = self.folder(words)
+        # A role that learns alone sees more problems for as many updates.
+        row["problems_seen"] = 40 if "--credit.roles" in words else 9
+        append_rows(folder / "metrics.jsonl", [from_json(Metrics, METRICS | row | seconds, "here")])
+        (folder / "config.yaml").write_text("data: {skip_problems: 300}")
         return 0
 
     def generate(self, words: Sequence[str]) -> int:
@@ -132,6 +136,9 @@ def test_variants_of_the_flow_differ_from_it_in_what_they_are_named_after(tmp_pa
     for role in ("answer", "stop"):
         matched = ["--credit.roles", f"[{role}]", "--budget_updates", "4", "--max_problems", "72"]
         assert more(f"{role}_only") == matched
+        # Its traces are of problems behind those that it learned from.
+        assert value(words[f"traces/{role}_only"], "--data.skip_problems") == "340"
+    assert "--data.skip_problems" not in words["traces/alternatives_2"]
     # The flow itself, not compiled, is the same training: every piece of work is done once.
     done = [row["name"] for row in read_jsonl(tmp_path / "seed5" / DONE)]
     assert len(done) == len(set(done))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from markupsafe import escape
 from flow_dpo.cli import compare
 from flow_dpo.cli import report as report_command
 from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.stats import wilson
 from flow_dpo.data.seed import seed_problems
 from flow_dpo.evaluate.compare import arms, choose, seed_results
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
@@ -44,6 +47,10 @@ def test_steps_of_the_seed_are_judged_by_its_own_solution() -> None:
     assert quality is not None
     assert (quality["num_checked"], quality["invalid_rate"]) == (10, 0.2)
     assert step_quality([checked_steps([])]) is None
+    # A model that says the same in each of ten seeds has been asked once.
+    alike = step_quality([(294, 42)] * 10, same_questions=True)
+    assert alike is not None
+    assert (alike["num_checked"], alike["interval"]) == (2940, [pytest.approx(each) for each in wilson(42, 294)])
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -202,6 +209,25 @@ def test_done_work_is_not_done_again_and_other_settings_are_refused(
     assert (made / "out/seed0" / DONE).read_bytes() == done
     with pytest.raises(ConfigError, match=r"made with other settings.*\n  compare.pool.num_traces: 6 then, 7 now"):
         compare.compare([*words, "--compare.pool.num_traces", "7"])
+
+
+def test_arms_are_added_to_a_seed_whose_folders_are_gone(made: Path, tmp_path: Path) -> None:
+    file = seed_results.path_of(tmp_path / "out", 0)
+    file.parent.mkdir(parents=True)
+    shutil.copy(seed_results.path_of(made / "out", 0), file)
+    before = seed_results.read_seed(file)
+    words = ["--config", str(made / "settings.yaml"), "--compare.output_dir", str(tmp_path / "out")]
+    assert compare.compare([*words, "--compare.arms", "[zero_shot,ground_truth]"]) == 0
+    after = seed_results.read_seed(file)
+    assert set(after.arms) == {*before.arms, "ground_truth"}
+    assert {name: after.arms[name] for name in before.arms} == before.arms | {"zero_shot": after.arms["zero_shot"]}
+    assert after.arms["zero_shot"].verdicts == before.arms["zero_shot"].verdicts
+    assert set(before.made.commands) <= set(after.made.commands)
+    assert any("sft/ground_truth" in command for command in after.made.commands)
+    assert sum(piece["num_pieces"] for piece in after.made.pieces) > sum(p["num_pieces"] for p in before.made.pieces)
+    other = {name: ids[1:] for name, ids in before.questions.items()}
+    with pytest.raises(ConfigError, match="expected the questions of held_out that the arms of seed 0 answered before"):
+        seed_results.added(replace(before, questions=other), after)
 
 
 def test_every_command_can_be_run_by_hand(made: Path) -> None:

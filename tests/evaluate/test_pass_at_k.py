@@ -14,7 +14,7 @@ from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Problem, Verdict
 from flow_dpo.evaluate.contamination import check, normalised, questions_of
 from flow_dpo.evaluate.evaluate import EvaluationSettings
-from flow_dpo.evaluate.pass_at_k import Drawn, majority_at_k, pass_at_k, summary
+from flow_dpo.evaluate.pass_at_k import Drawn, majority_at_k, pass_at_k, summary, vote
 from flow_dpo.evaluate.statistics import interval, ungraded_words
 from flow_dpo.runs.files import read_jsonl
 from tests.support.record_examples import TRACE, TREE
@@ -63,6 +63,13 @@ def test_majority(answers: str, k: int, expected: float | None) -> None:
 def test_equal_numbers_vote_together() -> None:
     verdicts = [verdict("3"), verdict("3"), verdict("5"), Verdict(status="correct", answer="5.0"), verdict("5")]
     assert majority_at_k(verdicts, 5) == 1.0
+
+
+def test_votes_for_one_answer_that_were_graded_otherwise_count_each() -> None:
+    late = Verdict(status="ungraded", answer="12")
+    right = Verdict(status="correct", answer="12")
+    for order in ([late, right, right], [right, late, right], [right, right, late]):
+        assert vote(order) == pytest.approx(2 / 3)
 
 
 def test_an_ungraded_draw_is_not_shown_to_be_right() -> None:

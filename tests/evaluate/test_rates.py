@@ -231,6 +231,12 @@ def test_trainings_have_the_rates_that_another_comparison_chose(tmp_path: Path) 
     assert {name: row["chosen"] for name, row in found.items()} == {"dapo_same_tokens": 0.0025, "flow": 0.007}
 
 
+def test_a_rate_is_taken_by_every_arm_of_its_training() -> None:
+    for training, arm in (("stop_only", "stop_only_itself"), ("paper_flow", "paper_answer"), ("grpo", "grpo")):
+        assert compare._trained_for(training, ["zero_shot", arm])
+    assert not compare._trained_for("stop_only", ["answer_only_itself", "paper_answer"])
+
+
 def test_other_recipes_learn_as_their_presets_have_it_but_for_what_is_changed(made: Path, tmp_path: Path) -> None:
     assert read_settings(made / "settings/other.yaml")["learner"] == {}
     assert read_settings(made / "seed0/dapo_same_tokens/config.yaml")["learner"]["passes"]["short_batch"] == "fill"

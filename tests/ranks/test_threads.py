@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from flow_dpo.learner.settings import ReferenceSettings, RowSettings
 from flow_dpo.models import fused_decoder
 from flow_dpo.ranks import threads
 from flow_dpo.ranks.threads import Threads, threads_of
+from tests.learner.test_logprobs import stir
 from tests.support.packed_builders import ROLES, pairs_of_tree
 from tests.support.tiny_models import tiny_model
 
@@ -69,6 +71,31 @@ def test_any_number_of_threads_learns_the_same_bytes(kind: str, objective: Any) 
         assert all(map(torch.equal, weights, found[0][0]))
         assert row == found[0][1]
         assert [one.policy for one in learned] == [one.policy for one in found[0][2]]
+
+
+def test_what_was_recorded_is_brought_to_a_temperature_under_one_adapter() -> None:
+    """Whichever thread is done first, and whichever role was on before: a model of its own modules, switched often."""
+    switch = sys.getswitchinterval()
+    sampled = [pair for seed in range(3) for pair in pairs(seed)]
+    examples = [
+        replace(p, chosen=replace(p.chosen, policy_version=0), rejected=replace(p.rejected, policy_version=0))
+        for p in sampled
+    ]
+
+    def learner(deal: Any) -> Learner:
+        policy = stir(Policy(tiny_model("gemma3"), ROLES, LoraSettings(lora_r=4), seed=5))
+        settings = LearnerSettings(logit_temperature=0.6, rows=RowSettings(max_tokens=40))
+        made = Learner(policy, settings, deal=deal)
+        made.check()
+        return made
+
+    wanted, several = learner(alone)._scaled(examples), learner(Threads(2))
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(4):
+            assert several._scaled(examples) == wanted
+    finally:
+        sys.setswitchinterval(switch)
 
 
 def test_results_come_in_order_and_from_several_threads() -> None:

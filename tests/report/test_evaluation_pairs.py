@@ -27,6 +27,17 @@ def test_a_difference_that_all_problems_share_has_no_interval(tmp_path: Path) ->
     assert "not told apart: +0.0 points (the same on all 20 problems of" in learned[0]
 
 
+def test_what_was_sampled_otherwise_is_no_pair(tmp_path: Path) -> None:
+    def drawn(name: str, temperature: float, run: str | None = None) -> Path:
+        decoding = {"greedy": False, "temperature": temperature, "top_p": 1.0}
+        return evaluated(tmp_path / name, "rrww", run=run, decoding=decoding)
+
+    paths = [drawn("hot", 1.5), drawn("alike", 0.2), drawn("t", 0.2, "runs/x")]
+    sources = [source for source in read_sources(paths) if isinstance(source, EvaluationSource)]
+    assert [(pair.trained.name, pair.untrained.name) for pair in pairs_of(sources)] == [("t", "alike")]
+    assert pairs_of([sources[0], sources[2]]) == []
+
+
 def test_others_problems_are_passed_over(tmp_path: Path) -> None:
     """The first untrained evaluation has other problems, the second the same."""
     paths = [evaluated(tmp_path / name, "rw" * num, run=run) for name, num, run in

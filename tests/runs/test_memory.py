@@ -36,6 +36,11 @@ def of(settings: TrainSettings) -> tuple[Any, Any, Any]:
     return rows.max_tokens, rows.gradient_checkpointing, getattr(engine, "kv_budget_gib", None)
 
 
+@pytest.fixture(autouse=True)
+def _one_row_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "device_of", lambda model: torch.device("cuda", 0))
@@ -47,6 +52,31 @@ def test_on_a_cpu_of_the_usual_size_everything_is_as_ever() -> None:
     settings, line = planned(settings_of(), memory=16 * GIB)
     assert of(settings) == (1024, False, 2.0)
     assert line.startswith("Memory: about 3.6 of the 16 GiB of cpu at most: libraries 1.5, a row of 1,024 tokens 0.1")
+
+
+def test_rows_that_are_computed_at_once_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    totals: list[float] = []
+    for threads, words in (("1", "a row"), ("4", "4 rows"), ("", "8 rows")):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        settings, line = planned(settings_of(), memory=16 * GIB)
+        assert of(settings) == (1024, False, 2.0)
+        assert f"libraries 1.5, {words} of 1,024 tokens" in line
+        totals.append(float(line.split()[2]))
+    assert totals[2] - totals[0] == pytest.approx(7 * 1.4 * sizes_of_row(1024, False) / GIB, abs=0.1)
+    # Dropout's masks come from one generator, and the rows of a larger model have all threads to themselves.
+    made = settings_of()
+    dropout = replace(made, runtime=replace(made.runtime, lora=replace(made.runtime.lora, lora_dropout=0.1)))
+    assert "a row of 1,024 tokens" in planned(dropout, memory=16 * GIB)[1]
+    monkeypatch.setattr(memory, "MOST_WEIGHTS", 100_000)
+    assert "a row of 4,096 tokens" in planned(made, memory=16 * GIB)[1]
+
+
+def test_merged_weights_in_8_bit_integers_are_counted_for_each_role() -> None:
+    sizes = memory.Sizes(weights=4000, adapters=0, row=0, merged=2 * 3600, kv_token=1, context_tokens=1)
+    engine = LocalSettings(int8=True)
+    assert memory._copies(engine, replace(sizes, merged=0), 1000, 2) == 1000
+    assert memory._copies(engine, sizes, 1000, 2) == 1000 + 900
 
 
 def test_rows_of_a_larger_model_are_long(monkeypatch: pytest.MonkeyPatch) -> None:

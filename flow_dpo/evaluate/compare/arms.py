@@ -21,6 +21,7 @@ from flow_dpo.core.explore import Explore, TurnSampling
 from flow_dpo.evaluate.compare.jobs import JobRunner, Work
 from flow_dpo.recipes import presets
 from flow_dpo.recipes.single import Single
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks.budget import spent
 from flow_dpo.runs.records import read_metrics
 
@@ -132,8 +133,8 @@ def _self(do: JobRunner, sizes: Sizes) -> Work:
     return do.traces("traces/self_generated", "--mode", "single", *_enough(sizes))
 
 
-def _trained(do: JobRunner, sizes: Sizes, flow: Work, name: str = "trained_flow") -> Work:
-    return do.traces(f"traces/{name}", "--mode", "flow", *_enough(sizes), run=flow)
+def _trained(do: JobRunner, sizes: Sizes, flow: Work, name: str = "trained_flow", *flags: str) -> Work:
+    return do.traces(f"traces/{name}", "--mode", "flow", *_enough(sizes), *flags, run=flow)
 
 
 # ---- the paper's arms ------------------------------------------------------------------------------------------------
@@ -259,9 +260,18 @@ def _variant(name: str, *flags: str) -> Make:
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         work = do.train(name, *flags)
-        return _compiled(do, sizes, name, _trained(do, sizes, work, name), work)
+        return _compiled(do, sizes, name, _trained(do, sizes, work, name, *_unseen(work, sizes)), work)
 
     return make
+
+
+def _unseen(work: Work, sizes: Sizes) -> list[str]:
+    """Flags by which a pool has no problem of a training that saw more of them than the flow's."""
+    seen = int(read_metrics(work.folder / "metrics.jsonl")[-1]["problems_seen"])
+    if seen <= sizes.max_problems:
+        return []
+    first = run_folder.read_settings(work.folder / "config.yaml")["data"]["skip_problems"]
+    return ["--data.skip_problems", str(first + seen)]
 
 
 def _variant_itself(name: str, *flags: str) -> Make:

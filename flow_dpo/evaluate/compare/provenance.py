@@ -12,7 +12,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,23 @@ def of_seed(path: Path, folder: str, outcomes: Sequence[Outcome]) -> MadeBy:
         commands=_commands(path, folder),
         pieces=tuple(_pieces(path, folder)),
         test_sets={name: _test_set(where, learned) for name, where in tests.items()},
+    )
+
+
+def added(known: MadeBy, new: MadeBy) -> MadeBy:
+    """The provenance of a seed to which arms were added. Where the folders of the first are still there, the second is
+    of all of them already."""
+    if set(known.commands) <= set(new.commands):
+        return new
+    learned = {name: test.learned for name, test in known.test_sets.items()}
+    both = {
+        name: replace(test, learned=tuple(dict.fromkeys((*learned.get(name, ()), *test.learned))))
+        for name, test in new.test_sets.items()
+    }
+    return MadeBy(
+        commands=tuple(dict.fromkeys((*known.commands, *new.commands))),
+        pieces=(*known.pieces, *new.pieces),
+        test_sets={**known.test_sets, **both},
     )
 
 

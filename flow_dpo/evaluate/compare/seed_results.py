@@ -14,12 +14,12 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
-from flow_dpo.core.errors import DataError
+from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.evaluate import step_validity
 from flow_dpo.evaluate.compare import provenance, team_results
@@ -125,6 +125,28 @@ def collect(path: Path, seed: int, outcomes: Mapping[str, Outcome | str], primar
         arms=arms,
         failed={name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)},
         made=provenance.of_seed(path, f"seed{seed}", list(made.values())),
+    )
+
+
+def added(known: SeedResult, new: SeedResult) -> SeedResult:
+    """The results of a seed with those of arms that were made since; arms that were made again are the new ones.
+
+    Raises `ConfigError` where both were asked other questions.
+    """
+    for name in known.questions.keys() & new.questions.keys():
+        if known.questions[name] != new.questions[name]:
+            raise ConfigError(
+                f"expected the questions of {name} that the arms of seed {known.seed} answered before, found other "
+                "ones; make the comparison in another folder (--compare.output_dir)"
+            )
+    arms = {**known.arms, **new.arms}
+    failed = {name: why for name, why in {**known.failed, **new.failed}.items() if name not in arms}
+    return replace(
+        new,
+        questions={**known.questions, **new.questions},
+        arms=arms,
+        failed=failed,
+        made=provenance.added(known.made, new.made),
     )
 
 

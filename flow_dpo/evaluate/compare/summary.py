@@ -70,18 +70,26 @@ def _row(
         "problems_asked": [one.problems_asked for one in each] if compiled else None,
         "accuracies": _accuracies(rewards),
         "costs": mean_costs(each),
-        "step_quality": {of: step_quality([one.steps[of] for one in each]) for of in ("traces", "answers")},
+        "step_quality": {
+            "traces": step_quality([one.steps["traces"] for one in each]),
+            "answers": step_quality([one.steps["answers"] for one in each], same_questions=True),
+        },
         "trace_makeup": _shares(each) if compiled else None,
         "folders": [one.folders for one in each],
     }
 
 
-def step_quality(checked: Sequence[tuple[int, int]]) -> dict[str, Any] | None:
-    """How many right solutions have an invalid step, of those whose steps can be checked; None where none can."""
+def step_quality(checked: Sequence[tuple[int, int]], *, same_questions: bool = False) -> dict[str, Any] | None:
+    """How many right solutions have an invalid step, of those whose steps can be checked; None where none can.
+
+    Where all seeds answer the same questions, the interval is that of one seed's number of them: a model that is the
+    same in all seeds says the same in each.
+    """
     num_checked, num_invalid = (sum(column) for column in zip(*checked, strict=True))
     if not num_checked:
         return None
-    low, high = wilson(num_invalid, num_checked)
+    times = len(checked) if same_questions else 1
+    low, high = wilson(num_invalid / times, num_checked / times)
     return {
         "num_checked": num_checked,
         "num_invalid": num_invalid,
