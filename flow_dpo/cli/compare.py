@@ -227,19 +227,13 @@ def _one_rate(do: _Runners, rate: float, seed: int, names: Sequence[str], sizes:
     return rates_of.try_rate(do.of(seed, rate), [EVERY[name] for name in names], sizes, rate)
 
 
-def _trained_for(name: str, names: Sequence[str]) -> bool:
-    """Whether a training that is named as an arm is one of these arms': its own, that of the same flow not compiled, or
-    the paper's flow, of which one role is tested."""
-    return any(one in (name, f"{name}_itself") or (name == "paper_flow" and one.startswith("paper_")) for one in names)
-
-
 def _choose_rates(
     do: _Runners, names: Sequence[str], sizes: Sizes, settings: CompareSettings, console: Console
 ) -> dict[str, dict[str, Any]]:
     """The rate of each training and what it was chosen by; nothing where there are no candidates."""
     if settings.rates.chosen_in:
         taken = rates_of.taken_rates(Path(settings.rates.chosen_in))
-        return {name: row for name, row in taken.items() if name not in EVERY or _trained_for(name, names)}
+        return {name: row for name, row in taken.items() if name not in EVERY or rates_of.trained_for(name, names)}
     wanted, seeds = settings.rates, range(FIRST_RATE_SEED, FIRST_RATE_SEED + settings.rates.num_trainings)
     sizes = rates_of.validation_sizes(sizes, sampled=settings.tests.sampled)
     tasks = [(do, rate, seed, names, sizes) for seed in seeds for rate in wanted.candidates]

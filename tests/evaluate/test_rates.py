@@ -233,8 +233,8 @@ def test_trainings_have_the_rates_that_another_comparison_chose(tmp_path: Path) 
 
 def test_a_rate_is_taken_by_every_arm_of_its_training() -> None:
     for training, arm in (("stop_only", "stop_only_itself"), ("paper_flow", "paper_answer"), ("grpo", "grpo")):
-        assert compare._trained_for(training, ["zero_shot", arm])
-    assert not compare._trained_for("stop_only", ["answer_only_itself", "paper_answer"])
+        assert rates.trained_for(training, ["zero_shot", arm])
+    assert not rates.trained_for("stop_only", ["answer_only_itself", "paper_answer"])
 
 
 def test_other_recipes_learn_as_their_presets_have_it_but_for_what_is_changed(made: Path, tmp_path: Path) -> None:

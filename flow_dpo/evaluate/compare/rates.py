@@ -106,6 +106,12 @@ def taken_rates(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def trained_for(name: str, names: Sequence[str]) -> bool:
+    """Whether a training that is named as an arm is one of these arms': its own, that of the same flow not compiled, or
+    the paper's flow, of which one role is tested."""
+    return any(one in (name, f"{name}_itself") or (name == "paper_flow" and one.startswith("paper_")) for one in names)
+
+
 def _known(each: Sequence[float | None]) -> list[float]:
     return [value for value in each if value is not None]
 
