@@ -66,11 +66,12 @@ def _of_seeds(found: dict[str, Any], seeds: Sequence[SeedResult], tests: Sequenc
 
 
 def _of_verdicts(study: Path, found: dict[str, Any], tests: Sequence[str]) -> dict[str, Any]:
+    verdicts = read_verdicts(study / FILE)
     rewards = {
         arm: {test: seeds for test, seeds in by_test.items() if not tests or test in tests}
-        for arm, by_test in read_verdicts(study / FILE).rewards().items()
+        for arm, by_test in verdicts.rewards().items()
     }
-    return recompute(found, rewards)
+    return recompute(found, rewards, verdicts.arms)
 
 
 def _differing(then: Any, now: Any) -> dict[str, tuple[Any, Any]]:

@@ -16,7 +16,8 @@ from flow_dpo.evaluate.compare import seed_results, verdicts
 from flow_dpo.evaluate.compare.arms import Arm, Outcome
 from flow_dpo.evaluate.compare.interactions import interactions
 from flow_dpo.evaluate.compare.seed_results import SeedResult
-from flow_dpo.evaluate.compare.summary import ComparisonContext, recompute, summarise
+from flow_dpo.evaluate.compare.summary import ComparisonContext, _accuracies, recompute, summarise
+from flow_dpo.evaluate.compare.verdicts import rewards_of_draws
 from flow_dpo.runs.files import append_jsonl, write_whole
 from tests.support.record_examples import PREDICTION
 from tools import recompute as recompute_tool
@@ -122,7 +123,8 @@ def test_a_comparison_is_made_again_from_its_verdicts(tmp_path: Path) -> None:
     seeds = collected(tmp_path)
     found = summarise(ARMS, seeds, ComparisonContext(tests=TESTS, facts={}))
     rewards = {arm: {test: [seed.rewards(arm, test) for seed in seeds] for test in TESTS} for arm in SEEDS}
-    assert json.dumps(recompute(found, rewards), sort_keys=True) == json.dumps(found, sort_keys=True)
+    drawn = {arm: {test: [seed.arms[arm].verdicts[test] for seed in seeds] for test in TESTS} for arm in SEEDS}
+    assert json.dumps(recompute(found, rewards, drawn), sort_keys=True) == json.dumps(found, sort_keys=True)
     rows = {row["name"]: row for row in found["arms"]}
     # One family: of the three differences of a test each pair has one p.
     family = [
@@ -132,6 +134,15 @@ def test_a_comparison_is_made_again_from_its_verdicts(tmp_path: Path) -> None:
     ]
     ps = sorted((one["held_out/greedy"] for one in family), key=lambda each: each["seed_p"])
     assert ps[0]["p_holm"] == pytest.approx(min(1.0, 3 * ps[0]["seed_p"]))
+
+
+def test_an_answer_without_a_verdict_is_counted_among_graded_draws() -> None:
+    drawn = {"held_out/sampled": [("1?0", "?00"), ("111", "11?")]}
+    rewards = {test: [rewards_of_draws("abc", draws, "an arm") for draws in seeds] for test, seeds in drawn.items()}
+    found = _accuracies(rewards, drawn)["held_out"]["sampled"]
+    assert found["num_ungraded"] == 3
+    assert found["mean"] == pytest.approx((1 / 6 + 5 / 6) / 2)
+    assert found["mean_graded"] == pytest.approx((1 / 4 + 5 / 5) / 2)
 
 
 def test_two_changes_are_compared_with_their_sum() -> None:

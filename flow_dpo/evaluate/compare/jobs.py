@@ -77,12 +77,20 @@ class JobRunner:
             files.cut_torn(folder / DONE)
             self._done = {row.name: list(row.words) for row in read_rows(folder / DONE, DoneJob)}
 
-    def train(self, name: str, *flags: str, recipe: str = "", config: str = "other", seed: int | None = None) -> Work:
+    def train(
+        self,
+        name: str,
+        *flags: str,
+        recipe: str = "",
+        config: str = "other",
+        seed: int | None = None,
+        rate_of: str = "",
+    ) -> Work:
         """`flow-dpo train` with the comparison's settings and these flags; or of another recipe, fitted by the same
         preset, with the same model, data and updates, and with the flow of the settings file `config`. `seed` is
-        another than that of the rest."""
+        another than that of the rest; `rate_of` is the training whose learning rate it has, where not its own."""
         base = ["--recipe", recipe, "--config", str(self._configs / f"{config}.yaml")] if recipe else []
-        rate = self._rates.get(name) if isinstance(self._rates, Mapping) else self._rates
+        rate = self._rates.get(rate_of or name) if isinstance(self._rates, Mapping) else self._rates
         flags = flags if rate is None else (*flags, "--learning_rate", f"{rate:g}")
         flags = (*self._redrawn.get("train", ()), *flags)
         words = [

@@ -25,6 +25,7 @@ from flow_dpo.core.types import Problem
 from flow_dpo.evaluate.compare.arms import Arm, Sizes
 from flow_dpo.evaluate.compare.jobs import JobRunner
 from flow_dpo.evaluate.compare.seed_results import rewards_of
+from flow_dpo.evaluate.compare.team_arms import PARTS
 
 FOLDER = "rates"
 VALIDATION = "validation"
@@ -61,7 +62,7 @@ def try_rate(do: JobRunner, arms: Sequence[Arm], sizes: Sizes, rate: float) -> T
     found: dict[str, list[float]] = {}
     failed: dict[str, str] = {}
     for arm in arms:
-        if arm.kind not in ("single", "flow"):
+        if arm.kind not in ("single", "flow") or arm.name in PARTS:  # these are no test of one training as it is
             continue
         try:
             made = arm.make(do, sizes)

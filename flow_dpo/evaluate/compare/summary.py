@@ -17,6 +17,7 @@ from flow_dpo.evaluate.compare.arms import BASELINE, SAME_TOKENS, Arm
 from flow_dpo.evaluate.compare.interactions import interactions
 from flow_dpo.evaluate.compare.seed_results import ArmResult, SeedResult, mean_costs
 from flow_dpo.evaluate.compare.team import team
+from flow_dpo.evaluate.compare.verdicts import Draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def _row(
         "num_traces": [one.num_traces for one in each] if compiled else None,
         "num_problems": [one.num_problems for one in each] if compiled else None,
         "problems_asked": [one.problems_asked for one in each] if compiled else None,
-        "accuracies": _accuracies(rewards),
+        "accuracies": _accuracies(rewards, {test: [one.verdicts[test] for one in each] for test in rewards}),
         "costs": mean_costs(each),
         "step_quality": {
             "traces": step_quality([one.steps["traces"] for one in each]),
@@ -107,24 +108,33 @@ def _shares(each: Sequence[ArmResult]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _accuracies(rewards: Mapping[str, Sequence[statistics.Rewards]]) -> dict[str, dict[str, Any]]:
+def _accuracies(
+    rewards: Mapping[str, Sequence[statistics.Rewards]], drawn: Mapping[str, Sequence[Draws]]
+) -> dict[str, dict[str, Any]]:
+    """By problem set and decoding: the mean over seeds and questions, that of the answers that could be graded, and the
+    number of those that could not."""
     found: dict[str, dict[str, Any]] = {}
     for test, each in rewards.items():
         problems, _, decoding = test.partition("/")
         values = [fmean(value or 0.0 for value in seed.values()) for seed in each if seed]
-        known = [fmean(graded) for seed in each if (graded := [value for value in seed.values() if value is not None])]
-        ungraded = sum(value is None for seed in each for value in seed.values())
+        texts = ["".join(draws) for draws in drawn[test]]
+        known = [text.count("1") / graded for text in texts if (graded := text.count("1") + text.count("0"))]
+        ungraded = sum(text.count("?") for text in texts)
         found.setdefault(problems, {})[decoding] = (
             statistics.mean_of(values) | {"mean_graded": fmean(known), "num_ungraded": ungraded} if known else None
         )
     return found
 
 
-def recompute(found: Mapping[str, Any], rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]]) -> Any:
+def recompute(
+    found: Mapping[str, Any],
+    rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]],
+    drawn: Mapping[str, Mapping[str, Sequence[Draws]]],
+) -> Any:
     """comparison.json with its accuracies, intervals and p made again from the verdicts of its tests (`verdicts`)."""
     rows = [dict(row) for row in found["arms"]]
     for row in rows:
-        row["accuracies"] = _accuracies(rewards.get(row["name"], {}))
+        row["accuracies"] = _accuracies(rewards.get(row["name"], {}), drawn.get(row["name"], {}))
     declared = [(row["name"], one["against"]) for row in rows for one in row["contrasts"]]
     _differences(rows, declared, rewards, list(next(iter(rewards.values()))))
     return {**found, "arms": rows}

@@ -95,7 +95,7 @@ def _with_stop(name: str, of: Literal["untrained", "other"]) -> Make:
         flow = do.train("flow")
         works, flags = (flow,), ["--roles", "[answer]"]
         if of == "other":
-            other = do.train("other_flow", seed=do.seed + OTHER_SEED)
+            other = do.train("other_flow", seed=do.seed + OTHER_SEED, rate_of="flow")
             works, flags = (flow, other), ["--role_runs", json.dumps({"stop": str(other.folder)})]
         found = evaluated(do, sizes, name, "--mode", "flow", *flags, run=flow)
         return Outcome(works=works, evaluations=found)
