@@ -58,6 +58,8 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
         f"{accuracy} (95 % interval {low:.1%} to {high:.1%}): {result['num_correct']} of {result['num_draws']} "
         f"correct{f'; {ungraded}' if ungraded else ''}"
     ]
+    if (overlap := result.get("overlap") or {}).get("num_overlapping"):
+        lines.append(f"{overlap['num_overlapping']} of these problems are among those that --trained_on learned from")
     return lines + (_votes_lines(result["votes"]) if result.get("votes") else [])
 
 

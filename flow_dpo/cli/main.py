@@ -51,7 +51,7 @@ _COMMANDS = {
     "judge": ("judge:judge", "compare two sets of traces by a judge that reads them blind, in both orders"),
     "report": (
         "report:report",
-        "write a page, HTML and Markdown, on runs, evaluations, traces and comparisons",
+        "write a page on runs, evaluations, traces and comparisons",
     ),
     "view": ("view:view", "look into runs, traces, evaluations and judgements on a local page"),
     "plugins": ("plugins:plugins", "list what installed plug-ins offer"),

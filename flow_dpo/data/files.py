@@ -14,6 +14,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import itertools
+import logging
 import lzma
 import re
 import zlib
@@ -27,6 +28,8 @@ from flow_dpo.core.errors import DataError
 from flow_dpo.data.columns import Row
 from flow_dpo.data.datasets import dataset_names
 from flow_dpo.data.strict_json import parse
+
+logger = logging.getLogger(__name__)
 
 
 def _unzstd(packed: bytes) -> bytes:
@@ -67,6 +70,8 @@ def open_rows(name: str, *, config: str | None, split: str) -> RowSource:
         files = _files_of_split(path, config, split)
         return RowSource(path.resolve().name, itertools.chain.from_iterable(map(_read, files)))
     if is_there:
+        if split != "train":
+            logger.warning("%s is one file, which has no splits: %r is all of it, what was trained on too", name, split)
         return RowSource(_stem(path), _read(path))
     if _looks_local(name):
         raise DataError(_missing(path))

@@ -157,6 +157,13 @@ def load_problems(
         given, name = name, "the given problems"
         known = DataSet(load=lambda _: given)
     if known is not None and known.load is not None:
+        columns_named = {"question_column": question_column, "answer_column": answer_column, "schema": schema,
+                         "question_template": question_template}  # fmt: skip
+        if named := [f"--{each}" for each, value in columns_named.items() if value and isinstance(name, str)]:
+            raise ConfigError(
+                f"expected a data set of rows with {', '.join(named)}, found {name!r}, whose problems have no columns; "
+                "name yours with --dataset_name"
+            )
         _refuse_endless(known, name, skip_problems, max_problems)
         # Of an endless split so many are shuffled as are taken.
         most = (ENDLESS + skip_problems if end is None else end) if known.endless else early

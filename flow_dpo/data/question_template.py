@@ -21,7 +21,9 @@ class QuestionTemplate:
     """A template over a row's columns."""
 
     def __init__(self, template: str) -> None:
-        """Raises `ConfigError` for a template without columns, or with what is no column's name."""
+        """Raises `ConfigError` for a template without columns, or with what is no column's name. A shell passes on a
+        backslash before n or t as it is typed: here too they are a new line and a tab."""
+        template = template.replace("\\n", "\n").replace("\\t", "\t")
         try:
             self._parts = [part[:4] for part in Formatter().parse(template)]
         except ValueError as error:

@@ -57,7 +57,7 @@ def _problems(data: Any, settings: DataSettings, columns: bool) -> Iterator[Prob
         raise ConfigError(f"expected the name of a data set, problems or rows with columns, found {data!r:.80}")
     every: Iterator[Any] = iter(data)
     if _is_endless(data) and settings.max_problems is None:
-        every = itertools.islice(every, ENDLESS)
+        every = _cut(every)
     first = list(itertools.islice(every, _LOOK_AT))
     if all(isinstance(each, Problem) for each in first):
         for each in itertools.chain(first, every):
@@ -69,6 +69,15 @@ def _problems(data: Any, settings: DataSettings, columns: bool) -> Iterator[Prob
         raise ConfigError(f"expected rows with columns, or flow_dpo.Problem objects, found {other!r:.80}")
     schema = _schema([dict(row) for row in first], settings, columns)
     yield from _read(itertools.chain(first, every), schema, settings)
+
+
+def _cut(rows: Iterator[Any]) -> Iterator[Any]:
+    """The first rows of a stream; says so where there are more."""
+    yield from itertools.islice(rows, ENDLESS)
+    if next(rows, None) is not None:
+        log.warning(
+            "a stream: the first %d rows are taken; max_problems, or a data set of known length, has more", ENDLESS
+        )
 
 
 def _is_endless(data: Any) -> bool:

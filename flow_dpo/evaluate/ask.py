@@ -117,7 +117,13 @@ def open_to_ask(
     runtime_settings = replace(RuntimeSettings.from_sections(sections), workers=WorkersSettings())
     known = ProblemSet(problems=tuple(problems), fingerprint=fingerprint(tuple(problems)))
     with open_runtime(
-        runtime_settings, flow, roles=flow.roles, seed=settings.seed, engine=given.engine, problems=known, doing=doing
+        runtime_settings,
+        flow,
+        roles=sections["flow"].roles,
+        seed=settings.seed,
+        engine=given.engine,
+        problems=known,
+        doing=doing,
     ) as runtime:
         adapters = load_adapters(runtime.policy, speaking)
         rule = runtime_settings.grading.rule

@@ -132,7 +132,7 @@ def refuse_offline() -> None:
     if constants.HF_HUB_OFFLINE:
         raise ConfigError(
             "expected a connection to the hub, found HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) set; unset it to push, "
-            "or add --dry_run to see what would be pushed"
+            "or see what would be pushed by `flow-dpo push --dry_run`"
         )
 
 

@@ -66,6 +66,8 @@ class Cost:
     lowest: Spent
     """Of what was rehearsed, where it went cheapest, by its tokens."""
     highest: Spent
+    measured: str = "the data's solutions"
+    """What completions are taken to be as long as."""
 
     def sentence(self, num_problems: int) -> str:
         """For a person, and for a run of so many problems."""
@@ -79,7 +81,7 @@ class Cost:
         )
         return (
             f"A problem costs {about}{rollouts} rollouts, {verdicts} verdicts and {tokens} sampled tokens{depends} "
-            f"where completions are as long as the data's solutions ({highest.length:,.0f} tokens), "
+            f"where completions are as long as {self.measured} ({highest.length:,.0f} tokens), "
             f"{highest.most:,.0f} at their longest; {num_problems:,} problems "
             f"{_span(num_problems * lowest.tokens, num_problems * highest.tokens)}"
         )
@@ -115,7 +117,12 @@ def rehearse(recipe: Recipe, problems: Sequence[Problem], renderer: Encodes) -> 
         for problem in problems
     ]
     by_tokens = [sorted(each, key=lambda one: one.tokens) for each in found]
-    return Cost(lowest=_mean([each[0] for each in by_tokens]), highest=_mean([each[-1] for each in by_tokens]))
+    solved = all(problem.solution for problem in problems)
+    return Cost(
+        lowest=_mean([each[0] for each in by_tokens]),
+        highest=_mean([each[-1] for each in by_tokens]),
+        measured="the data's solutions" if solved else "the questions, where the data has no solutions",
+    )
 
 
 def _mean(each: Sequence[Spent]) -> Spent:
@@ -140,6 +147,8 @@ def _once(recipe: Recipe, explore: Explore, problem: Problem, renderer: Encodes,
         ids = (*(words + words)[at : at + len(words) - written], _END)
         while len(ids) > 1 and ids[0] in excluded:
             ids = ids[1:]
+        if ids[0] in excluded:  # nothing is left to write, and it may not end here either: any other word
+            ids = (next(id for id in (*words, *range(len(excluded) + 1)) if id not in excluded), *ids[1:], _END)
         ids = ids[: request.max_tokens]
         spent["tokens"] += len(ids)
         return ScriptedReply(token_ids=ids)

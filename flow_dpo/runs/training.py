@@ -206,7 +206,8 @@ def _summarise(
         print_safe(console, f"Adapters: {', '.join(str(adapter) for adapter in adapters.values())}")
     if missing and not missing.startswith("nothing"):
         print_safe(console, f"          though {missing}")
-    data = "--dataset_split test" if given.problems is None else "--dataset_name NAME"
+    one_file = given.problems is not None or Path(settings.runtime.data.dataset_name).expanduser().is_file()
+    data = "--dataset_name NAME" if one_file else "--dataset_split test"
     print_safe(
         console, f"Next:     {typed_command()} evaluate --run {shlex.quote(str(path))} {data} --max_problems 500"
     )

@@ -176,6 +176,9 @@ class FlowDPOConfig:
             )
         if self.eval_strategy == "steps" and self.eval_steps is None:
             raise ConfigError('expected eval_steps with eval_strategy="steps", found none: updates between evaluations')
+        if self.eval_on_start and self.eval_strategy not in ("steps", "epoch"):
+            found = self.eval_strategy or "no"
+            raise ConfigError(f"expected eval_strategy 'steps' or 'epoch' with eval_on_start, found {found!r}")
 
     @property
     def run_folder(self) -> Path:
@@ -221,6 +224,6 @@ def _set_in(config: Any) -> dict[str, Any]:
         default = every[name].default
         if default is not MISSING and value != default:
             found[name] = value
-    if "bf16" in found and every["bf16"].default is None and not found["bf16"]:
-        del found["bf16"]  # derived of fp16 and the device
+    if "bf16" in every and every["bf16"].default is None:  # derived of fp16, whatever was set
+        found.pop("bf16", None)
     return found

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flow_dpo.core.errors import DataError
+from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.data.problems import DataSettings, fingerprint, load, load_problems
 
@@ -30,6 +30,23 @@ needs_data = pytest.mark.skipif(
 def written(folder: Path, rows: list[Any], name: str = "train.jsonl") -> str:
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(folder / name)
+
+
+def test_a_file_has_one_split_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = written(tmp_path, [{"question": "1 + 1?", "answer": "2"}], "own.jsonl")
+    assert len(load_problems(file)) == 1
+    assert not caplog.messages
+    for split in ("test", "tset"):
+        assert len(load_problems(file, split=split)) == 1
+        assert f"which has no splits: '{split}' is all of it" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    "given", [{"question_column": "q"}, {"answer_column": "a"}, {"question_template": "{q}"}, {"schema": "gsm8k"}]
+)
+def test_problems_that_are_no_rows_have_no_columns(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"with --{next(iter(given))}, found 'seed', whose problems have no columns"):
+        load_problems("seed", max_problems=1, **given)
 
 
 # ---- the public data sets --------------------------------------------------------------------------------------------

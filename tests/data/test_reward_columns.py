@@ -48,6 +48,9 @@ def test_a_template_makes_the_question(tmp_path: Path) -> None:
     source = written(tmp_path / "a.jsonl", rows)
     [found] = load_problems(source, question_template="{context}\n{{kept}} {q.text}", answer_column="answer")
     assert (found.question, found.gold) == ("{evil}\n{kept} Which?", "5")
+    # As a shell passes it on.
+    [typed] = load_problems(source, question_template=r"{context}\n\t{q.text}", answer_column="answer")
+    assert typed.question == "{evil}\n\tWhich?"
     with pytest.raises(DataError, match=r"contxt.*did you mean"):
         load_problems(source, question_template="{contxt}", answer_column="answer")
 

@@ -122,6 +122,15 @@ def test_the_command_line_asks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "none of its roles judges the answer" in shown
 
 
+def test_one_pass_of_a_run_whose_flow_has_a_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--max_problems", "4", "--output_dir", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    for mode, kinds in (("flow", {"answer", "stop"}), ("single", {"answer"})):
+        assert main(["ask", "--json", str(tmp_path / "run"), QUESTION, "--mode", mode]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert {turn["role"] for turn in found["turns"]} == kinds
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

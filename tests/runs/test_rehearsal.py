@@ -51,6 +51,25 @@ def test_the_cost_of_a_group_by_hand() -> None:
     assert f"10 problems {10 * 8 * (length + 1):,}" in cost.sentence(10)
 
 
+@pytest.mark.parametrize("length", [15, 16, 17, 32, 48, 80, 128])
+def test_a_solution_may_end_where_a_chunk_does(length: int) -> None:
+    """What was sampled before may not be sampled again, and there nothing but the end is left."""
+    text = " 5" * length
+    assert len(RENDERER.encode(text)) == length
+    problem = replace(PROBLEMS[0], solution=text)
+    for recipe in ("flow-dpo", "flow-dpo-paper"):
+        cost = rehearse(presets.load_recipe(recipe, "seed"), [problem], RENDERER)
+        assert cost is not None
+        assert cost.highest.length == length
+
+
+def test_where_the_data_has_no_solutions_the_questions_are_measured() -> None:
+    cost = rehearse(presets.load_recipe("grpo", "seed"), [replace(PROBLEMS[0], solution="")], RENDERER)
+    assert cost is not None
+    assert cost.highest.length == len(RENDERER.encode(PROBLEMS[0].question))
+    assert "completions are as long as the questions, where the data has no solutions (" in cost.sentence(1)
+
+
 def test_what_depends_on_what_is_found_is_told_from_least_to_most() -> None:
     """ReGenesis gives hints where nothing is right: 1 + 8 rollouts, and 8 more. Step-DPO's completions are of wrong
     solutions: of two, from each of their steps, and of none."""

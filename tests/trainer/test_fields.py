@@ -240,6 +240,10 @@ def test_trls_configs_are_read_by_what_was_set_in_them(tmp_path: Path) -> None:
         output_dir=str(tmp_path / "a"), learning_rate=1e-3, per_device_train_batch_size=16, num_generations=4,
         gradient_accumulation_steps=2, use_cpu=True, seed=1,
     )  # fmt: skip
+    # What TRL derives is not set: an untouched config leaves the model's precision to this package.
+    with warnings.catch_warnings(action="ignore"):
+        untouched = FlowDPOConfig.from_trl(grpo_class(str(tmp_path / "b"), use_cpu=True))
+    assert untouched.given() == {"output_dir": str(tmp_path / "b"), "use_cpu": True}
     read = FlowDPOConfig.from_trl(quiet(online_class, output_dir=str(tmp_path), max_new_tokens=99, beta=[0.2]))
     assert (read.max_new_tokens, read.beta, read.learning_rate) == (99, 0.2, None)
     with pytest.raises(FlowDpoError, match=r"top_entropy_quantile=0.2 has no place here"):

@@ -47,6 +47,17 @@ def test_rows_of_any_kind_become_the_same_problems(data: Any) -> None:
     assert same.fingerprint == found.fingerprint
 
 
+def test_a_stream_is_cut_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    def rows(number: int) -> Iterator[dict[str, Any]]:
+        yield from ({"prompt": f"{i} + 1 = ?", "solution": str(i + 1)} for i in range(number))
+
+    for number, messages in ((1000, 0), (1200, 1)):
+        found = problems(IterableDataset.from_generator(rows, gen_kwargs={"number": number}), DataSettings())
+        assert found is not None
+        assert (len(found), len(caplog.messages)) == (1000, messages)
+    assert caplog.messages[0].startswith("a stream: the first 1000 rows are taken")
+
+
 def test_columns_of_other_names_are_found_or_named() -> None:
     texts = [{"prompt": "2 + 3 = ?", "ground_truth": 5, "style": "short"}, {"prompt": "?", "ground_truth": None}]
     found = problems(texts, DataSettings())
@@ -147,6 +158,8 @@ def test_a_config_of_another_kind_and_an_evaluation_without_data_are_refused() -
         FlowDPOTrainer("seed", args=FlowDPOConfig(eval_strategy="steps", eval_steps=1))
     with pytest.raises(FlowDpoError, match="expected eval_steps with"):
         FlowDPOConfig(eval_strategy="steps")
+    with pytest.raises(FlowDpoError, match="expected eval_strategy 'steps' or 'epoch' with eval_on_start, found 'no'"):
+        FlowDPOConfig(eval_on_start=True)
     with pytest.raises(FlowDpoError, match="found none; call train"):
         FlowDPOTrainer("seed", args=FlowDPOConfig(output_dir="no/such/run")).train(resume_from_checkpoint=True)
 
