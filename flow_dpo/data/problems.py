@@ -157,13 +157,9 @@ def load_problems(
         given, name = name, "the given problems"
         known = DataSet(load=lambda _: given)
     if known is not None and known.load is not None:
-        columns_named = {"question_column": question_column, "answer_column": answer_column, "schema": schema,
-                         "question_template": question_template}  # fmt: skip
-        if named := [f"--{each}" for each, value in columns_named.items() if value and isinstance(name, str)]:
-            raise ConfigError(
-                f"expected a data set of rows with {', '.join(named)}, found {name!r}, whose problems have no columns; "
-                "name yours with --dataset_name"
-            )
+        if isinstance(name, str):
+            _refuse_columns(name, question_column=question_column, answer_column=answer_column,
+                            question_template=question_template, schema=schema)  # fmt: skip
         _refuse_endless(known, name, skip_problems, max_problems)
         # Of an endless split so many are shuffled as are taken.
         most = (ENDLESS + skip_problems if end is None else end) if known.endless else early
@@ -195,6 +191,15 @@ def load_problems(
         skipped_examples=tuple(skipped.examples),
         skipped_reasons=dict(skipped.counts),
     )
+
+
+def _refuse_columns(name: str, **named: str | None) -> None:
+    """Raise `ConfigError` for columns of a data set that is made, or read otherwise: another one was meant."""
+    if given := [f"--{each}" for each, value in named.items() if value]:
+        raise ConfigError(
+            f"expected a data set of rows with {', '.join(given)}, found {name!r}, whose problems have no columns; name "
+            "yours with --dataset_name"
+        )
 
 
 def _refuse_endless(known: DataSet, name: str, skip_problems: int, max_problems: int | None) -> None:
