@@ -153,13 +153,11 @@ def load_problems(
     early = end if shuffle_seed is None else None
     if isinstance(name, str):
         known = dataset(name)
+        _refuse_columns(known, name, (question_column, answer_column, question_template, schema))
     else:
         given, name = name, "the given problems"
         known = DataSet(load=lambda _: given)
     if known is not None and known.load is not None:
-        if isinstance(name, str):
-            _refuse_columns(name, question_column=question_column, answer_column=answer_column,
-                            question_template=question_template, schema=schema)  # fmt: skip
         _refuse_endless(known, name, skip_problems, max_problems)
         # Of an endless split so many are shuffled as are taken.
         most = (ENDLESS + skip_problems if end is None else end) if known.endless else early
@@ -193,12 +191,14 @@ def load_problems(
     )
 
 
-def _refuse_columns(name: str, **named: str | None) -> None:
-    """Raise `ConfigError` for columns of a data set that is made, or read otherwise: another one was meant."""
-    if given := [f"--{each}" for each, value in named.items() if value]:
+def _refuse_columns(known: DataSet | None, name: str, named: Sequence[str | None]) -> None:
+    """Raise `ConfigError` for columns of a data set whose problems have none: another one was meant."""
+    flags = ("--question_column", "--answer_column", "--question_template", "--schema")
+    given = [flag for flag, value in zip(flags, named, strict=True) if value]
+    if given and known is not None and known.load is not None:
         raise ConfigError(
-            f"expected a data set of rows with {', '.join(given)}, found {name!r}, whose problems have no columns; name "
-            "yours with --dataset_name"
+            f"expected a data set of rows with {', '.join(given)}, found {name!r}, whose problems have no columns; "
+            "name yours with --dataset_name"
         )
 
 
