@@ -152,8 +152,7 @@ def load_problems(
     end, skipped = None if max_problems is None else skip_problems + max_problems, _LeftOut()
     early = end if shuffle_seed is None else None
     if isinstance(name, str):
-        known = dataset(name)
-        _refuse_columns(known, name, (question_column, answer_column, question_template, schema))
+        known = _known(name, (question_column, answer_column, question_template, schema))
     else:
         given, name = name, "the given problems"
         known = DataSet(load=lambda _: given)
@@ -191,8 +190,9 @@ def load_problems(
     )
 
 
-def _refuse_columns(known: DataSet | None, name: str, named: Sequence[str | None]) -> None:
-    """Raise `ConfigError` for columns of a data set whose problems have none: another one was meant."""
+def _known(name: str, named: Sequence[str | None]) -> DataSet | None:
+    """A registered data set. Raises `ConfigError` for columns of one whose problems have none: another was meant."""
+    known = dataset(name)
     flags = ("--question_column", "--answer_column", "--question_template", "--schema")
     given = [flag for flag, value in zip(flags, named, strict=True) if value]
     if given and known is not None and known.load is not None:
@@ -200,6 +200,7 @@ def _refuse_columns(known: DataSet | None, name: str, named: Sequence[str | None
             f"expected a data set of rows with {', '.join(given)}, found {name!r}, whose problems have no columns; "
             "name yours with --dataset_name"
         )
+    return known
 
 
 def _refuse_endless(known: DataSet, name: str, skip_problems: int, max_problems: int | None) -> None:
