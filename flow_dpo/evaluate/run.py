@@ -42,6 +42,7 @@ from flow_dpo.runs.adapters import load_adapters, one_attempt, sampled_flow
 from flow_dpo.runs.given_objects import (
     GivenObjects,
     Rows,
+    graded_as_given,
     grader_of,
     handed_over,
     problem_set,
@@ -126,7 +127,7 @@ def measure_run(
     What was sampled is written batch by batch: the same command resumes. Raises `ConfigError` for a folder
     in use or that cannot be written to, before anything is loaded.
     """
-    given = GivenObjects() if given is None else given
+    given = graded_as_given(given, speaking.run, runtime_settings.grading)
     console = Console(quiet=True) if console is None else console
     folder = Path(settings.output_dir)
     if write:

@@ -9,6 +9,7 @@ express (an object) is named in the record, so that a run is never taken for one
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -31,9 +32,11 @@ from flow_dpo.runs.published import is_published, local_run, names_a_run
 from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime
 from flow_dpo.runs.settings import TrainSettings, named_settings
+from flow_dpo.verify.grader import GradingSettings
 from flow_dpo.verify.rewards import RewardFunctions
 from flow_dpo.workers.grading import grades_by_rewards
 
+log = logging.getLogger("flow_dpo")
 OBJECT = GIVEN
 """What the record calls something that was handed over as an object and that no name stands for."""
 Watcher = Callable[[Recipe, Runtime, Callable[[str, Mapping[str, Any], int], None]], Callback]
@@ -84,6 +87,20 @@ class GivenObjects:
         """Content of config.yaml: the settings, with objects by where they are defined."""
         found = {name: recordable(value) for name, value in settings.sections().items()}
         return found | {"engine_kind": OBJECT, "engine": {}} if callable(self.engine) else found
+
+
+def graded_as_given(given: GivenObjects | None, run: str | None, grading: GradingSettings) -> GivenObjects:
+    """What was handed over, or nothing. Tells where a run was graded by an object that was not handed over again: no
+    folder has it, and the verifier stands in its place."""
+    given = GivenObjects() if given is None else given
+    known = run_folder.read_facts(Path(run)).get("given") or {} if run else {}
+    if "grader" in known and given.grader is None and not (grading.grader or grading.rewards):
+        log.warning(
+            "%s was graded by %s, which was handed over from Python and is in no folder: here the verifier grades. "
+            "Pass grader= or reward_funcs= from Python, or name a file by --grader or --reward",
+            run, known["grader"],
+        )  # fmt: skip
+    return given
 
 
 def grader_of(

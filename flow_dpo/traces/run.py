@@ -21,7 +21,15 @@ from flow_dpo.core.types import Adapter, Problem, Role
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import is_trained, load_adapters, sampled_flow, trace_pass
-from flow_dpo.runs.given_objects import GivenObjects, Rows, grader_of, handed_over, recordable, sampling_settings
+from flow_dpo.runs.given_objects import (
+    GivenObjects,
+    Rows,
+    graded_as_given,
+    grader_of,
+    handed_over,
+    recordable,
+    sampling_settings,
+)
 from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
 from flow_dpo.runs.published import names_a_run
@@ -86,12 +94,12 @@ def generate_run(
     `parsed` holds the command's groups of settings. Traces are written batch by batch: interrupted, the same command
     continues. Raises `ConfigError` for a folder in use or that cannot be written to, before anything is loaded.
     """
-    given = GivenObjects() if given is None else given
     console = Console(quiet=True) if console is None else console
     settings: GenerateSettings = parsed["generate"]
     selection: SelectionSettings = parsed["selection"]
     flow, path = parsed["flow"], Path(settings.output_dir)
     runtime_settings = RuntimeSettings.from_sections(parsed)
+    given = graded_as_given(given, parsed["speaking"].run, runtime_settings.grading)
     check_writable(path)
     refuse_used(path)
     run_folder.refuse_others(path, own="traces.json")

@@ -81,3 +81,22 @@ def test_what_cannot_grade_is_refused(tmp_path: Path) -> None:
 
 def _boom(completions: list[str]) -> list[float]:
     raise RuntimeError("boom")
+
+
+def test_a_run_that_python_graded_is_told_where_the_verifier_grades_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def long(completions: list[str], **_: Any) -> list[float]:
+        return [float(len(each) > 40) for each in completions]
+
+    run = str(tmp_path / "run")
+    flow_dpo.train("seed", max_problems=4, output_dir=run, quiet=True, reward_funcs=[long])
+    words = ["--run", run, "--max_problems", "2"]
+    for command in (["evaluate", *words], ["generate", *words, "--max_traces", "1"]):
+        caplog.clear()
+        assert main([*command, "--output_dir", str(tmp_path / command[0])]) in (0, 1)
+        assert [m for m in caplog.messages if m.startswith(f"{run} was graded by ") and "here the verifier grades" in m]
+    caplog.clear()
+    flow_dpo.evaluate_flow(run, max_problems=2, output_dir=str(tmp_path / "by it"), reward_funcs=[long])
+    assert main(["evaluate", "--max_problems", "2", "--output_dir", str(tmp_path / "base")]) == 0
+    assert not [message for message in caplog.messages if "was graded by" in message]
