@@ -39,7 +39,6 @@ from flow_dpo.evaluate.compare.redraw import redrawn, redrawn_data
 from flow_dpo.evaluate.compare.settings import FIRST_RATE_SEED, CompareSettings
 from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
 from flow_dpo.evaluate.headers import Comparison
-from flow_dpo.plugins.load import is_source
 from flow_dpo.recipes.presets import preset as load_preset
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
@@ -47,7 +46,7 @@ from flow_dpo.runs.adapters import has_one_pass, one_pass, run_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.headers import write_header
-from flow_dpo.runs.resolve import Given, command_line, read_settings, resolve, typed_command
+from flow_dpo.runs.resolve import Given, code_flags, command_line, read_settings, resolve, typed_command
 from flow_dpo.runs.settings import RuntimeSettings, TrainSettings, named_settings
 from flow_dpo.traces.settings import PAPER_LORA, SftTrainingSettings
 from flow_dpo.workers.settings import TIMING_ONLY, with_shards_in_force
@@ -118,7 +117,7 @@ def compare(argv: Sequence[str]) -> int:
         do = _Runners(
             path=path,
             settings=run_folder.plain(parsed),
-            flags=_code_flags(parsed),
+            flags=code_flags(parsed),
             given={"flow": Path(settings.run)} if settings.run else {},
             redraw=partial(redrawn, parsed["data"], settings.pool.pool_problems) if settings.redraw_problems else None,
         )
@@ -143,17 +142,6 @@ def compare(argv: Sequence[str]) -> int:
         write_header(path / SUMMARY, Comparison, summarise(made, results, context))
     print_safe(console, f"Written to {path / SUMMARY}; as a page: {typed_command()} report {shlex.quote(str(path))}")
     return 0
-
-
-def _code_flags(parsed: Mapping[str, Any]) -> list[str]:
-    """The flags by which the user allowed code to be run."""
-    values = {"flow_source": parsed["flow_source"], "flow.programs": getattr(parsed["flow"], "programs", False)}
-    values |= {"recipe": is_source(parsed["recipe"]) and parsed["recipe"]}
-    values |= {"model.trust_remote_code": parsed["model"].trust_remote_code}
-    values |= {"explore_source": parsed.get("explore_source"), "data.schema": parsed["data"].schema}
-    grading = parsed["grading"]
-    values |= {"grading.grader": grading.grader, "grading.rewards": ",".join(grading.rewards)}
-    return [f"--{name}={str(value).lower() if value is True else value}" for name, value in values.items() if value]
 
 
 @dataclass(frozen=True, kw_only=True)

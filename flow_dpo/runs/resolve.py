@@ -143,6 +143,17 @@ class Given:
                     )
 
 
+def code_flags(parsed: Mapping[str, Any]) -> list[str]:
+    """The flags by which the user allowed code to be run."""
+    values = {"flow_source": parsed["flow_source"], "flow.programs": getattr(parsed["flow"], "programs", False)}
+    values |= {"recipe": is_source(parsed["recipe"]) and parsed["recipe"]}
+    values |= {"model.trust_remote_code": parsed["model"].trust_remote_code}
+    values |= {"explore_source": parsed.get("explore_source"), "data.schema": parsed["data"].schema}
+    grading = parsed["grading"]
+    values |= {"grading.grader": grading.grader, "grading.rewards": ",".join(grading.rewards)}
+    return [f"--{name}={str(value).lower() if value is True else value}" for name, value in values.items() if value]
+
+
 def _named(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values, with `engine: NAME`, `workers: NAME` and `flow: FILE.py:NAME` under the names of the settings that
     they stand for."""

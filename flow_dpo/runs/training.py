@@ -51,7 +51,7 @@ from flow_dpo.runs.journal import JournalWorkers
 from flow_dpo.runs.kept_workers import run_workers
 from flow_dpo.runs.live import Live, MeteredLearner
 from flow_dpo.runs.records import read_metrics
-from flow_dpo.runs.resolve import command_line, typed_command
+from flow_dpo.runs.resolve import code_flags, command_line, typed_command
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import starting_checksums
@@ -208,8 +208,9 @@ def _summarise(
         print_safe(console, f"          though {missing}")
     one_file = given.problems is not None or Path(settings.runtime.data.dataset_name).expanduser().is_file()
     data = "--dataset_name NAME" if one_file else "--dataset_split test"
+    code = "".join(f" {shlex.quote(flag)}" for flag in code_flags(settings.sections()))
     print_safe(
-        console, f"Next:     {typed_command()} evaluate --run {shlex.quote(str(path))} {data} --max_problems 500"
+        console, f"Next:     {typed_command()} evaluate --run {shlex.quote(str(path))} {data} --max_problems 500{code}"
     )
     return TrainResult(path=path, adapters=adapters, progressive=validation)
 

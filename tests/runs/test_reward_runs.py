@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,18 @@ def test_a_run_that_python_graded_is_told_where_the_verifier_grades_it(
     flow_dpo.evaluate_flow(run, max_problems=2, output_dir=str(tmp_path / "by it"), reward_funcs=[long])
     assert main(["evaluate", "--max_problems", "2", "--output_dir", str(tmp_path / "base")]) == 0
     assert not [message for message in caplog.messages if "was graded by" in message]
+
+
+def test_the_next_command_allows_the_code_that_the_run_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewards = tmp_path / "by length.py"
+    rewards.write_text("def short(completions, **_):\n    return [1.0 / (1 + len(each)) for each in completions]\n")
+    words = ["train", "--max_problems", "2", "--output_dir", str(tmp_path / "run"), "--reward", f"{rewards}:short"]
+    assert main(words) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Next:")]
+    following = shlex.split(line.partition(" evaluate ")[2])
+    assert (
+        main(["evaluate", *following[:-3], *following[-1:], "--max_problems", "2", "--output_dir", str(tmp_path / "e")])
+        == 0
+    )
