@@ -56,8 +56,9 @@ def test_loss_and_gradient_do_not_depend_on_the_rows(made: list[Pair]) -> None:
             results.append(gradients.compute(Dpo(beta=0.5), role, examples, version=0))
         for other in results[1:]:
             assert_same_gradient(other.pieces, results[0].pieces)
+            # Differences of sums of some 60 nats, in float32.
             for name in ("loss", "margin", "chosen_logprobs", "rejected_logprobs", "chosen_ratio"):
-                assert other.measures[name] == pytest.approx(results[0].measures[name], rel=1e-5, abs=1e-5)
+                assert other.measures[name] == pytest.approx(results[0].measures[name], rel=1e-5, abs=5e-5)
             assert other.measures["unshared_tokens"] == results[0].measures["unshared_tokens"]
 
 

@@ -133,8 +133,8 @@ def added(known: SeedResult, new: SeedResult) -> SeedResult:
 
     Raises `ConfigError` where both were asked other questions.
     """
-    for name in known.questions.keys() & new.questions.keys():
-        if known.questions[name] != new.questions[name]:
+    for name, questions in known.questions.items():
+        if new.questions.get(name, questions) != questions:
             raise ConfigError(
                 f"expected the questions of {name} that the arms of seed {known.seed} answered before, found other "
                 "ones; make the comparison in another folder (--compare.output_dir)"
