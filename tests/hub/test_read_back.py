@@ -188,8 +188,8 @@ def test_what_is_no_run_is_refused_in_one_sentence(
     # A misspelled folder is not looked for on the hub.
     calls = len(hub.calls)
     monkeypatch.chdir(run.parent.parent)
-    with pytest.raises(DataError, match="did you mean runs0/flow"):
-        run_settings(local_run("runs0/flwo"))
+    with pytest.raises(DataError, match=f"did you mean {run.parent.name}/flow"):
+        run_settings(local_run(f"{run.parent.name}/flwo"))
     assert len(hub.calls) == calls
     assert not is_published(str(run))
     assert local_run(run) == run
