@@ -71,7 +71,7 @@ def open_rows(name: str, *, config: str | None, split: str) -> RowSource:
         return RowSource(path.resolve().name, itertools.chain.from_iterable(map(_read, files)))
     if is_there:
         if split != "train":
-            logger.warning("%s is one file, which has no splits: %r is all of it, what was trained on too", name, split)
+            logger.warning("%s is one file, which has no splits: %r is all of it", name, split)
         return RowSource(_stem(path), _read(path))
     if _looks_local(name):
         raise DataError(_missing(path))

@@ -148,7 +148,7 @@ def _once(recipe: Recipe, explore: Explore, problem: Problem, renderer: Encodes,
         while len(ids) > 1 and ids[0] in excluded:
             ids = ids[1:]
         if ids[0] in excluded:  # nothing is left to write, and it may not end here either: any other word
-            ids = (next(id for id in (*words, *range(len(excluded) + 1)) if id not in excluded), *ids[1:], _END)
+            ids = (next(id for id in (*words, *range(len(excluded) + 1)) if id not in excluded), _END)
         ids = ids[: request.max_tokens]
         spent["tokens"] += len(ids)
         return ScriptedReply(token_ids=ids)
