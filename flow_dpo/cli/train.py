@@ -15,11 +15,16 @@ from rich.console import Console
 
 from flow_dpo.cli.loading import loading
 from flow_dpo.evaluate.while_training import WhileTrainingSettings
+from flow_dpo.ranks.environment import usable_processors
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.settings import RunSettings, TrainSettings, named_settings
+from flow_dpo.workers.fork_server import warm_up
+from flow_dpo.workers.settings import WorkersSettings
 
 _QUICKSTART_PROBLEMS = 512
+_QUICKSTART_WORKERS = WorkersSettings(num=2, shard=16)
+"""On one processor this process samples the same shards."""
 _QUICKSTART = "runs/quickstart"
 """Its folder, or the first of "runs/quickstart-2", ... that is free."""
 
@@ -32,13 +37,17 @@ def train(argv: Sequence[str]) -> int:
 def quickstart(argv: Sequence[str]) -> int:
     """`flow-dpo quickstart`."""
     data = {"max_problems": _QUICKSTART_PROBLEMS}
-    given, watching = _parse("flow-dpo quickstart", argv, data, output_dir=_QUICKSTART)
+    several = usable_processors() >= _QUICKSTART_WORKERS.num
+    workers = replace(_QUICKSTART_WORKERS, kind="processes" if several else "here")
+    given, watching = _parse("flow-dpo quickstart", argv, data, output_dir=_QUICKSTART, workers=workers)
     if given.run.output_dir == _QUICKSTART and not given.run.resume:
         given = replace(given, run=replace(given.run, output_dir=run_folder.free_folder(_QUICKSTART, "config.yaml")))
     return _run(given, watching)
 
 
 def _run(settings: TrainSettings, watching: WhileTrainingSettings) -> int:
+    if settings.runtime.workers.kind == "processes":
+        warm_up()  # they import beside this process
     with loading():
         from flow_dpo.evaluate.during import watchers  # loads torch, once the arguments are parsed
         from flow_dpo.report.page_of_run import page_of_run
@@ -62,11 +71,17 @@ def parse_train(
 
 
 def _parse(
-    prog: str, argv: Sequence[str], data: Mapping[str, Any], *, output_dir: str = RunSettings.output_dir
+    prog: str,
+    argv: Sequence[str],
+    data: Mapping[str, Any],
+    *,
+    output_dir: str = RunSettings.output_dir,
+    workers: WorkersSettings | None = None,
 ) -> tuple[TrainSettings, WhileTrainingSettings]:
     def sections(given: Given) -> Sections:
         found = named_settings(given).sections()
         own = {"data": replace(found["data"], **data), "run": replace(found["run"], output_dir=output_dir)}
+        own |= {"workers": workers} if workers is not None else {}
         return found | own | {"while_training": WhileTrainingSettings()}
 
     def resumed(given: Given) -> tuple[dict[str, Any], str]:

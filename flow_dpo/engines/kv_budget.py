@@ -50,6 +50,11 @@ def budgeted(settings: _Settings, model: PreTrainedModel, *, free: int | None = 
     return replace(settings, kv_budget_gib=max(1.0, round(_SHARE * free / 2**30, 1)))
 
 
+def of_one_worker(num: int, memory: int) -> float:
+    """The budget in GiB of each of several workers that share a machine's memory, in bytes: an eighth of it for all."""
+    return min(USUAL_KV_GIB, round(memory / 8 / num / 2**30, 3))
+
+
 def host_memory() -> int:
     """All memory of the machine in bytes, or of the container that this process is in."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -19,6 +19,7 @@ import logging
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
@@ -33,6 +34,8 @@ log = logging.getLogger("flow_dpo")
 Kind = Literal["flow", "recipe", "explore", "credit", "objective", "engine", "grader", "reward", "schema", "tracker"]
 """What is loaded; the entry points of a kind are those of the group "flow_dpo.<kind>s"."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MADE_OF_FILES = "flow_dpo_custom_"
+"""How the names of modules begin that were made of files: no other process could import them."""
 _RAN = "__ran__"
 """Of a module that was made of a file: the file, and the SHA-256 of what was run."""
 _SOURCE = re.compile(r".*\.py:.*|[\w.]+:[^\W\d]\w*", re.DOTALL)
@@ -209,10 +212,10 @@ def _near_field(message: str, at: TracebackType | None) -> str:
 def _run(path: Path) -> ModuleType:
     """The file as a module; of several names in it they are of one module, as long as it stays as it is."""
     content = hashlib.sha256(path.read_bytes()).hexdigest()
-    known = sys.modules.get(f"flow_dpo_custom_{path.stem}")
+    known = sys.modules.get(f"{MADE_OF_FILES}{path.stem}")
     if known is not None and vars(known).get(_RAN) == (str(path.resolve()), content):
         return known
-    spec = importlib.util.spec_from_file_location(f"flow_dpo_custom_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{MADE_OF_FILES}{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     # Dataclasses look their own module up by its name.
@@ -220,6 +223,31 @@ def _run(path: Path) -> ModuleType:
     spec.loader.exec_module(module)
     setattr(module, _RAN, (str(path.resolve()), content))
     return module
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanFile:
+    """A Python file whose code this process has run."""
+
+    path: str
+    checksum: str
+    """SHA-256 of what was run."""
+
+
+def ran_files() -> list[RanFile]:
+    """The files of all modules that were made of files, for another process on this machine to run again."""
+    modules = [module for name, module in [*sys.modules.items()] if name.startswith(MADE_OF_FILES)]
+    found = [vars(module)[_RAN] for module in modules if _RAN in vars(module)]
+    return [RanFile(path=path, checksum=checksum) for path, checksum in found]
+
+
+def run_again(files: Sequence[RanFile]) -> None:
+    """Run files that another process has run. Raises `ConfigError` for one that has changed since, or that fails."""
+    for each in files:
+        with Foreign(each.path):
+            module = _run(Path(each.path))
+        if vars(module)[_RAN][1] != each.checksum:
+            raise ConfigError(f"expected {each.path} as it was when this command began, found it changed; start again")
 
 
 def load_flow(source: str) -> Flow[Any]:

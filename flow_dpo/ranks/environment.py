@@ -58,6 +58,11 @@ def place() -> Place:
     return found
 
 
+def usable_processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def refuse_ranks(command: str) -> None:
     """Raise `ConfigError` where several processes were launched for a command that does not share its work so."""
     if place().num > 1 and command not in LEARNS:

@@ -20,6 +20,7 @@ import torch
 from flow_dpo.learner.deal import Deal, RowResult, alone
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.fused_decoder import MOST_WEIGHTS
+from flow_dpo.ranks.environment import usable_processors
 
 _MOST = 8
 """Threads at most: an update of a small model has few rows."""
@@ -62,7 +63,7 @@ def threads_of(policy: Policy, given: int = 0) -> Deal:
 
 def rows_at_once(given: int, dropout: float) -> int:
     """Rows of a small model's update that are computed at once on a CPU, at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_processors()
     limits = [given or cores, cores, _MOST]
     if (environment := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         limits.append(int(environment))

@@ -141,8 +141,8 @@ def _check_sharing(settings: TrainSettings, where: Place, engine: object) -> Non
     if here and (callable(engine) or merged or engines.kind_of(chosen) not in _OWN_WEIGHTS):
         raise ConfigError(
             "expected an engine outside of this process with --learner.rows.shard_base true, found one that needs "
-            "the learner's own model, of which each rank holds a part: sample with --workers ray or --workers servers, "
-            "or leave shard_base out"
+            "the learner's own model, of which each rank holds a part: sample with --workers processes, ray or "
+            "servers, or leave shard_base out"
         )
     if where.num == 1:
         logging.getLogger("flow_dpo").warning(

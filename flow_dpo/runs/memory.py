@@ -21,7 +21,7 @@ import torch
 
 from flow_dpo.core.errors import ConfigError, ModelError
 from flow_dpo.core.types import Role
-from flow_dpo.engines.kv_budget import HOST_SHARE, host_memory
+from flow_dpo.engines.kv_budget import HOST_SHARE, host_memory, of_one_worker
 from flow_dpo.engines.merged_lora import can_merge, merging
 from flow_dpo.engines.settings import USUAL_KV_GIB, EngineSettings, LocalSettings, VllmSettings
 from flow_dpo.learner.policy import Policy
@@ -141,17 +141,19 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
     """What these rows take, with as few keys and values as are wanted at least."""
     runtime, learner = settings.runtime, settings.learner
     here, engine = runtime.workers.kind == "here", runtime.engine
+    beside = runtime.workers.num if runtime.workers.on_processors and device.type == "cpu" else 0
     sizes = sizes_of(
         runtime.model, runtime.lora, tuple(settings.recipe.flow.roles), tokens, checkpointing,
         snapshots=learner.reference.kind == "snapshot", kept=settings.run.lag,
-        merge=merging(engine, runtime.lora) if here and isinstance(engine, LocalSettings) else "never",
+        merge=merging(engine, runtime.lora) if (here or beside) and isinstance(engine, LocalSettings) else "never",
     )  # fmt: skip
     vllm, copies, rows = here and isinstance(engine, VllmSettings), 0, 1
     if device.type == "cpu":
         num_weights = _num_weights(pickle.dumps(runtime.model))
-        copies = _copies(engine, sizes, num_weights, len(settings.recipe.flow.roles)) if here else 0
+        copies = _copies(engine, sizes, num_weights, len(settings.recipe.flow.roles))
         if num_weights <= MOST_WEIGHTS:
             rows = rows_at_once(runtime.model.num_threads, runtime.lora.lora_dropout)
+    worker = sizes.weights + sizes.merged + copies + _kv_of_worker(engine, sizes, beside, memory)
     kv = 0
     if here and isinstance(engine, LocalSettings | VllmSettings):
         wanted = min(USUAL_KV_GIB * GIB, memory / 8)
@@ -169,12 +171,21 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
             f"{'a row' if rows == 1 else f'{rows} rows'} of {tokens:,} tokens": int(
                 rows * _KEPT.get(device.type, 1.0) * sizes.row
             ),
-            "merged weights": sizes.merged,
-            "copies of weights": copies,
+            "merged weights": sizes.merged if here else 0,
+            "copies of weights": copies if here else 0,
+            **({f"{beside} worker{'s' if beside > 1 else ''}": beside * worker} if beside else {}),
             "vLLM's weights and steps": (sizes.weights + (_VLLM if device.type == "cuda" else 0)) if vllm else 0,
             _KV: kv,
         },
     )
+
+
+def _kv_of_worker(engine: EngineSettings, sizes: Sizes, num: int, memory: int) -> int:
+    """Keys and values of each of these worker processes on a CPU, at most."""
+    if not num or not isinstance(engine, LocalSettings):
+        return 0
+    budget = of_one_worker(num, memory) if engine.kv_budget_gib == "auto" else engine.kv_budget_gib
+    return int(min(budget * GIB, _most_kv(engine, sizes)))
 
 
 def _copies(engine: EngineSettings, sizes: Sizes, num_weights: int, num_roles: int) -> int:
@@ -233,6 +244,8 @@ def _refusal(settings: TrainSettings, plan: Plan, device: torch.device, memory: 
         changes.append("--engine.kv_budget_gib auto")
     if not settings.runtime.model.quantization.wanted:
         changes.append("a base in 4 bits (--load_in_4bit)")
+    if settings.runtime.workers.on_processors and settings.runtime.workers.num > 1:
+        changes.append("fewer workers (--workers.num)")
     changes += ["a smaller model", "sampling elsewhere (--workers, docs/scaling.md)"]
     return (
         f"expected a run that fits into the {_gib(memory)} GiB of {device}, found that it takes about "

@@ -166,8 +166,8 @@ def open_runtime(
     setup = WorkerSetup(
         workers=settings.workers, model=as_loaded(settings.model, loaded), lora=settings.lora,
         engine=settings.engine, grading=settings.grading, roles=roles, seed=seed, opener=own, environment=environment,
-        # Ray's workers load the functions that are named themselves.
-        grader=grader if settings.workers.kind == "ray" else own_grader,
+        # Workers with a process of their own load the functions that are named themselves.
+        grader=grader if settings.workers.of_actors else own_grader,
     )  # fmt: skip
     with _access(setup, loaded, own_grader) as access, tempfile.TemporaryDirectory() as elsewhere:
         room = access.context_tokens

@@ -3,6 +3,7 @@
     actor = RolloutActor()
     actor.open(setup, expected)                     loads the model, and compares it with the head's
     actor.sample(shard, {"answer": {"adapter_model.safetensors": b"...", "adapter_config.json": b"..."}})
+    actor.sample(shard)                             on the machine where the shard's adapters lie
 
 Everything that a call needs comes with it, so one that has just been started does a shard as well as one that has been
 there from the beginning. Invariant: no shard is sampled before versions, code, device, tokenizer and the base model's
@@ -148,8 +149,8 @@ class RolloutActor:
         self._runner = RolloutRunner(engine, loaded.renderer, self._grader)
         return room
 
-    def sample(self, shard: Shard, weights: Weights) -> ShardResult:
-        """Sample and grade a shard with these weights of its adapters."""
+    def sample(self, shard: Shard, weights: Weights | None = None) -> ShardResult:
+        """Sample and grade a shard with these weights of its adapters; without, with those in the shard's folders."""
         assert self._runner is not None
         assert self._grader is not None
         self._load(shard, weights)
@@ -157,7 +158,7 @@ class RolloutActor:
         result = sample_shard(self._runner, self._grader, shard)
         return replace(result, stats=self._runner.engine.take_stats())
 
-    def _load(self, shard: Shard, weights: Weights) -> None:
+    def _load(self, shard: Shard, weights: Weights | None) -> None:
         """Take in the adapters, unless they are those of the shard before."""
         assert self._policy is not None
         wanted = tuple(shard.adapters[role] for role in sorted(shard.adapters))
@@ -166,7 +167,7 @@ class RolloutActor:
         self._num_loaded += 1
         self._held = ()  # until all of them are loaded
         folder = self._folder / str(self._num_loaded)
-        for role, files in weights.items():
+        for role, files in (files_of(shard.adapters) if weights is None else weights).items():
             (folder / role).mkdir(parents=True)
             for name, content in files.items():
                 (folder / role / Path(name).name).write_bytes(content)

@@ -24,14 +24,14 @@ from typing import Any
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.ranks import environment
+from flow_dpo.workers.devices import visible_devices
+from flow_dpo.workers.fork_server import short_folder
 from flow_dpo.workers.settings import WorkersSettings
 from flow_dpo.workers.shard import Outcome
 
 NAMESPACE = "flow-dpo"
 _TRIES = 3
 """Starts of an own cluster: on a busy machine Ray gives its own processes too little time."""
-_LONGEST_FOLDER = 32
-"""Characters of the folder for temporary files: Ray's sockets lie deep below it, and 107 are the limit in all."""
 _STORE_BYTES = 512 << 20
 """Of the object store of an own cluster: it holds adapters, and trees on their way."""
 _OFF = {
@@ -61,7 +61,7 @@ def cluster(settings: WorkersSettings, *, learner_device: str) -> Iterator[Any]:
             "expected a process without Ray for workers on a cluster of their own, found that ray.init was called; "
             "add workers.address=auto to use that cluster"
         )
-    folder = Path(tempfile.mkdtemp(prefix="fdr", dir=_short_folder()))
+    folder = Path(tempfile.mkdtemp(prefix="fdr", dir=short_folder()))
     try:
         if settings.address:
             _join(ray, settings.address)
@@ -89,18 +89,6 @@ def check_resources(settings: WorkersSettings, found: Mapping[str, float], learn
                 f"expected {wanted:g} {what} for {settings.num} workers with {each:g} each ({flag}), found "
                 f"{there:g} in the Ray cluster{more}; ask for fewer workers with --workers.num, or for less each"
             )
-
-
-def visible_devices(learner_device: str, visible: str | None, num_devices: int, num_ranks: int = 1) -> str:
-    """CUDA_VISIBLE_DEVICES of an own cluster's workers: all devices that this process sees but the learner's.
-
-    `visible` is the variable as this process has it, `num_devices` how many torch counts, `num_ranks` how many ranks
-    of the learner are on this machine: they have the first ones, one each. "cuda:1" of "4,5,6" leaves "4,6".
-    """
-    names = [str(index) for index in range(num_devices)] if visible is None else [*filter(None, visible.split(","))]
-    kind, _, index = learner_device.partition(":")
-    taken = {int(index or 0), *range(num_ranks if num_ranks > 1 else 0)} if kind == "cuda" else set[int]()
-    return ",".join(name for place, name in enumerate(names) if place not in taken)
 
 
 def _start(ray: Any, folder: Path, learner_device: str) -> None:
@@ -172,12 +160,6 @@ def _last_line(folder: Path) -> str:
             if lines:
                 return f"{name}: {lines[-1][:300]}"
     return ""
-
-
-def _short_folder() -> str:
-    """The system's folder for temporary files, or /tmp where its name is too long."""
-    found = tempfile.gettempdir()
-    return found if len(found) <= _LONGEST_FOLDER or not Path("/tmp").is_dir() else "/tmp"
 
 
 @contextmanager

@@ -80,10 +80,10 @@ def check_workers(settings: WorkersSettings, engine: EngineSettings, *, own_engi
             f"expected the engine vllm_server with --workers servers, found {found}: a worker is a running `vllm "
             "serve`; leave --engine out and name the servers with --base_url a,b,c, or use --workers ray"
         )
-    if settings.kind == "ray" and isinstance(engine, VllmServerSettings) and not own_engine:
+    if settings.of_actors and isinstance(engine, VllmServerSettings) and not own_engine:
         raise ConfigError(
-            "expected an engine in the worker's own process with --workers ray, found vllm_server; use --workers "
-            "servers --base_url a,b,c for servers that run, or --engine vllm for one in each worker"
+            f"expected an engine in the worker's own process with --workers {settings.kind}, found vllm_server; use "
+            "--workers servers --base_url a,b,c for servers that run, or --engine vllm for one in each worker"
         )
     if settings.kind == "ray":
         check_ray()
@@ -96,8 +96,11 @@ def starting(settings: WorkersSettings, engine: EngineSettings) -> str:
     if isinstance(engine, VllmServerSettings):
         num = len(engine.base_urls)
         return f"connecting to {num} server{'s' if num > 1 else ''}"
+    workers = f"starting {settings.num} worker{'s' if settings.num > 1 else ''}"
+    if settings.kind == "processes":
+        return f"{workers} in processes of this machine"
     where = f"the Ray cluster at {settings.address}" if settings.address else "a Ray cluster of its own"
-    return f"starting {settings.num} worker{'s' if settings.num > 1 else ''} on {where}"
+    return f"{workers} on {where}"
 
 
 def check_ray() -> None:
@@ -118,6 +121,10 @@ def open_workers(setup: WorkerSetup, loaded: LoadedModel) -> AbstractContextMana
         from flow_dpo.workers.servers import open_servers
 
         return open_servers(setup, loaded)
+    if setup.workers.kind == "processes":
+        from flow_dpo.workers.process_workers import open_process_workers
+
+        return open_process_workers(setup, loaded)
     from flow_dpo.workers.ray_workers import open_ray_workers
 
     return open_ray_workers(setup, loaded)

@@ -63,7 +63,7 @@ def test_the_short_page_has_what_is_used_most(
     for name in (*RECIPES, *PRESET_NAMES):
         assert f"\n  {name} " in page
     for flag in ("--flow FILE.py:NAME", "--reward FILE.py:NAME",
-                 "--engine local|plain|vllm|vllm_server", "--workers here|servers|ray",
+                 "--engine local|plain|vllm|vllm_server", "--workers here|processes|servers|ray",
                  "--output_dir TEXT", "--learning_rate NUMBER", "--max_problems N", "--resume "):  # fmt: skip
         assert f"\n  {flag}" in page
     assert "--run.output_dir TEXT" not in page

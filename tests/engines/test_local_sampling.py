@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from flow_dpo.core.types import Sampling
 from flow_dpo.engines import sampling_rule
-from flow_dpo.engines.local.sampling import draw_batch, uniforms
+from flow_dpo.engines.local.sampling import _Block, draw_batch, uniforms
 
 
 def test_uniforms_are_the_same_in_tensors_and_everywhere() -> None:
@@ -117,3 +118,33 @@ def test_a_certain_token_has_exactly_no_log_probability() -> None:
     drawn = draw_batch(logits, [Sampling(top_p=0.5), Sampling(top_p=0.5)], [0.9, 0.9], {1: (0,)})
     assert drawn[0] == [0, -1]
     assert drawn[2][0] == 0.0
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0, 12.0])
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6))
+def test_a_small_vocabulary_is_drawn_from_as_a_large_one(scale: float, seed: int) -> None:
+    """Sure rows and others, tied, greedy, cold and excluded ones: the same tokens in numpy as in tensors."""
+    rng = random.Random(seed)
+    num_rows = rng.randrange(1, 9)
+    logits = torch.randn(num_rows, 81, generator=torch.Generator().manual_seed(seed)) * scale
+    logits = logits.round() if rng.random() < 0.5 else logits
+    samplings = [replace(_samplings(rng), top_p=rng.choice([0.97, 0.3, 0.999])) for _ in range(num_rows)]
+    if rng.random() < 0.5:
+        samplings = [replace(sampling, temperature=1.0) for sampling in samplings]
+    excluded = {row: (int(logits[row].argmax()), rng.randrange(81)) for row in range(num_rows) if rng.random() < 0.3}
+    block = _Block(logits, samplings, [rng.random() for _ in range(num_rows)], excluded)
+    small, large = block._from_small(), block._from_nucleus()
+    assert torch.equal(small[0], large[0])
+    drawn = small[0] >= 0
+    assert torch.allclose(small[:, drawn], large[:, drawn], rtol=1e-12, atol=1e-12)
+
+
+def test_a_row_that_is_not_finite_draws_nothing() -> None:
+    """In either way, and its neighbours draw what they would without it."""
+    for num_words in (81, 3000):
+        logits = torch.randn(3, num_words, generator=torch.Generator().manual_seed(0))
+        logits[1, 7] = torch.nan
+        tokens, _, _ = draw_batch(logits, [Sampling(top_p=0.9)] * 3, [0.5] * 3)
+        assert tokens[1] == -1
+        assert tokens[::2] == draw_batch(logits[::2], [Sampling(top_p=0.9)] * 2, [0.5] * 2)[0]

@@ -18,6 +18,7 @@ from flow_dpo.models.settings import ModelSettings, QuantizationSettings
 from flow_dpo.runs import memory
 from flow_dpo.runs.memory import GIB, planned, sizes_of
 from flow_dpo.runs.settings import TrainSettings, default_settings
+from flow_dpo.workers.settings import WorkersSettings
 
 MIB = 2**20
 
@@ -124,6 +125,30 @@ def test_an_engine_elsewhere_has_its_memory_elsewhere() -> None:
         settings, line = planned(settings_of(engine), memory=16 * GIB)
         assert of(settings) == (1024, False, None)
         assert "keys and values" not in line
+
+
+def test_worker_processes_are_counted_where_they_share_the_memory() -> None:
+    """Weights, their copies, and keys and values: as many as they can use, an eighth of the memory for all at most."""
+
+    def parts(**workers: Any) -> dict[str, int]:
+        settings = settings_of()
+        settings = replace(settings, runtime=replace(settings.runtime, workers=WorkersSettings(**workers)))
+        return memory._plan(settings, 1024, False, torch.device("cpu"), 16 * GIB).parts
+
+    here, two = parts(), parts(kind="processes", num=2)
+    assert two["keys and values"] == two["merged weights"] == two["copies of weights"] == 0
+    own = here["weights"] + here["merged weights"] + here["copies of weights"]
+    assert two["2 workers"] == 2 * (own + GIB // 2)
+    assert parts(kind="processes", num=8)["8 workers"] == 8 * (own + GIB // 4)
+    assert "0 workers" not in here
+    assert parts(kind="processes", num=2, num_gpus=1).keys() == parts(kind="ray", num=2).keys() == here.keys()
+    settings = settings_of()
+    workers = WorkersSettings(kind="processes", num=2)
+    settings = replace(settings, runtime=replace(settings.runtime, workers=workers))
+    _, line = planned(settings, memory=16 * GIB)
+    assert "2 workers 1.0" in line
+    with pytest.raises(ConfigError, match=r"fewer workers \(--workers.num\)"):
+        planned(settings, memory=GIB)
 
 
 def test_rows_are_checkpointed_and_then_shortened_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

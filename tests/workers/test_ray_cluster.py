@@ -18,8 +18,10 @@ from flow_dpo.cli.main import main
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.runs.settings import default_settings
 from flow_dpo.workers import ray_cluster
-from flow_dpo.workers.ray_cluster import check_resources, visible_devices
-from flow_dpo.workers.ray_workers import RayWorker, _check_travels, differences
+from flow_dpo.workers.actor_worker import check_travels, differences
+from flow_dpo.workers.devices import visible_devices
+from flow_dpo.workers.ray_cluster import check_resources
+from flow_dpo.workers.ray_workers import RayWorker
 from flow_dpo.workers.settings import WorkersSettings
 from flow_dpo.workers.setup import WorkerSetup
 from flow_dpo.workers.shard import Shard, WorkerLost
@@ -187,10 +189,10 @@ def test_an_actor_that_was_given_up_between_two_shards_is_lost() -> None:
     )
     with pytest.raises(WorkerLost, match="given up"):
         worker.sample(shard)
-    _check_travels(GoneRay(), setup)
+    check_travels(setup, GoneRay.cloudpickle.dumps, to="workers on Ray")
     held = threading.Lock()
     with pytest.raises(ConfigError, match=r"expected a grader that can be sent to workers on Ray.*cannot pickle.*lock"):
-        _check_travels(GoneRay(), replace(setup, grader=held))  # pyright: ignore[reportArgumentType]
+        check_travels(replace(setup, grader=held), pickle.dumps, to="workers on Ray")  # pyright: ignore
 
 
 def test_nothing_else_imports_ray() -> None:

@@ -5,7 +5,6 @@ A cluster of one's own takes ten seconds to start, on a busy machine a minute, s
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from flow_dpo.verify.rewards import RewardFunctions
 from flow_dpo.workers import ray_cluster
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.settings import WorkersSettings
+from tests.support.processes import alive, begun, children, finished, wait_until
 from tests.support.run_equality import assert_same_run
 from tests.workers.test_actor import FLOW, SETTINGS, stir
 
@@ -53,20 +52,6 @@ def settings(**workers: Any) -> RuntimeSettings:
 def sampled(runtime: Runtime, seed: int = 3) -> Any:
     runtime.workers.refresh({role: Adapter(role=role, version=2) for role in FLOW.roles})
     return runtime.workers.submit(EXPLORE, FLOW, runtime.fitting, seed=seed)
-
-
-def wait_until(done: Callable[[], bool], at_most_s: float = START_S) -> None:
-    end = time.monotonic() + at_most_s
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return False
 
 
 class Broken(Attempts):
@@ -112,39 +97,6 @@ def test_two_actors_of_which_one_is_killed_at_five_points_are_this_process() -> 
     wait_until(lambda: not any(map(alive, pids)), 60)
 
 
-@contextlib.contextmanager
-def begun(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a session of its own, all of whose processes are gone in the end."""
-    command = [sys.executable, "-W", "default", "-m", "flow_dpo", "train", *words]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def finished(*words: str) -> str:
-    with begun(*words) as process:
-        out = process.communicate(timeout=2 * START_S)[0].decode()
-        assert process.returncode == 0, out[-3000:]
-    return out
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has begun, and those that they have."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += [int(child), *children(int(child))]
-    return found
-
-
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_with_a_flow_from_a_file_goes_on_to_the_bit_after_its_head_was_ended(
     end: signal.Signals, tmp_path: Path
@@ -152,7 +104,8 @@ def test_a_run_with_a_flow_from_a_file_goes_on_to_the_bit_after_its_head_was_end
     flow = tmp_path / "critique.py"
     flow.write_bytes((ROOT / "examples" / "custom_flow.py").read_bytes())
     common = (
-        "--flow", f"{flow}:Critique", "--max_problems", "18", "--problems_per_batch", "3", "--examples_per_update", "2",
+        "train", "--flow", f"{flow}:Critique", "--max_problems", "18", "--problems_per_batch", "3",
+        "--examples_per_update", "2",
         "--num_threads", "1", "--run.lag", "1", "--workers.shard", "2", "--preset", "seed", "--num_alternatives", "2",
     )  # fmt: skip
     ray = ("--workers", "ray", "--workers.num", "2", "--workers.start_s", str(START_S))
@@ -171,7 +124,7 @@ def test_a_run_with_a_flow_from_a_file_goes_on_to_the_bit_after_its_head_was_end
             assert re.search(r"Resume with: \S*flow-dpo train", out)
         wait_until(lambda: not any(map(alive, actors)), 60)
     assert len(read_jsonl(rows)) < 6
-    finished("--output_dir", str(folder), "--flow", f"{flow}:Critique", "--resume")
+    finished("train", "--output_dir", str(folder), "--flow", f"{flow}:Critique", "--resume")
     assert_same_run(tmp_path / "here", folder)
     assert {row["rollout/workers"] for row in read_jsonl(rows)} <= {1.0, 2.0}
 

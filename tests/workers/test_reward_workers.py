@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,9 +22,9 @@ from flow_dpo.verify.reward_grader import RewardGrader
 from flow_dpo.verify.rewards import RewardFunctions
 from flow_dpo.verify.verifier import Verifier
 from flow_dpo.workers.actor import Expected, RolloutActor
+from flow_dpo.workers.actor_worker import check_travels
 from flow_dpo.workers.grading import check_reward_files, for_elsewhere, reward_files
 from flow_dpo.workers.in_process import InProcessWorkers
-from flow_dpo.workers.ray_workers import _check_travels
 from flow_dpo.workers.shard import Shard, ShardResult, WorkerLost, sample_shard
 from tests.support.char_renderer import Letters
 from tests.support.pool_worlds import FLOW, Fate, MovingLearner, StandInWorker, WeighedEngine, pooled, run
@@ -138,15 +137,15 @@ def test_a_function_that_cannot_travel_is_named() -> None:
         with lock:
             return [0.0 for _ in completions]
 
-    def dumps(value: Any) -> None:
+    def dumps(value: Any) -> bytes:
         if value is locked:
             raise TypeError("cannot pickle '_thread.lock' object")
+        return b""
 
-    ray = SimpleNamespace(cloudpickle=SimpleNamespace(dumps=dumps))
     functions = RewardFunctions.of([share_of_a, locked])
     with pytest.raises(ConfigError, match=r"expected a reward function locked that can be sent .*_thread.lock"):
-        _check_travels(ray, setup_of(SETTINGS.runtime, grader=functions))
-    _check_travels(ray, setup_of(SETTINGS.runtime, grader=RewardFunctions.of(share_of_a)))
+        check_travels(setup_of(SETTINGS.runtime, grader=functions), dumps, to="workers on Ray")
+    check_travels(setup_of(SETTINGS.runtime, grader=RewardFunctions.of(share_of_a)), dumps, to="workers on Ray")
 
 
 def test_a_failure_on_a_worker_ends_the_run_and_names_the_function(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from flow_dpo.core.types import Sampling, TokenIds
+from flow_dpo.engines.local.small_vocabulary import draw_small
 from flow_dpo.engines.sampling_rule import GOLDEN, MIX_1, MIX_2
 
 _BLOCK_ELEMENTS = 1 << 18
@@ -119,7 +120,18 @@ class _Block:
 
     def draw(self) -> torch.Tensor:
         """Token, log-probability and sampled log-probability of each row, 3R."""
-        return self._from_nucleus() if self.samplings[0].top_p < 1 else self._from_all()
+        if self.samplings[0].top_p >= 1:
+            return self._from_all()
+        if self.device.type == "cpu" and self.logits_RV.shape[1] <= _SEGMENT:
+            return self._from_small()
+        return self._from_nucleus()
+
+    def _from_small(self) -> torch.Tensor:
+        """With top-p, from a small vocabulary: `small_vocabulary` says why it is another way."""
+        raw_RV = self.raw_RV.numpy()
+        probs_RV = raw_RV if self.probs_RV is self.raw_RV else self.probs_RV.numpy()
+        drawn_3R = draw_small(raw_RV, probs_RV, self.samplings, self.uniform_R1[:, 0].tolist(), self.excluded)
+        return torch.from_numpy(drawn_3R)
 
     def _from_all(self) -> torch.Tensor:
         """Without top-p: no sorting."""

@@ -119,7 +119,7 @@ PRESETS: dict[str, Preset] = {
             constant_rate=True,
             examples_per_update=48,
             window=1024,
-            updates_per_batch=4,
+            updates_per_batch=2,
             by_problem=True,
         ),
     ),

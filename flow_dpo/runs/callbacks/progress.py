@@ -32,9 +32,19 @@ from flow_dpo.runs.live import Live
 class ProgressBar:
     """A callback that shows each batch."""
 
-    def __init__(self, live: Live, num_problems: int, seen: int = 0, learner: LearnerSettings | None = None) -> None:
-        """`seen`: problems of the run before it was resumed; `learner` says what an update takes."""
+    def __init__(
+        self,
+        live: Live,
+        num_problems: int,
+        seen: int = 0,
+        learner: LearnerSettings | None = None,
+        *,
+        says_limit: bool = True,
+    ) -> None:
+        """`seen`: problems of the run before it was resumed; `learner` says what an update takes; `says_limit`: whether
+        to say what limits the run."""
         self._learner = learner
+        self._says_limit = says_limit
         self._live = live
         self._seen_before = seen
         self._started = time.monotonic()
@@ -56,7 +66,7 @@ class ProgressBar:
             self._rows.clear()  # the first batch after a start, in which workers warm up
             self._warm = True
         self._rows.append(row)
-        self._live.limit = bottleneck(list(self._rows))
+        self._live.limit = bottleneck(list(self._rows)) if self._says_limit else ""
         self._live.note = (
             f"accuracy {row['progressive/window_accuracy']:.0%} (last {row['progressive/window_problems']})  "
             f"{f'{ungraded} ungraded  ' if ungraded else ''}"

@@ -1,0 +1,48 @@
+"""Fork server of the worker processes: Python's own, with what workers import already imported.
+
+    warm_up()        before this process imports the same, so that both are at it at once
+    CONTEXT.Process(...)
+
+It is a process without threads that has computed nothing, from which a worker is forked in a moment. Where the system
+has none (Windows) a worker imports for itself. Invariant: nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+CONTEXT: BaseContext | Any = multiprocessing.get_context(_METHOD)
+_IMPORTED = ["flow_dpo.workers.process_actor"]
+_LONGEST_FOLDER = 32
+"""Characters of a folder for temporary files with sockets, which may lie deep below it: 107 are the limit in all."""
+
+
+def warm_up() -> None:
+    """Let the fork server begin to import, unless it is there already."""
+    if _METHOD == "forkserver":
+        CONTEXT.set_forkserver_preload(_IMPORTED)
+        with _temporary_files_in(short_folder()):  # where its socket is
+            forkserver.ensure_running()
+
+
+def short_folder() -> str:
+    """The system's folder for temporary files, or /tmp where its name is too long for a socket in it."""
+    found = tempfile.gettempdir()
+    return found if len(found) <= _LONGEST_FOLDER or not Path("/tmp").is_dir() else "/tmp"
+
+
+@contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before

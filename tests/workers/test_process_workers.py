@@ -1,0 +1,281 @@
+"""Are workers in processes of this machine what this process is, whatever happens to them, and do they end with it?"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow_dpo.core.errors import ConfigError, FlowError, WorkerError
+from flow_dpo.core.explore import Siblings
+from flow_dpo.core.types import Adapter, Completion
+from flow_dpo.plugins.load import RanFile, load_flow, ran_files, run_again
+from flow_dpo.ranks.environment import usable_processors
+from flow_dpo.recipes.flow_dpo.attempts import Attempts
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
+from flow_dpo.runs.runtime import Runtime, open_runtime
+from flow_dpo.runs.settings import RuntimeSettings
+from flow_dpo.verify.rewards import RewardFunctions
+from flow_dpo.workers import process_actor, process_workers
+from flow_dpo.workers.devices import devices_of_each
+from flow_dpo.workers.pool import PooledWorkers
+from flow_dpo.workers.settings import WorkersSettings
+from tests.support.processes import alive, begun, children, finished, wait_until
+from tests.support.run_equality import assert_same_run
+from tests.workers.test_actor import FLOW, SETTINGS, stir
+
+ROOT = Path(__file__).parent.parent.parent
+LIMIT_S = 120.0
+
+
+def settings(**workers: Any) -> RuntimeSettings:
+    return replace(
+        SETTINGS.runtime,
+        model=replace(SETTINGS.runtime.model, num_threads=1),
+        data=replace(SETTINGS.runtime.data, max_problems=6),
+        workers=WorkersSettings(shard=2, **workers),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine has."""
+    monkeypatch.setattr(process_workers, "usable_processors", lambda: 2)
+
+
+def sampled(runtime: Runtime, seed: int = 3) -> Any:
+    runtime.workers.refresh({role: Adapter(role=role, version=2) for role in FLOW.roles})
+    return runtime.workers.submit(SETTINGS.recipe.explore, FLOW, runtime.fitting, seed=seed)
+
+
+class Broken(Attempts):
+    """A flow of somebody who divides by zero."""
+
+    def advance(self, state: Any, completion: Completion) -> Any:
+        raise ZeroDivisionError(f"in {state.problem.id}")
+
+
+class Odd(Exception):
+    """Cannot be made again from what it was pickled as."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def test_two_processes_of_which_one_is_killed_are_this_process() -> None:
+    with open_runtime(settings(), FLOW, seed=7) as runtime:
+        stir(runtime, 1)
+        expected = sampled(runtime).result().trees
+    with open_runtime(settings(kind="processes", num=2, deadline_s=3.0), FLOW, seed=7) as runtime:
+        stir(runtime, 1)
+        pool = runtime.workers
+        assert isinstance(pool, PooledWorkers)
+        found = sampled(runtime).result(timeout=LIMIT_S)
+        assert found.trees == expected
+        assert found.stats["rollout/workers"] == 2
+        num_replayed = 0
+        for point in range(4):
+            wait_until(lambda: pool.progress.num_alive == 2)
+            worker: Any = pool._lanes[point % 2].worker
+            future = sampled(runtime)
+            wait_until(lambda: pool.progress.shards_under_way == 2)
+            time.sleep(0.03 * point)
+            # The last one only stands still, until its time is over.
+            os.kill(worker.pid, signal.SIGKILL if point < 3 else signal.SIGSTOP)
+            found = future.result(timeout=LIMIT_S)
+            assert found.trees == expected
+            num_replayed += found.stats["rollout/shards_replayed"]
+        assert num_replayed >= 2
+        # An error of the work is not the worker's, and says where it came from.
+        wait_until(lambda: pool.progress.num_alive == 2)
+        broken = pool.submit(Siblings(), Broken(), runtime.fitting[:4], seed=0)
+        with pytest.raises(ZeroDivisionError, match=f"in {runtime.fitting[0].id}") as raised:
+            broken.result(timeout=LIMIT_S)
+        assert any("in a worker process" in note and "in advance" in note for note in raised.value.__notes__)
+        assert pool.progress.num_alive == 2
+        pids = [lane.worker.pid for lane in pool._lanes]  # pyright: ignore
+        folder: Path = pool._lanes[0].worker._folder  # pyright: ignore
+        assert [*folder.glob("*/flow-dpo-*")], "adapters of the present version"
+    wait_until(lambda: not any(map(alive, pids)))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_with_a_flow_from_a_file_goes_on_to_the_bit_after_it_was_ended(
+    end: signal.Signals, tmp_path: Path, run_here: tuple[Path, tuple[str, ...]]
+) -> None:
+    """And no worker outlives it, nor what it wrote."""
+    expected, common = run_here
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    folder = tmp_path / "processes"
+    num = str(min(2, usable_processors()))
+    words = (*common, "--workers", "processes", "--workers.num", num, "--output_dir", str(folder))
+    with begun(*words, environment={"TMPDIR": str(scratch)}) as process:
+        rows = folder / "metrics.jsonl"
+        wait_until(lambda: process.poll() is not None or (rows.exists() and rows.read_bytes().count(b"\n") >= 2))
+        assert process.poll() is None, process.communicate()[0].decode()[-3000:]
+        below = children(process.pid)
+        assert len(below) >= 2
+        if end == signal.SIGINT:
+            os.killpg(process.pid, end)  # as a terminal sends it
+        else:
+            os.kill(process.pid, end)
+        out = process.communicate(timeout=LIMIT_S)[0].decode()
+        if end == signal.SIGINT:
+            assert process.returncode == 130, out
+            assert re.search(r"Resume with: \S*flow-dpo train", out)
+        wait_until(lambda: not any(map(alive, below)))
+    assert not [file for file in scratch.rglob("*") if file.is_file()]
+    assert len(read_jsonl(rows)) < 6
+    finished("train", "--output_dir", str(folder), *common[1:3], "--resume")
+    assert_same_run(expected, folder)
+
+
+@pytest.fixture(scope="module")
+def run_here(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+    """A run whose rollouts its own process samples, and its words."""
+    folder = tmp_path_factory.mktemp("run")
+    flow = folder / "critique.py"
+    flow.write_bytes((ROOT / "examples" / "custom_flow.py").read_bytes())
+    words = (
+        "train", "--flow", f"{flow}:Critique", "--max_problems", "18", "--problems_per_batch", "3", "--preset", "seed",
+        "--examples_per_update", "2", "--run.lag", "1", "--workers.shard", "2", "--num_alternatives", "2",
+        "--num_threads", "1",
+    )  # fmt: skip
+    finished(*words, "--output_dir", str(folder / "here"))
+    return folder / "here", words
+
+
+def test_what_a_machine_has_not_and_a_worker_that_is_another_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"expected 12 processors for 3 workers with 4 each .*found 2; ask for fewer"),
+        open_runtime(settings(kind="processes", num=3, num_threads=4), FLOW),
+    ):
+        pass
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flow_dpo.runs.runtime.environment", odd)
+        another = r"code of this command in worker process 0 \(pid \d+\), .*\n  code: of the"
+        with pytest.raises(ConfigError, match=another), open_runtime(settings(kind="processes"), FLOW):
+            pass
+    # One that ends before it is there names what it printed last.
+    monkeypatch.setattr(process_workers, "answer_calls", ends)
+    gone = r"expected 1 worker process, found that one did not start: exit status 3: no memory for it"
+    with pytest.raises(ConfigError, match=gone), open_runtime(settings(kind="processes"), FLOW):
+        pass
+
+
+def odd() -> dict[str, Any]:
+    return {**run_folder.environment(), "code": f"of the process {os.getpid()}"}
+
+
+def ends(_: Any, surroundings: process_actor.Surroundings) -> None:
+    (Path(surroundings.folder) / process_actor.LOG).write_text("much\nno memory for it\n\n")
+    os._exit(3)
+
+
+def test_reward_functions_in_processes_are_those_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named by a file in this folder, and handed over; one that cannot be sent is refused."""
+    (tmp_path / "mine.py").write_text(
+        "def short(completions, trainer_state, **_):\n"
+        "    return [1 / (1 + len(text)) + trainer_state.global_step for text in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    grading = replace(SETTINGS.runtime.grading, rewards=("mine.py:short", "answer"))
+    for chosen, given in ((grading, None), (SETTINGS.runtime.grading, RewardFunctions.of(words))):
+        with open_runtime(replace(settings(), grading=chosen), FLOW, seed=7, grader=given) as runtime:
+            expected = sampled(runtime).result().trees
+        with open_runtime(replace(settings(kind="processes"), grading=chosen), FLOW, seed=7, grader=given) as runtime:
+            assert sampled(runtime).result(timeout=LIMIT_S).trees == expected
+        verdicts = [rollout.verdict for tree in expected for rollout in tree.rollouts]
+        assert all(verdict and verdict.value is not None for verdict in verdicts)
+    with (
+        pytest.raises(ConfigError, match="expected a reward function <lambda> that can be sent to worker processes"),
+        open_runtime(settings(kind="processes"), FLOW, grader=RewardFunctions.of(lambda completions: [0.0])),
+    ):
+        pass
+
+
+def words(completions: list[str], **_: Any) -> list[float]:
+    return [text.count(" ") / 50 for text in completions]
+
+
+@pytest.mark.parametrize(
+    ("num", "num_gpus", "learner", "visible", "expected"),
+    [
+        (2, 0, "cpu", None, [None, None]),
+        (3, 1, "cuda:0", None, ["1", "2", "3"]),
+        (2, 1, "cuda:1", "4,5,6", ["4", "6"]),
+        (1, 2, "cuda:0", None, ["1,2"]),
+        (4, 0.5, "cuda:0", None, ["1", "1", "2", "2"]),
+        (4, 1, "cuda:0", None, "expected 4 GPUs for 4 workers with 1 each .*, found 3 besides the learner's"),
+        (9, 0.4, "cuda:0", None, "expected 5 GPUs for 9 workers"),
+        (1, 1.5, "cuda:0", None, "expected a whole number of GPUs for each worker, or a part of one"),
+        (4, 1, "cpu", None, ["0", "1", "2", "3"]),
+    ],
+)
+def test_gpus_of_workers_are_not_the_learners(
+    num: int, num_gpus: float, learner: str, visible: str | None, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4 if visible is None else 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    chosen = WorkersSettings(kind="processes", num=num, num_gpus=num_gpus)
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=expected):
+            devices_of_each(chosen, learner)
+    else:
+        assert devices_of_each(chosen, learner) == expected
+
+
+def test_a_file_that_changed_since_it_was_run_is_not_run_again(tmp_path: Path) -> None:
+    flow = tmp_path / "critique_again.py"
+    flow.write_bytes((ROOT / "examples" / "custom_flow.py").read_bytes())
+    load_flow(f"{flow}:Critique")
+    [own] = [each for each in ran_files() if each.path == str(flow.resolve())]
+    run_again([own])
+    flow.write_text(flow.read_text() + "\n")
+    with pytest.raises(ConfigError, match=r"expected .*critique_again.py as it was when this command began"):
+        run_again([own])
+    flow.write_text("1 / 0")
+    with pytest.raises(ConfigError, match="ZeroDivisionError"):
+        run_again([RanFile(path=str(flow), checksum="")])
+
+
+def test_answers_travel_with_their_errors() -> None:
+    """As they are where they can be pickled; otherwise what they say."""
+    for error, kind, text in (
+        (FlowError("no role"), FlowError, "no role"),
+        (Odd(1, 2), WorkerError, "Odd: 1 and 2"),
+    ):
+        result, found = pickle.loads(process_actor._dumped(None, error))
+        assert result is None
+        assert type(found) is kind
+        assert str(found) == text
+    result, found = pickle.loads(process_actor._dumped(lambda: 1, None))
+    assert result is None
+    assert "cannot be pickled" in str(found)
+    assert pickle.loads(process_actor._dumped(3, None)) == (3, None)
+
+
+def test_a_worker_in_a_process_is_closed_once(tmp_path: Path) -> None:
+    """Before it was started, and twice."""
+    worker = process_workers.ProcessWorker(0, _Never(), None, tmp_path, None)  # pyright: ignore
+    worker.abort()
+    with closing(worker):
+        worker.close()
+
+
+class _Never:
+    environment = dict
