@@ -106,9 +106,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         where = f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}"
         print_safe(console, f"{where}; {runtime.policy.targets.describe()}")
         notices.say_cost(settings, runtime, console)
-        # Workers on all processors of this machine can neither be more nor sample ahead.
-        says_limit = not settings.runtime.workers.fill_machine
-        bar = progress.ProgressBar(live, len(runtime.fitting), seen, settings.learner, says_limit=says_limit)
+        bar = progress.ProgressBar(live, len(runtime.fitting), seen, settings.learner, settings.runtime.workers)
         lifecycle = _lifecycle(settings, given, runtime, seen)
         workers = timeline.workers(workers)
         with lifecycle.running(partial(_info, path, settings, given, runtime, validation, seen > 0)):

@@ -14,12 +14,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-CONTEXT: BaseContext | Any = multiprocessing.get_context(_METHOD)
+CONTEXT: Any = multiprocessing.get_context(_METHOD)
 _IMPORTED = ["flow_dpo.workers.process_actor"]
 _LONGEST_FOLDER = 32
 """Characters of a folder for temporary files with sockets, which may lie deep below it: 107 are the limit in all."""

@@ -45,8 +45,8 @@ def draw_small(
     # 2. The others by the inverse of the cumulative sum.
     if len(row_U):
         tokens = [excluded.get(row, ()) for row in row_U.tolist()]
-        greedy_U = np.array([samplings[row].greedy for row in row_U])
-        share_U = np.array([uniforms[row] for row in row_U])
+        greedy_U = np.array([sampling.greedy for sampling in samplings])[row_U]
+        share_U = np.array(uniforms)[row_U]
         token_R[row_U], prob_R[row_U], mass_R[row_U] = _from_nucleus(
             probs_RV[row_U], top_p_R[row_U], share_U, greedy_U, tokens
         )

@@ -27,6 +27,7 @@ from flow_dpo.learner.settings import LearnerSettings
 from flow_dpo.runs.bottleneck import NUM_BATCHES, bottleneck
 from flow_dpo.runs.charts import Panel, Series, accuracy_series, save_png
 from flow_dpo.runs.live import Live
+from flow_dpo.workers.settings import WorkersSettings
 
 
 class ProgressBar:
@@ -38,13 +39,13 @@ class ProgressBar:
         num_problems: int,
         seen: int = 0,
         learner: LearnerSettings | None = None,
-        *,
-        says_limit: bool = True,
+        workers: WorkersSettings | None = None,
     ) -> None:
-        """`seen`: problems of the run before it was resumed; `learner` says what an update takes; `says_limit`: whether
-        to say what limits the run."""
+        """`seen`: problems of the run before it was resumed; `learner` says what an update takes, `workers` whether it
+        is worth saying what limits the run: on all processors of the machine they can neither be more nor sample
+        ahead."""
         self._learner = learner
-        self._says_limit = says_limit
+        self._says_limit = workers is None or not workers.fill_machine
         self._live = live
         self._seen_before = seen
         self._started = time.monotonic()
