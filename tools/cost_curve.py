@@ -5,7 +5,8 @@
     python -m tools.cost_curve runs/cost/*/comparison.json --test held_out/sampled --output_dir studies/cost
 
 A point is an arm at a budget: its mean accuracy over seeds, with the 95 % t-interval over seeds, against what it had
-of tokens (sampled and learned), verdicts and seconds, each a mean over seeds.
+of tokens (sampled and learned), verdicts and seconds, each a mean over seeds. `--seconds` names a file of
+`tools.cost_seconds`, whose seconds take the place of the comparisons' own.
 
 Invariant: every number is read from the comparisons; an arm that one of them lacks has a point less.
 """
@@ -23,7 +24,16 @@ from flow_dpo.report.document import Table
 from flow_dpo.runs.charts import Panel, Series, save_png
 from tools.study_tables import to_markdown
 
-COSTS = {"tokens": "tokens, sampled and learned", "verdicts": "verdicts", "seconds": "seconds of one process"}
+COSTS = {"tokens": "thousand tokens, sampled and learned", "verdicts": "verdicts", "seconds": "seconds of one process"}
+_UNITS = {"tokens": 1000}
+_NAMES = {
+    "flow_dpo_same_tokens": "flow-dpo",
+    "flow_dpo_paper_same_tokens": "flow-dpo-paper",
+    "whole_dpo_same_tokens": "online DPO of whole answers",
+    "grpo_same_tokens": "GRPO",
+    "rejection_sampling_same_tokens": "rejection sampling",
+}
+"""What arms are called in table and picture, where not by their own names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +52,13 @@ class Point:
     num_seeds: int
 
 
-def points(found: Sequence[Mapping[str, Any]], test: str) -> list[Point]:
-    """The points of these comparisons on one test, by arm and budget. Raises `ValueError` where a test is in none."""
+def points(
+    found: Sequence[Mapping[str, Any]], test: str, seconds: Mapping[str, Mapping[str, float]] | None = None
+) -> list[Point]:
+    """The points of these comparisons on one test, by arm and budget. Raises `ValueError` where a test is in none.
+
+    `seconds` of each arm by budget take the place of the comparisons' own.
+    """
     problems, _, decoding = test.partition("/")
     made: list[Point] = []
     for comparison in found:
@@ -52,14 +67,15 @@ def points(found: Sequence[Mapping[str, Any]], test: str) -> list[Point]:
             costs = arm["costs"]
             if accuracy is None or not costs["tokens_sampled"]:
                 continue  # the base costs nothing, and has no curve
+            budget = int(comparison["settings"]["compare"]["tokens"])
             made.append(
                 Point(
                     arm=arm["name"],
-                    budget=int(comparison["settings"]["compare"]["tokens"]),
+                    budget=budget,
                     costs={
                         "tokens": costs["tokens_sampled"] + costs["tokens_learned"],
                         "verdicts": costs["verdicts_used"],
-                        "seconds": costs["seconds"],
+                        "seconds": costs["seconds"] if seconds is None else seconds[str(budget)][arm["name"]],
                     },
                     mean=accuracy["mean"],
                     low=accuracy.get("low"),
@@ -77,17 +93,17 @@ def table(made: Sequence[Point], test: str) -> Table:
     """A row a point."""
     rows = [
         (
-            point.arm,
+            _NAMES.get(point.arm, point.arm),
             f"{point.costs['tokens']:,.0f}",
             f"{point.costs['verdicts']:,.0f}",
-            f"{point.costs['seconds'] / 60:.1f}",
+            f"{point.costs['seconds']:,.0f}",
             f"{100 * point.mean:.1f}",
             "-" if point.low is None or point.high is None else f"{100 * point.low:.1f} to {100 * point.high:.1f}",
             str(point.num_seeds),
         )
         for point in made
     ]
-    columns = ("arm", "tokens", "verdicts", "minutes", "accuracy, %", "95 % over seeds", "seeds")
+    columns = ("arm", "tokens", "verdicts", "seconds", "accuracy, %", "95 % over seeds", "seeds")
     return Table(caption=f"Accuracy on {test} by cost", columns=columns, rows=tuple(rows))
 
 
@@ -100,19 +116,21 @@ def draw(made: Sequence[Point], cost: str, test: str, path: Path) -> None:
         low, high = (
             [100 * (getattr(point, side) or 0.0) for point in own] if banded else [] for side in ("low", "high")
         )
-        x, y = [point.costs[cost] for point in own], [100 * point.mean for point in own]
-        lines.append(Series(label=arm, x=x, y=y, low=low, high=high))
-    save_png(path, [Panel(y=f"accuracy on {test}, %", lines=lines)], x=COSTS[cost], height=3.6)
+        x, y = [point.costs[cost] / _UNITS.get(cost, 1) for point in own], [100 * point.mean for point in own]
+        lines.append(Series(label=_NAMES.get(arm, arm), x=x, y=y, low=low, high=high))
+    save_png(path, [Panel(y="accuracy, %", title=test, lines=lines)], x=COSTS[cost], height=4.2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparisons", nargs="+", type=Path, help="comparison.json of each budget")
     parser.add_argument("--test", default="held_out/sampled", help="problem set and decoding")
+    parser.add_argument("--seconds", type=Path, help="a file of tools.cost_seconds")
     parser.add_argument("--output_dir", type=Path, required=True)
     parsed = parser.parse_args(argv)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in parsed.comparisons]
-    made = points(found, parsed.test)
+    seconds = None if parsed.seconds is None else json.loads(parsed.seconds.read_text(encoding="utf-8"))["seconds"]
+    made = points(found, parsed.test, seconds)
     name = parsed.test.replace("/", "-")
     parsed.output_dir.mkdir(parents=True, exist_ok=True)
     (parsed.output_dir / f"cost-{name}.md").write_text(to_markdown(table(made, parsed.test)) + "\n", encoding="utf-8")

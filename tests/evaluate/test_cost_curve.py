@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tools import cost_curve
+from tools import cost_curve, cost_seconds
 
 
 def comparison(tokens: int, mean: float, *, sampled: float = 600.0) -> dict[str, Any]:
@@ -34,6 +35,8 @@ def test_a_point_is_an_arm_at_a_budget_by_all_that_it_cost() -> None:
     assert [(point.arm, point.budget, point.mean) for point in made] == [("grpo", 1000, 0.5), ("grpo", 2000, 0.7)]
     assert made[1].costs == {"tokens": 2000.0, "verdicts": 20.0, "seconds": 90.0}
     assert (made[1].low, made[1].high, made[1].num_seeds) == pytest.approx((0.6, 0.8, 2))
+    timed = cost_curve.points([comparison(1000, 0.5)], "held_out/greedy", {"1000": {"grpo": 7.5}})
+    assert timed[0].costs == {"tokens": 1000.0, "verdicts": 10.0, "seconds": 7.5}
     with pytest.raises(ValueError, match="tested on held_out/sampled, found none in 1 comparisons"):
         cost_curve.points([comparison(1000, 0.5)], "held_out/sampled")
 
@@ -44,7 +47,39 @@ def test_the_table_and_the_pictures_are_written(tmp_path: Path) -> None:
         file.write_text(json.dumps(comparison(int(file.stem), mean)))
     cost_curve.main([*map(str, files), "--test", "held_out/greedy", "--output_dir", str(tmp_path / "out")])
     found = (tmp_path / "out" / "cost-held_out-greedy.md").read_text()
-    assert "| grpo | 2,000 | 20 | 1.5 | 70.0 | 60.0 to 80.0 | 2 |" in found
+    assert "| grpo | 2,000 | 20 | 90 | 70.0 | 60.0 to 80.0 | 2 |" in found
     for cost in cost_curve.COSTS:
         picture = (tmp_path / "out" / f"cost-held_out-greedy-{cost}.png").read_bytes()
         assert picture.startswith(b"\x89PNG")
+
+
+def test_trainings_are_timed_again_by_their_recorded_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the seed that is named, each once, in a folder of their own."""
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        folder = Path(command[command.index("--output_dir") + 1])
+        folder.mkdir(parents=True)
+        shares = [f"progressive/{window}{name}" for window in ("", "window_") for name in ("accuracy", "low", "high")]
+        row = {"schema": "metrics/1", "problems_seen": 1} | dict.fromkeys(shares, 0.5)
+        row |= {"rollout/seconds": 2.0, "grade/seconds": 0.5, "learn/seconds": float(len(ran))}
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(cost_seconds.measuring, "machine", lambda _: "a machine")
+    for tokens in ("1000", "2000"):
+        for seed in (0, 1):
+            folder = tmp_path / tokens / f"seed{seed}"
+            folder.mkdir(parents=True)
+            words = ["train", "--seed", str(seed), "--output_dir", str(folder / "grpo")]
+            jobs = [{"name": "grpo", "words": words}, {"name": "x", "words": ["evaluate", "--output_dir", "y"]}]
+            text = "".join(json.dumps({"schema": "job/1", "seconds": 9.0, **job}) + "\n" for job in jobs)
+            (folder / "done.jsonl").write_text(text)
+    output = tmp_path / "seconds.json"
+    for _ in range(2):
+        cost_seconds.main([str(tmp_path / "1000"), str(tmp_path / "2000"), "--output", str(output)])
+    assert json.loads(output.read_text())["seconds"] == {"1000": {"grpo": 2.5}, "2000": {"grpo": 3.5}}
+    assert [command[command.index("--seed") + 1] for command in ran] == ["0", "0"]
+    assert not any(str(tmp_path / "1000") in command for command in ran)

@@ -15,7 +15,7 @@ import gc
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,7 @@ class JobRunner:
         folder = self._given[name] if name in self._given else self._do("train", name, words)
         rows = read_metrics(folder / "metrics.jsonl")
         total = spent(rows)
-        seconds = sum(row[f"{part}/seconds"] for row in rows for part in ("rollout", "grade", "learn"))
-        costs = (total["played"], total["learned"], total["verdicts"], seconds)
+        costs = (total["played"], total["learned"], total["verdicts"], work_seconds(rows))
         return Work(name=name, folder=folder, costs=dict(zip(NUMBERS, costs, strict=True)))
 
     def traces(self, name: str, *flags: str, run: Work | None = None) -> Work:
@@ -177,6 +176,11 @@ def _recipe_of(folder: Path) -> object:
     if (folder / "config.yaml").exists():
         return read_settings(folder / "config.yaml").get("recipe")
     return _read(folder)["settings"].get("recipe")
+
+
+def work_seconds(rows: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds that the rows of metrics.jsonl were worked on, by all workers together: sampled, graded and learned."""
+    return sum(row[f"{part}/seconds"] for row in rows for part in ("rollout", "grade", "learn"))
 
 
 def _read(folder: Path) -> dict[str, Any]:

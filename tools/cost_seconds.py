@@ -1,0 +1,67 @@
+"""Seconds of a comparison's trainings on an idle core, where the study's own runs shared theirs with other work.
+
+    python -m tools.cost_seconds runs/cost/* --output studies/cost/seconds.json
+
+Every training of one seed is made again by its recorded command, one after the other on one thread, and its seconds are
+those of its work, without loading, as in a comparison's costs. Trainings that the file has already are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measuring
+from flow_dpo.evaluate.compare.jobs import DONE, work_seconds
+from flow_dpo.runs.files import write_whole
+from flow_dpo.runs.records import DoneJob, read_metrics, read_rows
+
+ROOT = Path(__file__).parent.parent
+
+
+def words_at(words: Sequence[str], folder: Path) -> list[str]:
+    """The words of a command with another output_dir."""
+    found = list(words)
+    found[found.index("--output_dir") + 1] = str(folder)
+    return found
+
+
+def timed(words: Sequence[str], code: Path) -> float:
+    """Seconds of a training that is made again with the code of a folder. Exits where it fails."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "run"
+        command = [sys.executable, "-m", "flow_dpo", *words_at(words, folder)]
+        environment = measuring.environment(1) | {"PYTHONPATH": str(code)}
+        done = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{command} failed with status {done.returncode}:\n{done.stderr[-3000:]}")
+        return work_seconds(read_metrics(folder / "metrics.jsonl"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparisons", nargs="+", type=Path, help="the folder of each budget's comparison")
+    parser.add_argument("--seed", type=int, default=0, help="whose trainings are made again")
+    parser.add_argument("--code", type=Path, default=ROOT, help="folder of the code that made them")
+    parser.add_argument("--output", type=Path, required=True)
+    parsed = parser.parse_args(argv)
+    found: dict[str, Any] = json.loads(parsed.output.read_text()) if parsed.output.exists() else {"seconds": {}}
+    found |= {"seed": parsed.seed, "machine": measuring.machine(1), "date": datetime.now(UTC).date().isoformat()}
+    for folder in parsed.comparisons:
+        own = found["seconds"].setdefault(folder.name, {})
+        for job in read_rows(folder / f"seed{parsed.seed}" / DONE, DoneJob):
+            if job.words[0] == "train" and job.name not in own:
+                own[job.name] = round(timed(job.words, parsed.code), 1)
+                print(f"{folder.name} {job.name}: {own[job.name]:.1f} s", flush=True)
+                write_whole(parsed.output, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
