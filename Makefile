@@ -149,7 +149,9 @@ study-cost: $(DEV)  ## accuracy over tokens, verdicts and seconds of what one wo
 		--compare.output_dir runs/cost/$$tokens $(ARGS) || exit 1; mkdir -p studies/cost/$$tokens/seeds; \
 		cp runs/cost/$$tokens/comparison.json studies/cost/$$tokens/; \
 		cp runs/cost/$$tokens/seeds/*.json.gz studies/cost/$$tokens/seeds/; done
-	$(BIN)/python -m tools.cost_curve studies/cost/*/comparison.json --test held_out/sampled --output_dir studies/cost
+	$(BIN)/python -m tools.cost_seconds $(addprefix runs/cost/,$(COST)) --output studies/cost/seconds.json
+	for test in held_out/sampled held_out/greedy harder/greedy; do $(BIN)/python -m tools.cost_curve \
+		studies/cost/*/comparison.json --test $$test --seconds studies/cost/seconds.json --output_dir studies/cost || exit 1; done
 
 recompute: $(DEV)  ## every figure of published studies again, from what their seeds came to (a minute, no model)
 	$(BIN)/python -m tools.recompute $(ARGS)

@@ -8,6 +8,9 @@ A point is an arm at a budget: its mean accuracy over seeds, with the 95 % t-int
 of tokens (sampled and learned), verdicts and seconds, each a mean over seeds. `--seconds` names a file of
 `tools.cost_seconds`, whose seconds take the place of the comparisons' own.
 
+Where the folder has a README.md with a line `<!-- curve: held_out/sampled -->`, the table is written into it, up to
+`<!-- end of curve -->`.
+
 Invariant: every number is read from the comparisons; an arm that one of them lacks has a point less.
 """
 
@@ -107,6 +110,18 @@ def table(made: Sequence[Point], test: str) -> Table:
     return Table(caption=f"Accuracy on {test} by cost", columns=columns, rows=tuple(rows))
 
 
+def insert_table(page: str, found: Table, test: str) -> str:
+    """The page with the table of a test in its place; as it is where it has none."""
+    begin, end = f"<!-- curve: {test} -->", "<!-- end of curve -->"
+    before, mark, rest = page.partition(begin)
+    _, last, after = rest.partition(end)
+    if not mark:
+        return page
+    if not last:
+        raise ValueError(f"expected {end} after {begin}, found none")
+    return f"{before}{begin}\n\n{to_markdown(found)}\n\n{end}{after}"
+
+
 def draw(made: Sequence[Point], cost: str, test: str, path: Path) -> None:
     """A line an arm over one cost, with its interval over seeds as a band."""
     lines: list[Series] = []
@@ -133,7 +148,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = points(found, parsed.test, seconds)
     name = parsed.test.replace("/", "-")
     parsed.output_dir.mkdir(parents=True, exist_ok=True)
-    (parsed.output_dir / f"cost-{name}.md").write_text(to_markdown(table(made, parsed.test)) + "\n", encoding="utf-8")
+    found_table, page = table(made, parsed.test), parsed.output_dir / "README.md"
+    (parsed.output_dir / f"cost-{name}.md").write_text(to_markdown(found_table) + "\n", encoding="utf-8")
+    if page.exists():
+        text = insert_table(page.read_text(encoding="utf-8"), found_table, parsed.test)
+        page.write_text(text, encoding="utf-8")
     for cost in COSTS:
         draw(made, cost, parsed.test, parsed.output_dir / f"cost-{name}-{cost}.png")
 

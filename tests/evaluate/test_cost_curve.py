@@ -45,9 +45,16 @@ def test_the_table_and_the_pictures_are_written(tmp_path: Path) -> None:
     files = [tmp_path / f"{tokens}.json" for tokens in (1000, 2000)]
     for file, mean in zip(files, (0.5, 0.7), strict=True):
         file.write_text(json.dumps(comparison(int(file.stem), mean)))
-    cost_curve.main([*map(str, files), "--test", "held_out/greedy", "--output_dir", str(tmp_path / "out")])
+    (tmp_path / "out").mkdir()
+    page = tmp_path / "out" / "README.md"
+    page.write_text("Before.\n<!-- curve: held_out/greedy -->\nold\n<!-- end of curve -->\nAfter.\n")
+    for _ in range(2):
+        cost_curve.main([*map(str, files), "--test", "held_out/greedy", "--output_dir", str(tmp_path / "out")])
     found = (tmp_path / "out" / "cost-held_out-greedy.md").read_text()
     assert "| grpo | 2,000 | 20 | 90 | 70.0 | 60.0 to 80.0 | 2 |" in found
+    assert page.read_text() == (
+        f"Before.\n<!-- curve: held_out/greedy -->\n\n{found.strip()}\n\n<!-- end of curve -->\nAfter.\n"
+    )
     for cost in cost_curve.COSTS:
         picture = (tmp_path / "out" / f"cost-held_out-greedy-{cost}.png").read_bytes()
         assert picture.startswith(b"\x89PNG")
