@@ -32,6 +32,7 @@ from flow_dpo.plugins.load import installed, is_source
 from flow_dpo.recipes.presets import OBJECTIVE_LINES
 from flow_dpo.runs import refusals
 from flow_dpo.runs.help_pages import Page, help_text
+from flow_dpo.runs.parser import parser_of
 from flow_dpo.runs.setting_names import Names, leaves, nearest
 
 if TYPE_CHECKING:
@@ -233,23 +234,14 @@ def _parse(sections: Sections, given: Given) -> dict[str, Any]:
     files = {
         path: {name: value for name, value in values.items() if name not in flags} for path, values in files.items()
     }
-    from argparse import ArgumentError
+    from argparse import ArgumentError  # a name that does not exist is refused without the parser
 
-    from jsonargparse import ArgumentParser, set_parsing_settings  # a name that does not exist is refused without it
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=False)  # only `help_pages` shows them
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
-    for name, default in sections.items():
-        if is_dataclass(default):
-            skip: set[str | int] = {key.removeprefix(f"{name}.") for key in names.entries if key.startswith(f"{name}.")}
-            parser.add_class_arguments(type(default), name, skip=skip)
-        else:
-            parser.add_argument(f"--{name}", type=type(default), default=default)
-    for key, (kind, entries) in names.entries.items():
-        for entry in entries:
-            parser.add_class_arguments(kind, f"{key}.{entry}", instantiate=False)
+    parser = parser_of(
+        tuple((name, type(default)) for name, default in sections.items()),
+        tuple((key, kind, tuple(entries)) for key, (kind, entries) in names.entries.items()),
+    )
     parser.set_defaults({name: value for name, value in names.defaults.items() if "." in name})
+    parser.set_defaults({name: default for name, default in sections.items() if not is_dataclass(default)})
     words = [f"--config={_yaml(values)}" for values in files.values()]
     words += [names.word(name, value) for name, (_, value) in flags.items()]
     try:

@@ -24,6 +24,7 @@ cut off when the run is resumed, torn or whole. One process at a time writes to 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import os
@@ -34,6 +35,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -328,10 +330,16 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Facts that a run's numbers depend on besides its settings: versions, commit, platform.
+    """Facts that a run's numbers depend on besides its settings: versions, commit, platform, as they were when this
+    process first asked.
 
     Names no environment variable and no secret.
     """
+    return copy.deepcopy(_environment())
+
+
+@lru_cache(maxsize=1)
+def _environment() -> dict[str, Any]:
     versions = {}
     for name in _PACKAGES:
         try:

@@ -245,12 +245,12 @@ def test_a_budget_may_be_given_instead(tmp_path: Path) -> None:
 # ---- the whole ------------------------------------------------------------------------------------------------------
 
 SETTINGS = """
-data: {dataset_name: seed, dataset_split: train, max_problems: 8}
+data: {dataset_name: seed, dataset_split: train, max_problems: 4}
 model: {num_threads: 1}
 compare:
   arms: [recipes]
   num_seeds: 1
-  tests: {test_problems: 6}
+  tests: {test_problems: 3}
 """
 
 
