@@ -1,6 +1,6 @@
 """Entry point of the command line: parses the command's name and hands its arguments to the command's module.
 
-    flow-dpo quickstart                     the whole method on the embedded seed, in a minute or two
+    flow-dpo quickstart                     the whole method on the embedded seed, in half a minute
     flow-dpo train --model_name_or_path ... --dataset_name ...
     flow-dpo prompt --model_name_or_path ...    what each role is asked, in text and tokens
     flow-dpo evaluate --run runs/train ...

@@ -6,7 +6,8 @@ flow-dpo quickstart                             the embedded seed, fewer problem
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from flow_dpo.cli.loading import loading
 from flow_dpo.evaluate.while_training import WhileTrainingSettings
+from flow_dpo.ranks import environment
 from flow_dpo.ranks.environment import usable_processors
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.resolve import Given, Sections, resolve
@@ -23,8 +25,7 @@ from flow_dpo.workers.fork_server import warm_up
 from flow_dpo.workers.settings import WorkersSettings
 
 _QUICKSTART_PROBLEMS = 512
-_QUICKSTART_WORKERS = WorkersSettings(num=2, shard=16)
-"""On one processor this process samples the same shards."""
+_QUICKSTART_WORKERS = WorkersSettings(kind="processes", num=2, shard=16)
 _QUICKSTART = "runs/quickstart"
 """Its folder, or the first of "runs/quickstart-2", ... that is free."""
 
@@ -37,12 +38,28 @@ def train(argv: Sequence[str]) -> int:
 def quickstart(argv: Sequence[str]) -> int:
     """`flow-dpo quickstart`."""
     data = {"max_problems": _QUICKSTART_PROBLEMS}
-    several = usable_processors() >= _QUICKSTART_WORKERS.num
-    workers = replace(_QUICKSTART_WORKERS, kind="processes" if several else "here")
-    given, watching = _parse("flow-dpo quickstart", argv, data, output_dir=_QUICKSTART, workers=workers)
+    given, watching = _parse("flow-dpo quickstart", argv, data, output_dir=_QUICKSTART, workers=_workers_of_quickstart)
     if given.run.output_dir == _QUICKSTART and not given.run.resume:
         given = replace(given, run=replace(given.run, output_dir=run_folder.free_folder(_QUICKSTART, "config.yaml")))
     return _run(given, watching)
+
+
+def _workers_of_quickstart(engine_kind: str, device: str) -> WorkersSettings:
+    """Two processes where processors sample with the engine of this package, and there are two; else this process, in
+    shards of the same size."""
+    on_processors = engine_kind == "local" and (device == "cpu" or (device == "auto" and not _has_gpu()))
+    several = on_processors and environment.place().num == 1 and usable_processors() >= _QUICKSTART_WORKERS.num
+    return _QUICKSTART_WORKERS if several else replace(_QUICKSTART_WORKERS, kind="here", num=1)
+
+
+def _has_gpu() -> bool:
+    """Whether the system has a device that torch may compute on, found without loading it."""
+    devices = Path("/dev")
+    return (
+        sys.platform != "linux"
+        or any(devices.glob("nvidia[0-9]*"))
+        or any((devices / name).exists() for name in ("kfd", "dxg"))
+    )
 
 
 def _run(settings: TrainSettings, watching: WhileTrainingSettings) -> int:
@@ -76,12 +93,12 @@ def _parse(
     data: Mapping[str, Any],
     *,
     output_dir: str = RunSettings.output_dir,
-    workers: WorkersSettings | None = None,
+    workers: Callable[[str, str], WorkersSettings] | None = None,
 ) -> tuple[TrainSettings, WhileTrainingSettings]:
     def sections(given: Given) -> Sections:
         found = named_settings(given).sections()
         own = {"data": replace(found["data"], **data), "run": replace(found["run"], output_dir=output_dir)}
-        own |= {"workers": workers} if workers is not None else {}
+        own |= {} if workers is None else {"workers": workers(found["engine_kind"], given.text("model.device", "auto"))}
         return found | own | {"while_training": WhileTrainingSettings()}
 
     def resumed(given: Given) -> tuple[dict[str, Any], str]:

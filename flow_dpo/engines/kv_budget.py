@@ -50,9 +50,10 @@ def budgeted(settings: _Settings, model: PreTrainedModel, *, free: int | None = 
     return replace(settings, kv_budget_gib=max(1.0, round(_SHARE * free / 2**30, 1)))
 
 
-def of_one_worker(num: int, memory: int) -> float:
-    """The budget in GiB of each of several workers that share a machine's memory, in bytes: an eighth of it for all."""
-    return min(USUAL_KV_GIB, round(memory / 8 / num / 2**30, 3))
+def of_one_worker(memory: int) -> float:
+    """The budget in GiB of each of several workers that share a machine's memory, in bytes. It does not depend on how
+    many there are, for rows are admitted by it."""
+    return min(USUAL_KV_GIB, round(memory / 16 / 2**30, 3))
 
 
 def host_memory() -> int:

@@ -19,7 +19,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
@@ -37,7 +37,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 MADE_OF_FILES = "flow_dpo_custom_"
 """How the names of modules begin that were made of files: no other process could import them."""
 _RAN = "__ran__"
-"""Of a module that was made of a file: the file, and the SHA-256 of what was run."""
+"""Of a module that was made of a file: its `RanFile`."""
 _SOURCE = re.compile(r".*\.py:.*|[\w.]+:[^\W\d]\w*", re.DOTALL)
 
 
@@ -211,43 +211,46 @@ def _near_field(message: str, at: TracebackType | None) -> str:
 
 def _run(path: Path) -> ModuleType:
     """The file as a module; of several names in it they are of one module, as long as it stays as it is."""
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
-    known = sys.modules.get(f"{MADE_OF_FILES}{path.stem}")
-    if known is not None and vars(known).get(_RAN) == (str(path.resolve()), content):
+    return _made(RanFile(path=str(path.resolve()), source=path.read_bytes()))
+
+
+def _made(file: RanFile) -> ModuleType:
+    """The module of a file's source, which is run unless it was before."""
+    path = Path(file.path)
+    # Two files of one name are two modules.
+    name = f"{MADE_OF_FILES}{path.stem}_{hashlib.sha256(file.path.encode()).hexdigest()[:8]}"
+    known = sys.modules.get(name)
+    if known is not None and vars(known).get(_RAN) == file:
         return known
-    spec = importlib.util.spec_from_file_location(f"{MADE_OF_FILES}{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
-    assert spec.loader is not None
     # Dataclasses look their own module up by its name.
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    setattr(module, _RAN, (str(path.resolve()), content))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    exec(compile(file.source, file.path, "exec"), vars(module))
+    setattr(module, _RAN, file)
     return module
 
 
 @dataclass(frozen=True, kw_only=True)
 class RanFile:
-    """A Python file whose code this process has run."""
+    """A Python file as this process has run it."""
 
     path: str
-    checksum: str
-    """SHA-256 of what was run."""
+    source: bytes
 
 
-def ran_files() -> list[RanFile]:
-    """The files of all modules that were made of files, for another process on this machine to run again."""
-    modules = [module for name, module in [*sys.modules.items()] if name.startswith(MADE_OF_FILES)]
-    found = [vars(module)[_RAN] for module in modules if _RAN in vars(module)]
-    return [RanFile(path=path, checksum=checksum) for path, checksum in found]
+def ran_files(names: Collection[str]) -> list[RanFile]:
+    """The files of these modules, as far as they were made of files, for another process to run."""
+    modules = [module for name, module in [*sys.modules.items()] if name in names]
+    return [vars(module)[_RAN] for module in modules if _RAN in vars(module)]
 
 
 def run_again(files: Sequence[RanFile]) -> None:
-    """Run files that another process has run. Raises `ConfigError` for one that has changed since, or that fails."""
+    """Run files as another process has run them, whatever lies on the disk by now. Raises `ConfigError` for one that
+    fails."""
     for each in files:
         with Foreign(each.path):
-            module = _run(Path(each.path))
-        if vars(module)[_RAN][1] != each.checksum:
-            raise ConfigError(f"expected {each.path} as it was when this command began, found it changed; start again")
+            _made(each)
 
 
 def load_flow(source: str) -> Flow[Any]:

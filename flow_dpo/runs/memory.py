@@ -38,6 +38,8 @@ from flow_dpo.runs.settings import TrainSettings
 GIB = 2**30
 _LIBRARIES = {"cuda": GIB, "cpu": 3 * GIB // 2}
 """Beside what torch's allocator holds: on a GPU its context; on a CPU Python and torch, and what kernels keep."""
+_PROCESS = GIB // 4
+"""What a worker process has of its own beside its model: what kernels keep, and what Python does not share."""
 _KEPT = {"cpu": 1.4}
 """A row's memory in a process, over what torch's allocator holds of it: C's allocator keeps what is freed in pieces
 (measured on a CPU: 1.4 on a model of 0.5B)."""
@@ -153,7 +155,7 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
         copies = _copies(engine, sizes, num_weights, len(settings.recipe.flow.roles))
         if num_weights <= MOST_WEIGHTS:
             rows = rows_at_once(runtime.model.num_threads, runtime.lora.lora_dropout)
-    worker = sizes.weights + sizes.merged + copies + _kv_of_worker(engine, sizes, beside, memory)
+    worker = _PROCESS + sizes.weights + sizes.merged + copies + _kv_of_worker(engine, sizes, memory)
     kv = 0
     if here and isinstance(engine, LocalSettings | VllmSettings):
         wanted = min(USUAL_KV_GIB * GIB, memory / 8)
@@ -180,11 +182,11 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
     )
 
 
-def _kv_of_worker(engine: EngineSettings, sizes: Sizes, num: int, memory: int) -> int:
-    """Keys and values of each of these worker processes on a CPU, at most."""
-    if not num or not isinstance(engine, LocalSettings):
+def _kv_of_worker(engine: EngineSettings, sizes: Sizes, memory: int) -> int:
+    """Keys and values of a worker process on a CPU, at most."""
+    if not isinstance(engine, LocalSettings):
         return 0
-    budget = of_one_worker(num, memory) if engine.kv_budget_gib == "auto" else engine.kv_budget_gib
+    budget = of_one_worker(memory) if engine.kv_budget_gib == "auto" else engine.kv_budget_gib
     return int(min(budget * GIB, _most_kv(engine, sizes)))
 
 
@@ -240,7 +242,8 @@ def _refusal(settings: TrainSettings, plan: Plan, device: torch.device, memory: 
         changes.append("--learner.rows.max_tokens auto")
     if rows.gradient_checkpointing is False:
         changes.append("--learner.rows.gradient_checkpointing auto")
-    if plan.parts[_KV] and getattr(engine, "kv_budget_gib", "auto") != "auto":
+    samples_here = plan.parts[_KV] or settings.runtime.workers.on_processors
+    if samples_here and getattr(engine, "kv_budget_gib", "auto") != "auto":
         changes.append("--engine.kv_budget_gib auto")
     if not settings.runtime.model.quantization.wanted:
         changes.append("a base in 4 bits (--load_in_4bit)")

@@ -107,7 +107,7 @@ class RolloutActor:
 
     def facts(self, environment: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What its results depend on besides the model, by the head's own function, and its process."""
-        return {**environment(), "pid": os.getpid()}
+        return {**environment(), "pid": os.getpid(), "num_gpus": torch.cuda.device_count()}
 
     def open(self, setup: WorkerSetup, expected: Expected) -> Opened:
         """Load the model and open the engine.

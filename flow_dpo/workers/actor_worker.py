@@ -37,6 +37,8 @@ LOOK_S = 0.5
 """Between two looks at whether a worker was given up."""
 PARTING_S = 5.0
 """For an actor to release what it holds: adapters on its disk, processes of its engine."""
+UNPICKLABLE = (TypeError, AttributeError, ValueError, RecursionError, pickle.PicklingError)
+"""What pickling raises for an object that no other process can have."""
 _COMPARED = ("versions", "python", "code")
 """What `environment` says that results depend on."""
 
@@ -97,7 +99,10 @@ class ActorWorker(ABC):
 
         Raises `WorkerLost` where it is not there, `ConfigError` where it has other versions or code.
         """
-        found = self._get(facts, until)
+        return self._open(self._get(facts, until))
+
+    def _open(self, found: dict[str, Any]) -> Any:
+        """Compare an actor by its facts, and ask it to open."""
         self.pid = int(found["pid"])
         if lines := differences(self._environment, found):
             raise ConfigError(
@@ -182,7 +187,7 @@ def check_travels(setup: WorkerSetup, dumps: Callable[[Any], bytes], *, to: str)
     for what, given in own:
         try:
             dumps(given)
-        except (TypeError, AttributeError, ValueError, RecursionError, pickle.PicklingError) as error:
+        except UNPICKLABLE as error:
             raise ConfigError(
                 f"expected a {what} that can be sent to {to}, found {given!r:.80}: {one_line(error)}; hand "
                 "over its class or a function that makes one there, or let it hold no locks, files or connections"

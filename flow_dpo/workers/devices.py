@@ -6,7 +6,6 @@ devices_of_each(WorkersSettings(num=2, num_gpus=1), "cuda:0")   ["1", "2"], a wo
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 
@@ -30,29 +29,32 @@ def visible_devices(learner_device: str, visible: str | None, num_devices: int, 
 
 
 def devices_of_each(settings: WorkersSettings, learner_device: str) -> Sequence[str | None]:
-    """CUDA_VISIBLE_DEVICES of each worker: `num_gpus` each of those that are not the learner's; None where no worker
-    has any. Several share one where `num_gpus` is below 1.
+    """CUDA_VISIBLE_DEVICES of each worker process: `num_gpus` each of those that are not the learner's; None where no
+    worker has any.
 
-    Raises `ConfigError` where there are too few.
+    Raises `ConfigError` where there are too few, for a part of one, and for GPUs where the learner has none.
     """
+    num, each = settings.num, int(settings.num_gpus)
     if not settings.num_gpus:
-        return [None] * settings.num
-    whole = settings.num_gpus >= 1
-    if whole and settings.num_gpus != int(settings.num_gpus):
+        return [None] * num
+    if each != settings.num_gpus:
         raise ConfigError(
-            "expected a whole number of GPUs for each worker, or a part of one, found --workers.num_gpus "
-            f"{settings.num_gpus:g}"
+            f"expected a whole number of GPUs for each worker process, found --workers.num_gpus {settings.num_gpus:g}: "
+            "several in one GPU's memory would take it from one another; give each one, or use fewer workers"
         )
-    of_one = 1 if whole else int(1 / settings.num_gpus + 1e-9)
-    visible, place = os.environ.get("CUDA_VISIBLE_DEVICES"), environment.place()
-    there = visible_devices(learner_device, visible, torch.cuda.device_count(), place.local_num).split(",")
-    there = [name for name in there if name]
-    each = int(settings.num_gpus) if whole else 1
-    wanted = math.ceil(settings.num / of_one) * each
-    if wanted > len(there):
-        of_others = " besides the learner's" if learner_device.startswith("cuda") else ""
+    if not learner_device.startswith("cuda"):
         raise ConfigError(
-            f"expected {wanted} GPUs for {settings.num} workers with {settings.num_gpus:g} each (--workers.num_gpus), "
-            f"found {len(there)}{of_others}; ask for fewer workers with --workers.num, or for less each"
+            f"expected no GPUs of worker processes where the learner is on {learner_device}, found --workers.num_gpus "
+            f"{each}: workers compute on the same kind of device; leave it out, or add --device cuda"
         )
-    return [",".join(there[(index // of_one) * each : (index // of_one + 1) * each]) for index in range(settings.num)]
+    visible, place, found = os.environ.get("CUDA_VISIBLE_DEVICES"), environment.place(), torch.cuda.device_count()
+    if visible is not None:  # a name that CUDA finds no device for, and what follows it, is not there
+        visible = ",".join([*filter(None, visible.split(","))][:found])
+    others = visible_devices(learner_device, visible, found, place.local_num)
+    there = others.split(",") if others else []
+    if num * each > len(there):
+        raise ConfigError(
+            f"expected {num * each} GPUs for {num} workers with {each} each (--workers.num_gpus), found {len(there)} "
+            "besides the learner's; ask for fewer workers with --workers.num, or for less each"
+        )
+    return [",".join(there[index * each : (index + 1) * each]) for index in range(num)]

@@ -2,9 +2,10 @@
 
     answer_calls(connection, Surroundings(...))        is what the process does
 
-A call is a pickle of a method's name and arguments, its answer one of a result and an error. Both ends are the same
-program on the same machine, connected by a pipe that has no name. Invariants: a process ends when its parent does, and
-leaves no file; what it prints goes to a file of its own.
+A call is the files whose classes it names, and a pickle of a method's name and arguments; its answer is a pickle of a
+result and an error. Both ends are the same program on the same machine, connected by a pipe that has no name.
+Invariants: a process leads a session of its own, with all that it begins; it ends when its parent does, and removes its
+files; what it prints goes to a file of its own.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import parent_process
+from multiprocessing import connection, parent_process, util
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flow_dpo.core.errors import FlowDpoError, WorkerError
 from flow_dpo.plugins.load import RanFile, run_again
 from flow_dpo.workers.actor import RolloutActor
+from flow_dpo.workers.fork_server import SIGNALS
 from flow_dpo.workers.shard import Outcome
 
 LOG = "log.txt"
 """In a worker's folder: what it printed."""
+_LOOK_S = 1.0
+"""Between two looks at whether the parent is there: a child that it forked may hold what would tell of its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,49 +43,55 @@ class Surroundings:
     """What a worker process has besides its calls."""
 
     folder: str
-    """For its temporary files."""
+    """For its temporary files; what its parent has of all workers is the folder above."""
     variables: Mapping[str, str]
-    """Of its environment."""
-    files: Sequence[RanFile]
-    """Python files whose classes and functions calls may name."""
+    """Its environment."""
 
 
-def answer_calls(connection: Connection, surroundings: Surroundings) -> None:
+def answer_calls(calls: Connection, surroundings: Surroundings) -> None:
     """Answer calls until the other end is closed."""
-    # Ctrl-C goes to all processes of a terminal; what it means is up to the one that the others belong to.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # 1. A session of its own: signals of a terminal or a scheduler reach the command alone, which knows what they mean.
+    if hasattr(os, "setsid"):
+        os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    os.environ.clear()
     os.environ.update(surroundings.variables)
     folder = Path(surroundings.folder)
     tempfile.tempdir = str(folder)  # the fork server may have looked for one already
     _print_to(folder / LOG)
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
-    actor, ready = RolloutActor(), Outcome()
-    with ready:
-        run_again(surroundings.files)
+    # 2. Calls.
+    actor = RolloutActor()
     while True:
         try:
-            content = connection.recv_bytes()
+            files, content = pickle.loads(calls.recv_bytes())
         except (EOFError, OSError):
-            return
+            _leave(folder)
         result, outcome = None, Outcome()
         with outcome:
-            if ready.error is not None:
-                raise ready.error
+            run_again(files)
             method, args = pickle.loads(content)
             result = getattr(actor, method)(*args)
         with suppress(BrokenPipeError):
-            connection.send_bytes(_dumped(result, outcome.error))
+            calls.send_bytes(_dumped(result, outcome.error))
+
+
+def message(files: Sequence[RanFile], content: bytes) -> bytes:
+    """A call as bytes."""
+    return pickle.dumps((tuple(files), content), protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def _dumped(result: Any, error: BaseException | None) -> bytes:
     """An answer as bytes: the error itself where it can be pickled, otherwise what it says."""
     if error is not None and not isinstance(error, FlowDpoError):
         error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
-    failures = (pickle.PicklingError, TypeError, AttributeError, ValueError, LookupError)
-    with suppress(*failures):
+    sent, pickling = b"", Outcome()
+    with pickling:  # an exception of somebody's class may raise anything here
         sent = pickle.dumps((result, error), protocol=pickle.HIGHEST_PROTOCOL)
-        if error is None or type(pickle.loads(sent)[1]) is type(error):
-            return sent
+        if error is not None and type(pickle.loads(sent)[1]) is not type(error):
+            sent = b""
+    if sent and pickling.error is None:
+        return sent
     what = "a result that cannot be pickled" if error is None else f"{type(error).__name__}: {error}"
     return pickle.dumps((None, WorkerError(what)))
 
@@ -99,6 +109,22 @@ def _end_with_parent(folder: Path) -> None:
     """Wait for the end of the process that this one belongs to, and end at once."""
     parent = parent_process()
     assert parent is not None
-    parent.join()
+    while not connection.wait([parent.sentinel], _LOOK_S):
+        with suppress(PermissionError):
+            try:
+                os.kill(parent.pid or 0, 0)
+            except ProcessLookupError:
+                break
+    # The fork server's socket, which the parent would have removed.
+    shutil.rmtree(util.get_temp_dir(), ignore_errors=True)
+    _leave(folder)
+
+
+def _leave(folder: Path) -> NoReturn:
+    """Remove what this process has written, and end it with all that it began."""
     shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
+    with suppress(OSError):  # the last worker removes what was around their folders
+        folder.parent.rmdir()
+    if hasattr(os, "killpg") and os.getsid(0) == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(0)

@@ -147,7 +147,7 @@ def test_parts_and_a_grader_take_their_places_and_nothing_else_is_imported(
     assert {each["verdict"]["reason"] for each in graded} == {"by its length"}
     pairs = read_jsonl(run / "pairs.jsonl")
     assert {pair["margin"] for pair in pairs} == {2.0}
-    calls = sys.modules["flow_dpo_custom_mine"].CALLS
+    calls = sys.modules[load_object(f"{mine}:Counted", kind="objective").__module__].CALLS
     assert {factor for factor, _ in calls} == {3.0}
     assert sum(num for _, num in calls) == len(pairs)
     # 3. Nothing else was imported; what a resumed run must share is refused by name.

@@ -128,7 +128,7 @@ def test_an_engine_elsewhere_has_its_memory_elsewhere() -> None:
 
 
 def test_worker_processes_are_counted_where_they_share_the_memory() -> None:
-    """Weights, their copies, and keys and values: as many as they can use, an eighth of the memory for all at most."""
+    """Weights, their copies, and keys and values: as many as they can use, a sixteenth of the memory each at most."""
 
     def parts(**workers: Any) -> dict[str, int]:
         settings = settings_of()
@@ -138,15 +138,15 @@ def test_worker_processes_are_counted_where_they_share_the_memory() -> None:
     here, two = parts(), parts(kind="processes", num=2)
     assert two["keys and values"] == two["merged weights"] == two["copies of weights"] == 0
     own = here["weights"] + here["merged weights"] + here["copies of weights"]
-    assert two["2 workers"] == 2 * (own + GIB // 2)
-    assert parts(kind="processes", num=8)["8 workers"] == 8 * (own + GIB // 4)
+    assert two["2 workers"] == 2 * (own + GIB // 4 + GIB // 2)
+    assert parts(kind="processes", num=8)["8 workers"] == 4 * two["2 workers"]
     assert "0 workers" not in here
     assert parts(kind="processes", num=2, num_gpus=1).keys() == parts(kind="ray", num=2).keys() == here.keys()
     settings = settings_of()
     workers = WorkersSettings(kind="processes", num=2)
     settings = replace(settings, runtime=replace(settings.runtime, workers=workers))
     _, line = planned(settings, memory=16 * GIB)
-    assert "2 workers 1.0" in line
+    assert "2 workers 1.5" in line
     with pytest.raises(ConfigError, match=r"fewer workers \(--workers.num\)"):
         planned(settings, memory=GIB)
 
