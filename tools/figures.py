@@ -43,6 +43,7 @@ _MADE = (
     r"<!-- tables -->.*?<!-- end of tables -->",
     r"<!-- speed.*?<!-- end of speed -->",
     r"<!-- settings.*?<!-- end of settings -->",
+    r"<!-- curve: .*?<!-- end of curve -->",
     r"<!-- table: .*?<!-- end of table -->",
     r"<!-- not kept -->.*?<!-- end of not kept -->",
     r"\n## Where it deviates, and why\n.*?(?=\n## |\Z)",
