@@ -8,8 +8,8 @@ A point is an arm at a budget: its mean accuracy over seeds, with the 95 % t-int
 of tokens (sampled and learned), verdicts and seconds, each a mean over seeds. `--seconds` names a file of
 `tools.cost_seconds`, whose seconds take the place of the comparisons' own.
 
-Where the folder has a README.md with a line `<!-- curve: held_out/sampled -->`, the table is written into it, up to
-`<!-- end of curve -->`.
+The table is a file of its own or, where the folder has a README.md with a line `<!-- curve: held_out/sampled -->`, stands
+in that, up to `<!-- end of curve -->`.
 
 Invariant: every number is read from the comparisons; an arm that one of them lacks has a point less.
 """
@@ -111,12 +111,10 @@ def table(made: Sequence[Point], test: str) -> Table:
 
 
 def insert_table(page: str, found: Table, test: str) -> str:
-    """The page with the table of a test in its place; as it is where it has none."""
+    """The page with the table of a test in its place. Raises `ValueError` where that has no end."""
     begin, end = f"<!-- curve: {test} -->", "<!-- end of curve -->"
-    before, mark, rest = page.partition(begin)
+    before, _, rest = page.partition(begin)
     _, last, after = rest.partition(end)
-    if not mark:
-        return page
     if not last:
         raise ValueError(f"expected {end} after {begin}, found none")
     return f"{before}{begin}\n\n{to_markdown(found)}\n\n{end}{after}"
@@ -149,10 +147,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = parsed.test.replace("/", "-")
     parsed.output_dir.mkdir(parents=True, exist_ok=True)
     found_table, page = table(made, parsed.test), parsed.output_dir / "README.md"
-    (parsed.output_dir / f"cost-{name}.md").write_text(to_markdown(found_table) + "\n", encoding="utf-8")
-    if page.exists():
-        text = insert_table(page.read_text(encoding="utf-8"), found_table, parsed.test)
-        page.write_text(text, encoding="utf-8")
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    if f"<!-- curve: {parsed.test} -->" in text:
+        page.write_text(insert_table(text, found_table, parsed.test), encoding="utf-8")
+    else:
+        (parsed.output_dir / f"cost-{name}.md").write_text(to_markdown(found_table) + "\n", encoding="utf-8")
     for cost in COSTS:
         draw(made, cost, parsed.test, parsed.output_dir / f"cost-{name}-{cost}.png")
 

@@ -45,7 +45,7 @@ def test_the_table_and_the_pictures_are_written(tmp_path: Path) -> None:
     files = [tmp_path / f"{tokens}.json" for tokens in (1000, 2000)]
     for file, mean in zip(files, (0.5, 0.7), strict=True):
         file.write_text(json.dumps(comparison(int(file.stem), mean)))
-    (tmp_path / "out").mkdir()
+    cost_curve.main([*map(str, files), "--test", "held_out/greedy", "--output_dir", str(tmp_path / "out")])
     page = tmp_path / "out" / "README.md"
     page.write_text("Before.\n<!-- curve: held_out/greedy -->\nold\n<!-- end of curve -->\nAfter.\n")
     for _ in range(2):
@@ -90,3 +90,14 @@ def test_trainings_are_timed_again_by_their_recorded_commands(tmp_path: Path, mo
     assert json.loads(output.read_text())["seconds"] == {"1000": {"grpo": 2.5}, "2000": {"grpo": 3.5}}
     assert [command[command.index("--seed") + 1] for command in ran] == ["0", "0"]
     assert not any(str(tmp_path / "1000") in command for command in ran)
+
+
+@pytest.mark.parametrize("test", ["held_out/sampled", "held_out/greedy", "harder/greedy"])
+def test_the_published_page_has_the_tables_of_its_files(test: str) -> None:
+    study = Path(__file__).parent.parent.parent / "studies" / "cost"
+    found = [json.loads(file.read_text()) for file in sorted(study.glob("*/comparison.json"))]
+    assert len(found) == 4
+    seconds = json.loads((study / "seconds.json").read_text())["seconds"]
+    page = (study / "README.md").read_text()
+    table = cost_curve.table(cost_curve.points(found, test, seconds), test)
+    assert cost_curve.insert_table(page, table, test) == page
