@@ -145,13 +145,18 @@ study-variants: $(DEV)  ## the paper's flow with one thing changed at a time (ho
 
 COST := 32000 64000 127000 254000
 study-cost: $(DEV)  ## accuracy over tokens, verdicts and seconds of what one would choose between (hours)
-	for tokens in $(COST); do $(BIN)/flow-dpo compare --config studies/cost/settings.yaml --compare.tokens $$tokens \
-		--compare.output_dir runs/cost/$$tokens $(ARGS) || exit 1; mkdir -p studies/cost/$$tokens/seeds; \
+	for tokens in $(COST); do mkdir -p runs/cost/$$tokens/seeds studies/cost/$$tokens/seeds; \
+		$(if $(FRESH),true,cp -n studies/cost/$$tokens/seeds/*.json.gz runs/cost/$$tokens/seeds/ 2>/dev/null || true); \
+		$(BIN)/flow-dpo compare --config studies/cost/settings.yaml --compare.tokens $$tokens \
+		--compare.output_dir runs/cost/$$tokens $(ARGS) || exit 1; \
 		cp runs/cost/$$tokens/comparison.json studies/cost/$$tokens/; \
 		cp runs/cost/$$tokens/seeds/*.json.gz studies/cost/$$tokens/seeds/; done
-	$(BIN)/python -m tools.cost_seconds $(addprefix runs/cost/,$(COST)) --output studies/cost/seconds.json
+	$(BIN)/python -m tools.cost_differences $(addprefix studies/cost/,$(COST)) --output studies/cost/differences.json
+	$(if $(FRESH),$(BIN)/python -m tools.cost_seconds $(addprefix runs/cost/,$(COST)) --output studies/cost/seconds.json)
 	for test in held_out/sampled held_out/greedy harder/greedy; do $(BIN)/python -m tools.cost_curve \
-		studies/cost/*/comparison.json --test $$test --seconds studies/cost/seconds.json --output_dir studies/cost || exit 1; done
+		studies/cost/*/comparison.json --test $$test --seconds studies/cost/seconds.json \
+		--differences studies/cost/differences.json --output_dir studies/cost || exit 1; done
+	$(BIN)/python -m tools.figures --write
 
 recompute: $(DEV)  ## every figure of published studies again, from what their seeds came to (a minute, no model)
 	$(BIN)/python -m tools.recompute $(ARGS)

@@ -26,7 +26,7 @@ from benchmarks import measuring
 from benchmarks.measuring import Figure
 
 MODULE = "benchmarks.lag"
-BATCH, STOP_UPDATES = 32, 4
+BATCH, STOP_UPDATES = 32, 2
 """Of the preset `seed`: problems of a batch, and Stop's updates of one."""
 
 
@@ -70,7 +70,7 @@ def one(settings: argparse.Namespace, lag: int, seed: int) -> dict[str, Any]:
     threads = ["--num_threads", str(settings.num_threads)]
     batch = [
         "--problems_per_batch", str(BATCH // (lag + 1)), "--learner.roles.stop.updates_per_batch",
-        str(STOP_UPDATES // (lag + 1)),
+        str(max(1, STOP_UPDATES // (lag + 1))),
     ] if settings.divide else []  # fmt: skip
     flow_dpo(
         run / "adapters", "train", "--run.lag", str(lag), "--seed", str(seed), "--max_problems",

@@ -1,15 +1,17 @@
-"""Accuracy over cost: several comparisons of the same arms, each at another budget, as one picture and one table.
+r"""Accuracy over cost: several comparisons of the same arms, each at another budget, as one picture and one table.
 
     flow-dpo compare --config studies/cost/settings.yaml --compare.tokens 64000 --compare.output_dir runs/cost/64000
     flow-dpo compare --config studies/cost/settings.yaml --compare.tokens 127000 --compare.output_dir runs/cost/127000
-    python -m tools.cost_curve runs/cost/*/comparison.json --test held_out/sampled --output_dir studies/cost
+    python -m tools.cost_curve studies/cost/*/comparison.json --test held_out/sampled --output_dir studies/cost \
+        --seconds studies/cost/seconds.json --differences studies/cost/differences.json
 
 A point is an arm at a budget: its mean accuracy over seeds, with the 95 % t-interval over seeds, against what it had
 of tokens (sampled and learned), verdicts and seconds, each a mean over seeds. `--seconds` names a file of
-`tools.cost_seconds`, whose seconds take the place of the comparisons' own.
+`tools.cost_seconds`, whose seconds take the place of the comparisons' own, `--differences` one of
+`tools.cost_differences`, for two columns more: tokens of a test problem, and how far the first arm is above this one.
 
-The table is a file of its own or, where the folder has a README.md with a line `<!-- curve: held_out/sampled -->`, stands
-in that, up to `<!-- end of curve -->`.
+The table is a file of its own or, where the folder has a README.md with a line `<!-- curve: held_out/sampled -->`,
+stands in that, up to `<!-- end of curve -->`.
 
 Invariant: every number is read from the comparisons; an arm that one of them lacks has a point less.
 """
@@ -92,8 +94,10 @@ def points(
     return sorted(made, key=lambda point: (order.index(point.arm), point.budget))
 
 
-def table(made: Sequence[Point], test: str) -> Table:
-    """A row a point."""
+def table(made: Sequence[Point], test: str, differences: Mapping[str, Any] | None = None) -> Table:
+    """A row a point. With `differences`, those of a file of `tools.cost_differences`, also the first arm's to it, and
+    tokens of a test problem."""
+    first = made[0].arm
     rows = [
         (
             _NAMES.get(point.arm, point.arm),
@@ -103,11 +107,22 @@ def table(made: Sequence[Point], test: str) -> Table:
             f"{100 * point.mean:.1f}",
             "-" if point.low is None or point.high is None else f"{100 * point.low:.1f} to {100 * point.high:.1f}",
             str(point.num_seeds),
+            *(() if differences is None else _compared(point, first, differences[test])),
         )
         for point in made
     ]
     columns = ("arm", "tokens", "verdicts", "seconds", "accuracy, %", "95 % over seeds", "seeds")
-    return Table(caption=f"Accuracy on {test} by cost", columns=columns, rows=tuple(rows))
+    more = () if differences is None else ("tokens a test problem", f"{_NAMES.get(first, first)} minus it, points")
+    return Table(caption=f"Accuracy on {test} by cost", columns=(*columns, *more), rows=tuple(rows))
+
+
+def _compared(point: Point, first: str, found: Mapping[str, Any]) -> tuple[str, str]:
+    tokens = found["tokens"][str(point.budget)].get(point.arm)
+    gap = found["arms"][str(point.budget)][first].get(point.arm)
+    if gap is not None and gap["seed_low"] is not None:
+        low, high = (f"{100 * gap[side]:.1f}" for side in ("seed_low", "seed_high"))
+        gap = f"{100 * gap['mean']:+.1f} ({low} to {high})"
+    return "-" if tokens is None else f"{tokens:,.0f}", gap if isinstance(gap, str) else "-"
 
 
 def insert_table(page: str, found: Table, test: str) -> str:
@@ -139,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("comparisons", nargs="+", type=Path, help="comparison.json of each budget")
     parser.add_argument("--test", default="held_out/sampled", help="problem set and decoding")
     parser.add_argument("--seconds", type=Path, help="a file of tools.cost_seconds")
+    parser.add_argument("--differences", type=Path, help="a file of tools.cost_differences")
     parser.add_argument("--output_dir", type=Path, required=True)
     parsed = parser.parse_args(argv)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in parsed.comparisons]
@@ -146,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = points(found, parsed.test, seconds)
     name = parsed.test.replace("/", "-")
     parsed.output_dir.mkdir(parents=True, exist_ok=True)
-    found_table, page = table(made, parsed.test), parsed.output_dir / "README.md"
+    differences = None if parsed.differences is None else json.loads(parsed.differences.read_text(encoding="utf-8"))
+    found_table, page = table(made, parsed.test, differences), parsed.output_dir / "README.md"
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     if f"<!-- curve: {parsed.test} -->" in text:
         page.write_text(insert_table(text, found_table, parsed.test), encoding="utf-8")

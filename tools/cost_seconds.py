@@ -3,7 +3,8 @@
     python -m tools.cost_seconds runs/cost/* --output studies/cost/seconds.json
 
 Every training of one seed is made again by its recorded command, one after the other on one thread, and its seconds are
-those of its work, without loading, as in a comparison's costs. Trainings that the file has already are not repeated.
+those of its work, without loading, as in a comparison's costs. `--code` names a checkout of the commit that made the
+study, where that is another. Trainings that the file has already are not repeated.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ def words_at(words: Sequence[str], folder: Path) -> list[str]:
     return found
 
 
+def commit_of(code: Path) -> str | None:
+    """The commit of a checkout; None where it is none."""
+    words = ["git", "-C", str(code), "describe", "--always", "--dirty", "--abbrev=40"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
 def timed(words: Sequence[str], code: Path) -> float:
     """Seconds of a training that is made again with the code of a folder. Exits where it fails."""
     with tempfile.TemporaryDirectory() as place:
@@ -53,12 +61,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     parsed = parser.parse_args(argv)
     found: dict[str, Any] = json.loads(parsed.output.read_text()) if parsed.output.exists() else {"seconds": {}}
-    found |= {"seed": parsed.seed, "machine": measuring.machine(1), "date": datetime.now(UTC).date().isoformat()}
+    if found.get("seed", parsed.seed) != parsed.seed:
+        raise SystemExit(f"{parsed.output} has seed {found['seed']}; name another file for seed {parsed.seed}")
+    facts = {"commit": commit_of(parsed.code), "machine": measuring.machine(1)}
+    facts |= {"date": datetime.now(UTC).date().isoformat()}
+    found |= {"seed": parsed.seed}
     for folder in parsed.comparisons:
         own = found["seconds"].setdefault(folder.name, {})
         for job in read_rows(folder / f"seed{parsed.seed}" / DONE, DoneJob):
             if job.words[0] == "train" and job.name not in own:
                 own[job.name] = round(timed(job.words, parsed.code), 1)
+                found.setdefault("made", {}).setdefault(folder.name, {})[job.name] = facts
                 print(f"{folder.name} {job.name}: {own[job.name]:.1f} s", flush=True)
                 write_whole(parsed.output, json.dumps(found, indent=1) + "\n")
 

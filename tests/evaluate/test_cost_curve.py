@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tools import cost_curve, cost_seconds
+from flow_dpo.evaluate.compare import seed_results
+from tools import cost_curve, cost_differences, cost_seconds
 
 
 def comparison(tokens: int, mean: float, *, sampled: float = 600.0) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def test_trainings_are_timed_again_by_their_recorded_commands(tmp_path: Path, mo
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(cost_seconds, "commit_of", lambda _: "abc")
     monkeypatch.setattr(cost_seconds.measuring, "machine", lambda _: "a machine")
     for tokens in ("1000", "2000"):
         for seed in (0, 1):
@@ -88,6 +90,9 @@ def test_trainings_are_timed_again_by_their_recorded_commands(tmp_path: Path, mo
     for _ in range(2):
         cost_seconds.main([str(tmp_path / "1000"), str(tmp_path / "2000"), "--output", str(output)])
     assert json.loads(output.read_text())["seconds"] == {"1000": {"grpo": 2.5}, "2000": {"grpo": 3.5}}
+    assert json.loads(output.read_text())["made"]["2000"]["grpo"]["commit"] == "abc"
+    with pytest.raises(SystemExit, match="has seed 0; name another file for seed 1"):
+        cost_seconds.main([str(tmp_path / "1000"), "--seed", "1", "--output", str(output)])
     assert [command[command.index("--seed") + 1] for command in ran] == ["0", "0"]
     assert not any(str(tmp_path / "1000") in command for command in ran)
 
@@ -98,6 +103,17 @@ def test_the_published_page_has_the_tables_of_its_files(test: str) -> None:
     found = [json.loads(file.read_text()) for file in sorted(study.glob("*/comparison.json"))]
     assert len(found) == 4
     seconds = json.loads((study / "seconds.json").read_text())["seconds"]
+    differences = json.loads((study / "differences.json").read_text())
     page = (study / "README.md").read_text()
-    table = cost_curve.table(cost_curve.points(found, test, seconds), test)
+    table = cost_curve.table(cost_curve.points(found, test, seconds), test, differences)
     assert cost_curve.insert_table(page, table, test) == page
+
+
+def test_published_differences_are_those_of_the_seeds() -> None:
+    study = Path(__file__).parent.parent.parent / "studies" / "cost"
+    published = json.loads((study / "differences.json").read_text())["harder/greedy"]
+    less, more = (seed_results.read_seeds(study / budget) for budget in ("64000", "254000"))
+    arms = ("flow_dpo_same_tokens", "grpo_same_tokens")
+    assert cost_differences.between(more, more, arms, "harder/greedy") == published["arms"]["254000"][arms[0]][arms[1]]
+    gap = cost_differences.between(more, less, (arms[1], arms[1]), "harder/greedy")
+    assert gap == published["budgets"][arms[1]]["254000 over 64000"]
