@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
 import re
 import shutil
 import signal
@@ -239,8 +240,8 @@ def _pickled_elsewhere(given: Any) -> bytes:
     """An object as bytes. Raises `PicklingError` for what is of a notebook or of `python -c`: no other process finds
     it."""
     content = _pickled(given)
-    main = sys.modules["__main__"]
-    if b"__main__" in content and not getattr(main, "__file__", None):
+    nowhere = not getattr(sys.modules["__main__"], "__file__", None)
+    if nowhere and b"__main__" in content and any(name == "__main__" for _, name, _ in pickletools.genops(content)):
         raise pickle.PicklingError("it is defined in a notebook or on the command line; put it in a file of its own")
     return content
 

@@ -107,6 +107,7 @@ def test_what_no_other_process_finds_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(words=words))
     with pytest.raises(pickle.PicklingError, match="in a notebook or on the command line; put it in a file"):
         process_workers._pickled_elsewhere(words)
+    process_workers._pickled_elsewhere('A question about if __name__ == "__main__":')
     process_workers.check_main()
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__="<stdin>"))
     with pytest.raises(ConfigError, match=r"expected a program in a file for --workers processes, found <stdin>"):
