@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,17 @@ from typing import Any
 import pytest
 
 from flow_dpo.core.errors import ConfigError, FlowError, WorkerError
-from flow_dpo.core.explore import Siblings
-from flow_dpo.core.types import Adapter, Completion
 from flow_dpo.plugins.load import RanFile, load_object, ran_files, run_again
 from flow_dpo.ranks.environment import usable_processors
-from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_jsonl
-from flow_dpo.runs.runtime import Runtime, open_runtime
+from flow_dpo.runs.runtime import open_runtime
 from flow_dpo.runs.settings import RuntimeSettings
 from flow_dpo.verify.rewards import RewardFunctions
 from flow_dpo.workers import process_actor, process_workers
 from flow_dpo.workers.devices import devices_of_each
-from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.settings import WorkersSettings
+from tests.support.killed_workers import kill_and_compare, sampled
 from tests.support.processes import alive, begun, children, finished, wait_until
 from tests.support.run_equality import assert_same_run
 from tests.workers.test_actor import FLOW, SETTINGS, stir
@@ -54,18 +50,6 @@ def _two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_workers, "usable_processors", lambda: 2)
 
 
-def sampled(runtime: Runtime, seed: int = 3) -> Any:
-    runtime.workers.refresh({role: Adapter(role=role, version=2) for role in FLOW.roles})
-    return runtime.workers.submit(SETTINGS.recipe.explore, FLOW, runtime.fitting, seed=seed)
-
-
-class Broken(Attempts):
-    """A flow of somebody who divides by zero."""
-
-    def advance(self, state: Any, completion: Completion) -> Any:
-        raise ZeroDivisionError(f"in {state.problem.id}")
-
-
 class Odd(Exception):
     """Cannot be made again from what it was pickled as."""
 
@@ -86,33 +70,12 @@ def test_two_processes_of_which_one_is_killed_are_this_process() -> None:
         expected = sampled(runtime).result().trees
     with open_runtime(settings(kind="processes", num=2, deadline_s=3.0), FLOW, seed=7) as runtime:
         stir(runtime, 1)
-        pool = runtime.workers
-        assert isinstance(pool, PooledWorkers)
-        found = sampled(runtime).result(timeout=LIMIT_S)
-        assert found.trees == expected
-        assert found.stats["rollout/workers"] == 2
-        num_replayed = 0
-        for point in range(4):
-            wait_until(lambda: pool.progress.num_alive == 2)
-            worker: Any = pool._lanes[point % 2].worker
-            future = sampled(runtime)
-            wait_until(lambda: pool.progress.shards_under_way == 2)
-            time.sleep(0.03 * point)
-            # The last one only stands still, until its time is over.
-            os.kill(worker.pid, signal.SIGKILL if point < 3 else signal.SIGSTOP)
-            found = future.result(timeout=LIMIT_S)
-            assert found.trees == expected
-            num_replayed += found.stats["rollout/shards_replayed"]
+        num_replayed, error = kill_and_compare(runtime, expected, points=4, apart_s=0.03, limit_s=LIMIT_S)
         assert num_replayed >= 2
-        # An error of the work is not the worker's, and says where it came from.
-        wait_until(lambda: pool.progress.num_alive == 2)
-        broken = pool.submit(Siblings(), Broken(), runtime.fitting[:4], seed=0)
-        with pytest.raises(ZeroDivisionError, match=f"in {runtime.fitting[0].id}") as raised:
-            broken.result(timeout=LIMIT_S)
-        assert any("in a worker process" in note and "in advance" in note for note in raised.value.__notes__)
-        assert pool.progress.num_alive == 2
-        pids = [lane.worker.pid for lane in pool._lanes]  # pyright: ignore
-        folder: Path = pool._lanes[0].worker._folder  # pyright: ignore
+        assert any("in a worker process" in note and "in advance" in note for note in error.__notes__)
+        pool: Any = runtime.workers
+        pids = [lane.worker.pid for lane in pool._lanes]
+        folder: Path = pool._lanes[0].worker._folder
         assert [*folder.glob("*/flow-dpo-*")], "adapters of the present version"
     wait_until(lambda: not any(map(alive, pids)))
     assert not folder.exists()

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,14 @@ from typing import Any
 import pytest
 
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.core.explore import Siblings
-from flow_dpo.core.types import Adapter, Completion
-from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_jsonl
-from flow_dpo.runs.runtime import Runtime, open_runtime
+from flow_dpo.runs.runtime import open_runtime
 from flow_dpo.runs.settings import RuntimeSettings
 from flow_dpo.verify.rewards import RewardFunctions
 from flow_dpo.workers import ray_cluster
-from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.settings import WorkersSettings
+from tests.support.killed_workers import kill_and_compare, sampled
 from tests.support.processes import alive, begun, children, finished, wait_until
 from tests.support.run_equality import assert_same_run
 from tests.workers.test_actor import FLOW, SETTINGS, stir
@@ -49,51 +45,16 @@ def settings(**workers: Any) -> RuntimeSettings:
     )
 
 
-def sampled(runtime: Runtime, seed: int = 3) -> Any:
-    runtime.workers.refresh({role: Adapter(role=role, version=2) for role in FLOW.roles})
-    return runtime.workers.submit(EXPLORE, FLOW, runtime.fitting, seed=seed)
-
-
-class Broken(Attempts):
-    """A flow of somebody who divides by zero."""
-
-    def advance(self, state: Any, completion: Completion) -> Any:
-        raise ZeroDivisionError(f"in {state.problem.id}")
-
-
 def test_two_actors_of_which_one_is_killed_at_five_points_are_this_process() -> None:
     with open_runtime(settings(), FLOW, seed=7) as runtime:
         stir(runtime, 1)
         expected = sampled(runtime).result().trees
     with open_runtime(settings(kind="ray", num=2, deadline_s=20.0), FLOW, seed=7) as runtime:
         stir(runtime, 1)
-        pool = runtime.workers
-        assert isinstance(pool, PooledWorkers)
-        found = sampled(runtime).result(timeout=START_S)
-        assert found.trees == expected
-        assert found.stats["rollout/workers"] == 2
-        num_replayed = 0
-        for point in range(5):
-            wait_until(lambda: pool.progress.num_alive == 2)
-            worker: Any = pool._lanes[point % 2].worker
-            pid = worker.pid
-            future = sampled(runtime)
-            # While it is idle, or so many milliseconds into its first shard.
-            wait_until(lambda: pool.progress.shards_under_way == 2)
-            time.sleep(0.06 * point)
-            # The last one only stands still, until its time is over.
-            os.kill(pid, signal.SIGKILL if point < 4 else signal.SIGSTOP)
-            found = future.result(timeout=START_S)
-            assert found.trees == expected
-            num_replayed += found.stats["rollout/shards_replayed"]
+        num_replayed, _ = kill_and_compare(runtime, expected, points=5, apart_s=0.06, limit_s=START_S)
         assert num_replayed >= 3
-        # An error of the work is not the worker's, and says where it came from.
-        wait_until(lambda: pool.progress.num_alive == 2)
-        broken = pool.submit(Siblings(), Broken(), runtime.fitting[:4], seed=0)
-        with pytest.raises(ZeroDivisionError, match=f"in {runtime.fitting[0].id}"):
-            broken.result(timeout=START_S)
-        assert pool.progress.num_alive == 2
-        pids = [lane.worker.pid for lane in pool._lanes]  # pyright: ignore
+        pool: Any = runtime.workers
+        pids = [lane.worker.pid for lane in pool._lanes]
     wait_until(lambda: not any(map(alive, pids)), 60)
 
 

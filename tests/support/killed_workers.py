@@ -1,0 +1,61 @@
+"""Two workers with a process each: one of them is killed again and again, and nobody sees it in what is sampled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from flow_dpo.core.explore import Siblings
+from flow_dpo.core.types import Adapter, Completion
+from flow_dpo.recipes.flow_dpo.attempts import Attempts
+from flow_dpo.runs.runtime import Runtime
+from flow_dpo.workers.pool import PooledWorkers
+from tests.support.processes import wait_until
+from tests.workers.test_actor import FLOW, SETTINGS
+
+
+def sampled(runtime: Runtime, seed: int = 3) -> Any:
+    runtime.workers.refresh({role: Adapter(role=role, version=2) for role in FLOW.roles})
+    return runtime.workers.submit(SETTINGS.recipe.explore, FLOW, runtime.fitting, seed=seed)
+
+
+class Broken(Attempts):
+    """A flow of somebody who divides by zero."""
+
+    def advance(self, state: Any, completion: Completion) -> Any:
+        raise ZeroDivisionError(f"in {state.problem.id}")
+
+
+def kill_and_compare(
+    runtime: Runtime, expected: Any, *, points: int, apart_s: float, limit_s: float
+) -> tuple[int, BaseException]:
+    """Kill a worker while it is idle, or so many times `apart_s` into its first shard; the last one only stands still.
+    What is sampled is `expected` each time. How many shards were sampled again, and the error of a broken flow, which
+    is not the worker's."""
+    pool = runtime.workers
+    assert isinstance(pool, PooledWorkers)
+    found = sampled(runtime).result(timeout=limit_s)
+    assert found.trees == expected
+    assert found.stats["rollout/workers"] == 2
+    num_replayed = 0
+    for point in range(points):
+        wait_until(lambda: pool.progress.num_alive == 2)
+        worker: Any = pool._lanes[point % 2].worker
+        pid = worker.pid
+        future = sampled(runtime)
+        wait_until(lambda: pool.progress.shards_under_way == 2)
+        time.sleep(apart_s * point)
+        os.kill(pid, signal.SIGKILL if point + 1 < points else signal.SIGSTOP)
+        found = future.result(timeout=limit_s)
+        assert found.trees == expected
+        num_replayed += found.stats["rollout/shards_replayed"]
+    wait_until(lambda: pool.progress.num_alive == 2)
+    broken = pool.submit(Siblings(), Broken(), runtime.fitting[:4], seed=0)
+    with pytest.raises(ZeroDivisionError, match=f"in {runtime.fitting[0].id}") as raised:
+        broken.result(timeout=limit_s)
+    assert pool.progress.num_alive == 2
+    return num_replayed, raised.value
