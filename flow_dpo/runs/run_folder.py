@@ -24,7 +24,6 @@ cut off when the run is resumed, torn or whole. One process at a time writes to 
 
 from __future__ import annotations
 
-import copy
 import difflib
 import hashlib
 import os
@@ -330,16 +329,11 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Facts that a run's numbers depend on besides its settings: versions, commit, platform, as they were when this
-    process first asked.
+    """Facts that a run's numbers depend on besides its settings: versions, platform, and commit and code as they were
+    when this process first asked.
 
     Names no environment variable and no secret.
     """
-    return copy.deepcopy(_environment())
-
-
-@lru_cache(maxsize=1)
-def _environment() -> dict[str, Any]:
     versions = {}
     for name in _PACKAGES:
         try:
@@ -366,6 +360,7 @@ def plain(value: Any) -> Any:
     return value
 
 
+@lru_cache(maxsize=1)
 def _commit() -> str | None:
     folder = Path(__file__).resolve().parent.parent.parent
     if not (folder / ".git").exists():
@@ -380,6 +375,7 @@ def _commit() -> str | None:
     return done.stdout.strip()
 
 
+@lru_cache(maxsize=1)
 def _code() -> str:
     """SHA-256 over this package's modules: equal where two runs did the same."""
     folder, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
