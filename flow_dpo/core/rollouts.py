@@ -106,6 +106,7 @@ class RolloutRunner:
         Raises `EngineError` where a completion comes from another policy version than the one in force.
         """
         waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]] = {}
+        self._to_verify = []
         for rollout in rollouts:
             self._advance(rollout, None, waiting)
         while waiting or self._to_verify:

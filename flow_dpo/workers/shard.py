@@ -125,6 +125,20 @@ def sample_shard(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardRe
     return ShardResult(trees=trees, sampling_s=sampled - started, grading_s=time.perf_counter() - sampled)
 
 
+def sample_and_go_on(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardResult:
+    """The same by a worker that goes on where a flow or a grader raises: what is under way is sampled to its end first,
+    or it would be in the way of the next shard, whose error would stand in the place of this one. An engine that
+    failed is left alone."""
+    outcome, rest = Outcome(), Outcome()
+    with outcome:
+        return sample_shard(runner, grader, shard)
+    assert outcome.error is not None
+    with rest:
+        while not isinstance(outcome.error, EngineError) and runner.engine.poll():
+            pass
+    raise outcome.error
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """A context without automatic collections of reference cycles: rollouts make many objects and hardly a cycle, and

@@ -10,24 +10,16 @@ from typing import Any
 import pytest
 
 from flow_dpo.core.explore import Siblings
-from flow_dpo.core.types import Adapter, Completion
-from flow_dpo.recipes.flow_dpo.attempts import Attempts
+from flow_dpo.core.types import Adapter
 from flow_dpo.runs.runtime import Runtime
 from flow_dpo.workers.pool import PooledWorkers
 from tests.support.processes import wait_until
-from tests.workers.test_actor import FLOW, SETTINGS
+from tests.workers.test_actor import FLOW, SETTINGS, Broken
 
 
 def sampled(runtime: Runtime, seed: int = 3) -> Any:
     runtime.workers.refresh({role: Adapter(role=role, version=2) for role in FLOW.roles})
     return runtime.workers.submit(SETTINGS.recipe.explore, FLOW, runtime.fitting, seed=seed)
-
-
-class Broken(Attempts):
-    """A flow of somebody who divides by zero."""
-
-    def advance(self, state: Any, completion: Completion) -> Any:
-        raise ZeroDivisionError(f"in {state.problem.id}")
 
 
 def kill_and_compare(

@@ -13,10 +13,11 @@ import torch
 
 from flow_dpo.core.errors import ConfigError, LearningError
 from flow_dpo.core.loop import learn
-from flow_dpo.core.types import Adapter
+from flow_dpo.core.types import Adapter, Completion
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.models.load import load_model
 from flow_dpo.models.settings import QuantizationSettings
+from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, default_settings
 from flow_dpo.workers.actor import Expected, RolloutActor, files_of
@@ -102,6 +103,30 @@ def test_an_actor_samples_what_this_process_does(runtime: Runtime, tmp_path: Pat
             assert got.trees == expected.trees
             names = [name for name in expected.stats if not name.endswith(("seconds", "_s"))]
             assert {name: got.stats[name] for name in names} == {name: expected.stats[name] for name in names}
+
+
+class Broken(Attempts):
+    """A flow of somebody who divides by zero, while other problems are under way."""
+
+    def advance(self, state: Any, completion: Completion) -> Any:
+        raise ZeroDivisionError(f"in {state.problem.id}")
+
+
+def test_a_shard_that_fails_leaves_nothing_in_the_way_of_the_next(runtime: Runtime, tmp_path: Path) -> None:
+    """In an engine and in what waits for a verdict."""
+    folders = AdapterFolders(runtime.policy.save_adapter, tmp_path / "served", roles=FLOW.roles)
+    adapters = folders.publish({})
+    worker = Inside(setup_of(SETTINGS.runtime))
+    with closing(worker):
+        shard = Shard(
+            batch=0, number=0, explore=SETTINGS.recipe.explore, flow=FLOW, problems=tuple(runtime.fitting[:3]), seed=3,
+            adapters=adapters,
+        )  # fmt: skip
+        expected = worker.sample(shard).trees
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError, match="in seed/train/"):
+                worker.sample(replace(shard, flow=Broken()))
+        assert worker.sample(shard).trees == expected
 
 
 @pytest.mark.parametrize("swaps", [False, True])
