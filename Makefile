@@ -160,6 +160,7 @@ study-cost: $(DEV)  ## accuracy over tokens, verdicts and seconds of what one wo
 
 recompute: $(DEV)  ## every figure of published studies again, from what their seeds came to (a minute, no model)
 	$(BIN)/python -m tools.recompute $(ARGS)
+	$(BIN)/python -m tools.cost_differences $(addprefix studies/cost/,$(COST)) --output studies/cost/differences.json --check
 
 check: $(DEV)  ## lint, format, types, and which room may import which
 	$(BIN)/ruff check .

@@ -4,7 +4,8 @@
 
 Of every two arms at a budget, the one that comes first minus the other; of every arm between two budgets, more minus
 less. Each over the same questions of all seeds, with the interval and p for which seeds and questions are random,
-corrected for nothing. Invariant: every number is made of the verdicts in the comparisons' seeds.
+corrected for nothing. With `--check` nothing is written: differences that are not the file's are named, and the exit
+code is 1. Invariant: every number is made of the verdicts in the comparisons' seeds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flow_dpo.evaluate.compare import seed_results
 from flow_dpo.evaluate.compare.seed_results import SeedResult
 from flow_dpo.evaluate.statistics import difference
 from flow_dpo.runs.files import write_whole
+from tools.recompute import differing
 
 _KEPT = ("mean", "seed_low", "seed_high", "seed_p", "per_seed")
 
@@ -75,8 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparisons", nargs="+", type=Path, help="the folder of each budget's comparison")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--check", action="store_true", help="compare with the file in place of writing it")
     parsed = parser.parse_args(argv)
     made = differences({int(folder.name): folder for folder in parsed.comparisons})
+    if parsed.check:
+        wrong = differing(json.loads(parsed.output.read_text(encoding="utf-8")), made)
+        print(f"{parsed.output}: {len(wrong)} are not those of the seeds", *wrong, sep="\n  ")
+        raise SystemExit(bool(wrong))
     write_whole(parsed.output, json.dumps(made, indent=1) + "\n")
 
 

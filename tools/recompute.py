@@ -41,11 +41,11 @@ def wrong_figures(study: Path, *, tests: Sequence[str] = ()) -> tuple[int, list[
     again = _of_seeds(found, seeds, tests) if seeds else _of_verdicts(study, found, tests)
     again, wrong = json.loads(json.dumps(again)), list[str]()
     if seeds and not tests:
-        wrong += [f"{name}: {a} published, {b} found" for name, (a, b) in _differing(found, again).items()]
+        wrong += [f"{name}: {a} published, {b} found" for name, (a, b) in differing(found, again).items()]
     for row, other in zip(found["arms"], again["arms"], strict=True):
         published = {f"{test}/{one}" for test, by in row["accuracies"].items() for one in by or ()}
         measured = published | {f"{test}/{one}" for test, by in other["accuracies"].items() for one in by}
-        for name, (a, b) in _differing(*(_figures(each, set(tests or measured)) for each in (row, other))).items():
+        for name, (a, b) in differing(*(_figures(each, set(tests or measured)) for each in (row, other))).items():
             wrong.append(f"{row['name']}.{name}: {a} published, {b} found")
     if (study / "README.md").exists():
         page = (study / "README.md").read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def _of_verdicts(study: Path, found: dict[str, Any], tests: Sequence[str]) -> di
     return recompute(found, rewards, verdicts.arms)
 
 
-def _differing(then: Any, now: Any) -> dict[str, tuple[Any, Any]]:
+def differing(then: Any, now: Any) -> dict[str, tuple[Any, Any]]:
     """By the names that lead to them: the values that differ, lists item by item; of two numbers the last bits, which
     another processor rounds otherwise, may."""
     found = differences(_by_number(then), _by_number(now))

@@ -40,7 +40,7 @@ class WorkersSettings:
     num_threads: int = 1
     """Processor threads of a process or a worker on Ray; log-probabilities depend on it in the last bits."""
     num_gpus: float = 0.0
-    """GPUs of a process or a worker on Ray; a half: two share one."""
+    """GPUs of a process, a whole number, or of a worker on Ray, of whom several share one below 1."""
     start_s: float = 600.0
     """Seconds in which a process or a worker on Ray has to be there with its model loaded."""
     deadline_s: float = 3600.0

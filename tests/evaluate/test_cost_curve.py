@@ -117,3 +117,19 @@ def test_published_differences_are_those_of_the_seeds() -> None:
     assert cost_differences.between(more, more, arms, "harder/greedy") == published["arms"]["254000"][arms[0]][arms[1]]
     gap = cost_differences.between(more, less, (arms[1], arms[1]), "harder/greedy")
     assert gap == published["budgets"][arms[1]]["254000 over 64000"]
+
+
+def test_a_difference_that_is_not_the_seeds_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cost_differences, "differences", lambda _: {"held_out/greedy": {"a": 0.25, "b": 0.5}})
+    words = [str(tmp_path / "1000"), "--output", str(tmp_path / "differences.json")]
+    cost_differences.main(words)
+    for value, status in ((0.5, 0), (0.75, 1)):
+        content = json.dumps({"held_out/greedy": {"a": 0.25, "b": value}})
+        (tmp_path / "differences.json").write_text(content)
+        with pytest.raises(SystemExit) as ended:
+            cost_differences.main([*words, "--check"])
+        assert ended.value.code == status
+        assert ("held_out/greedy.b" in capsys.readouterr().out) == bool(status)
+        assert (tmp_path / "differences.json").read_text() == content
