@@ -11,7 +11,6 @@ before its versions and its code were found to be this process's.
 from __future__ import annotations
 
 import pickle
-import threading
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -52,7 +51,6 @@ class ActorWorker(ABC):
     def __init__(self, index: int, setup: WorkerSetup, expected: Expected) -> None:
         self._index, self._setup, self._expected = index, setup, expected
         self._environment = setup.environment()
-        self._aborted = threading.Event()
         self.pid = 0
         """Of the actor's process."""
         self.context_tokens = 0
@@ -90,7 +88,6 @@ class ActorWorker(ABC):
 
     def begin(self) -> Any:
         """Start an actor and ask for its facts; what `check` takes."""
-        self._aborted.clear()
         self._start()
         return self._call("facts", self._setup.environment)
 
@@ -129,7 +126,6 @@ class ActorWorker(ABC):
 
     def abort(self) -> None:
         """End the actor."""
-        self._aborted.set()
         self._kill()
 
     def close(self) -> None:

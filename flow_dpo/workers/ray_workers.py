@@ -61,6 +61,7 @@ class RayWorker(ActorWorker):
         super().__init__(index, setup, expected)
         self._ray, self._published = ray, published
         self._actor: Any = None
+        self._aborted = threading.Event()
         settings = setup.workers
         environment = {"OMP_NUM_THREADS": str(settings.num_threads), "TOKENIZERS_PARALLELISM": "false"}
         self._kind = ray.remote(
@@ -69,6 +70,7 @@ class RayWorker(ActorWorker):
         )(RolloutActor)  # fmt: skip
 
     def _start(self) -> None:
+        self._aborted.clear()
         self._actor = self._kind.remote()
 
     def _call(self, method: str, *args: Any) -> Any:
@@ -76,6 +78,11 @@ class RayWorker(ActorWorker):
         if actor is None:  # its time was over at the moment at which it was done with the shard before
             raise WorkerLost("it was given up")
         return getattr(actor, method).remote(*args)
+
+    def abort(self) -> None:
+        """End the actor, and let the call that waits for it look."""
+        self._aborted.set()
+        super().abort()
 
     def _weights(self, shard: Shard) -> Any:
         return self._published(shard.adapters)
