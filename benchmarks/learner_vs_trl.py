@@ -54,7 +54,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--finalists", type=int, default=1, help="fastest ways of TRL that are repeated")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=list(BATCH_SIZES), help="of TRL to try")
     parser.add_argument("--sample_share", type=int, default=12, help="parts of the model of which the search takes one")
-    parser.add_argument("--row_tokens", type=int, default=4096, help="of ours: tokens of one forward")
+    parser.add_argument("--row_tokens", type=int, default=2048, help="of ours: tokens of one forward")
     parser.add_argument("--small_row_tokens", type=int, default=1536, help="the same for the least memory")
     parser.add_argument("--case", nargs=2, metavar=("MODEL", "SHAPE"), help=argparse.SUPPRESS)
     parser.add_argument("--ways", nargs="+", default=[], help=argparse.SUPPRESS)

@@ -3,7 +3,8 @@
     trl(settings, "trl-grpo", 1e-3, seed=1)      {"problems_an_hour": ..., "seconds": ..., "accuracy": ..., ...}
 
 Both get their prompts as text that reaches them as the flow's own token ids (asserted), our verifier as reward, and
-LoRA on the layers that our preset reaches. Generation has its cache and training no gradient checkpointing: faster.
+LoRA on the layers that our preset reaches. Generation has its cache; training has no gradient checkpointing, which is
+faster, except where `way` names it.
 Invariant: accuracies are measured by this package's engine with the trainer's weights in it, as on our side.
 """
 
@@ -23,8 +24,9 @@ MICRO_BATCH = 64
 """Completions of a micro-batch at most."""
 
 
-def trl(settings: argparse.Namespace, system: str, rate: float, seed: int) -> Report:
-    """One of TRL's trainers to the target, or to the end of the problems."""
+def trl(settings: argparse.Namespace, system: str, rate: float, seed: int, *, way: str = "") -> Report:
+    """One of TRL's trainers to the target, or to the end of the problems; its micro-batch by `way`, "4-checkpointing"
+    or "2", where that is not the fastest of a small model."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -64,7 +66,7 @@ def trl(settings: argparse.Namespace, system: str, rate: float, seed: int) -> Re
 
         trainer = {"trl-online-dpo": online_dpo, "trl-grpo": grpo}[system](
             common,
-            {"output_dir": folder, "learning_rate": rate, "seed": seed, **arguments(common)},
+            {"output_dir": folder, "learning_rate": rate, "seed": seed, **arguments(common, way)},
             model=loaded.model,
             reward_funcs=reward,
             train_dataset=Dataset.from_list([{"prompt": text} for text in texts]),
@@ -82,18 +84,20 @@ def trl(settings: argparse.Namespace, system: str, rate: float, seed: int) -> Re
         return meter.report()
 
 
-def arguments(common: Work) -> dict[str, Any]:
+def arguments(common: Work, way: str) -> dict[str, Any]:
     """What both trainers are told alike."""
     import torch
 
     explore = common.preset.recipe.explore
+    batch, _, checkpointing = way.partition("-")
     return {
+        **({"per_device_train_batch_size": int(batch)} if batch else {}),
         "num_train_epochs": 1,
         "lr_scheduler_type": "constant",
         "temperature": explore.temperature,
         "top_p": explore.top_p,
         "bf16": common.loaded.model.dtype == torch.bfloat16,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": bool(checkpointing),
         "save_strategy": "no",
         "report_to": "none",
         "use_cpu": not torch.cuda.is_available(),
@@ -107,7 +111,7 @@ def online_dpo(common: Work, told: dict[str, Any], **parts: Any) -> Any:
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
     size = common.preset.problems_per_batch
-    batch = min(8, size)
+    batch = told.pop("per_device_train_batch_size", min(8, size))
     config = OnlineDPOConfig(
         **told,
         per_device_train_batch_size=batch,
@@ -124,7 +128,7 @@ def grpo(common: Work, told: dict[str, Any], **parts: Any) -> Any:
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     completions = common.preset.problems_per_batch * GENERATIONS
-    batch = min(MICRO_BATCH, completions)
+    batch = told.pop("per_device_train_batch_size", min(MICRO_BATCH, completions))
     config = GRPOConfig(
         **told,
         per_device_train_batch_size=batch,
