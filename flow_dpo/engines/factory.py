@@ -293,7 +293,7 @@ def _right_local(settings: LocalSettings, subject: Subject, loaded: LoadedModel,
     """
     if settings.int8:
         int8_drift.refuse(subject.model.device)
-    engine = _right(subject, loaded, {_LOCAL: (make, "layout"), **_PLAIN})
+    engine = _right(subject, loaded, {_LOCAL: (make, "layout"), **_PLAIN}, settings)
     if settings.int8:
         int8_drift.report(engine, subject, [loaded.renderer.encode(text) for text in PROBES])
         engine.take_stats()  # the check is not counted
@@ -301,9 +301,14 @@ def _right_local(settings: LocalSettings, subject: Subject, loaded: LoadedModel,
     return engine
 
 
-def _right(subject: Subject, loaded: LoadedModel, engines: Mapping[str, tuple[Callable[..., Engine], Kind]]) -> Engine:
+def _right(
+    subject: Subject,
+    loaded: LoadedModel,
+    engines: Mapping[str, tuple[Callable[..., Engine], Kind]],
+    settings: LocalSettings | None = None,
+) -> Engine:
     """The first of these engines that samples this model rightly."""
-    make, _ = engines[choose_engine(subject, engines)]
+    make, _ = engines[choose_engine(subject, engines, settings=settings)]
     to_text = lambda ids: loaded.renderer.to_text((ids,))  # noqa: E731
     return make(subject, end_ids=loaded.end_ids, num_tokens=loaded.num_tokens, to_text=to_text)
 

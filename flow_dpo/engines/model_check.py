@@ -78,8 +78,9 @@ Kind = Literal["layout", "cached", "whole"]
 """Whether an engine needs the registered attention, keeps transformers' own cache, or forwards all tokens again."""
 
 
-def choose_engine(subject: Subject, engines: Mapping[str, tuple[MakesEngine, Kind]]) -> str:
-    """The name of the first of these engines that samples rightly; warns where it is not the very first.
+def choose_engine(subject: Subject, engines: Mapping[str, tuple[MakesEngine, Kind]], *, settings: object = None) -> str:
+    """The name of the first of these engines that samples rightly; warns where it is not the very first. With the
+    first one's `settings` it is not tried again where this process has found it right (`probes.first_right`).
 
     Raises `ModelError`, with what was seen, where none is right.
     """
@@ -87,7 +88,9 @@ def choose_engine(subject: Subject, engines: Mapping[str, tuple[MakesEngine, Kin
         name: Way[Subject](complaint=partial(_complaint, make), layout=kind == "layout", whole=kind == "whole")
         for name, (make, kind) in engines.items()
     }
-    name, seen = first_right(ways, subject, subject.reduced, subject.model)
+    adapters = subject.policy and subject.policy.settings
+    key = settings and (settings, subject.roles, subject.context_tokens, adapters)
+    name, seen = first_right(ways, subject, subject.reduced, subject.model, key=key)
     first, family = next(iter(engines)), type(subject.model).__name__
     if not name:
         raise ModelError(

@@ -51,7 +51,8 @@ def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
         def reduce() -> _Probe:
             return _Probe(small_policy(policy), stack, tolerance=REDUCED_TOLERANCE)
 
-        name, seen = first_right(ways, _Probe(policy, stack), reduce, policy.model)
+        key = (policy.roles, policy.settings)
+        name, seen = first_right(ways, _Probe(policy, stack), reduce, policy.model, key=key)
     if not name:
         raise ModelError(
             f"{type(policy.model).__name__}'s log-probabilities cannot be computed, so it cannot be trained here: "
@@ -63,7 +64,10 @@ def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
             f"each completion is computed after its own prompt, exact but several times slower",
             stacklevel=2,
         )
-    return _WAYS[name][:2]
+    packed, own_head, fused = _WAYS[name]
+    if not fused:
+        fused_decoder.give_up(policy.model)
+    return packed, own_head
 
 
 def small_policy(policy: Policy) -> Policy:

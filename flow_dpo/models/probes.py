@@ -3,13 +3,16 @@
 The model itself sees short prompts. Lengths that its config names and that are long (a window of 4,096 tokens) are
 passed by its reduced copy, which is random and tiny; and in float32, where a fault cannot hide behind rounding:
 
-    name, seen = first_right({"local": way, "plain": other}, subject, subject.reduced, model)
+    name, seen = first_right({"local": way, "plain": other}, subject, subject.reduced, model, key=(settings, roles))
 
-Invariant: a way is right only if it is right on the model and past every length that its config names.
+Invariant: a way is right only if it is right on the model and past every length that its config names. A small model
+whose first way was found right is not probed again in this process while its config, its weights and `key`, what else
+the ways depend on, are the same: a comparison opens one model dozens of times.
 """
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +35,8 @@ REACH = 6 * WINDOW
 _SMALL = 1 << 24
 """Weights of a model that passes lengths up to `REACH` itself; a larger one leaves every length to its reduced copy."""
 _SHORT = 4
+_found_right: set[str] = set()
+"""Digests of what this process has probed and found right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +56,43 @@ def first_right(
     subject: Subject,
     reduce: Callable[[], Subject],
     model: PreTrainedModel,
+    *,
+    key: object,
 ) -> tuple[str, dict[str, str]]:
     """The name of the first way that is right ("" for none), and what was seen of those before it.
 
-    `reduce` makes the same subject over the model's reduced copy. Where no way is right under the registered attention,
-    the model gets back its family's own for good, and ways without layouts are tried again.
+    `reduce` makes the same subject over the model's reduced copy. `key` is what the ways depend on beside the model, by
+    its `repr`; None where that is not known, and nothing is remembered. Where no way is right under the registered
+    attention, the model gets back its family's own for good, and ways without layouts are tried again.
     """
+    first, digest = next(iter(ways)), "" if key is None else _digest(model, [*ways], key)
+    if digest in _found_right:
+        return first, {first: ""}
     name, seen = _first_right(ways, subject, reduce, model)
     if not name and attention.give_up(model):
         name, again = _first_right({n: way for n, way in ways.items() if not way.layout}, subject, reduce, model)
         seen |= again
+    if digest and name == first:
+        _found_right.add(digest)
     return name, seen
+
+
+def _digest(model: PreTrainedModel, ways: list[str], key: object) -> str:
+    """Of all that a probe depends on but the numbers in an adapter; "" where it is not worth a look or cannot be had:
+    for a large model, one of several ranks or of a GPU, and an adapter that is not finite."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if several or model.device.type != "cpu" or model.num_parameters() > _SMALL or hasattr(model, "hf_quantizer"):
+        return ""
+    family = type(model)
+    facts = (family.__module__, family.__qualname__, model.config._attn_implementation, torch.get_num_threads())
+    digest = hashlib.blake2b(repr((*facts, model.dtype, ways, key, model.config.to_dict())).encode())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if ".lora_" not in name:
+            digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+        elif not tensor.isfinite().all():
+            return ""
+    return digest.hexdigest()
 
 
 def _first_right(

@@ -24,7 +24,7 @@ METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 CONTEXT: Any = multiprocessing.get_context(METHOD)
 SIGNALS = signal.SIGINT, signal.SIGTERM
 """Those of a terminal or a scheduler, which the command alone answers to, neither the fork server nor a worker."""
-_IMPORTED = ["flow_dpo.workers.process_actor"]
+_IMPORTED = ["flow_dpo.workers.preloaded"]
 _LONGEST_FOLDER = 32
 """Characters of a folder for temporary files with sockets, which may lie deep below it: 107 are the limit in all."""
 

@@ -126,8 +126,8 @@ def sample_shard(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardRe
 
 
 def sample_and_go_on(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardResult:
-    """The same by a worker that continues where a flow or a grader raises: what is under way is sampled to its end first,
-    or it would be in the way of the next shard, whose error would stand in the place of this one. An engine that
+    """The same by a worker that continues where a flow or a grader raises: what is under way is sampled to its end
+    first, or it would be in the way of the next shard, whose error would stand in the place of this one. An engine that
     failed is left alone."""
     outcome, rest = Outcome(), Outcome()
     with outcome:

@@ -250,7 +250,7 @@ model: {num_threads: 1}
 compare:
   arms: [recipes]
   num_seeds: 1
-  tests: {test_problems: 3}
+  tests: {test_problems: 3, sampled: false}
 """
 
 

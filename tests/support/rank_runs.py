@@ -8,6 +8,7 @@ that; what a rank printed is in output-RANK.txt. Invariant: a rank that does not
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -396,5 +397,7 @@ def wrong(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    gc.collect()
+    gc.freeze()  # or every fork's collections walk through the libraries, and copy their pages
     for scenario in sys.argv[2:]:
         {"equal": equal, "sharded": sharded, "wrong": wrong}[scenario](Path(sys.argv[1]) / scenario)
