@@ -51,8 +51,7 @@ def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
         def reduce() -> _Probe:
             return _Probe(small_policy(policy), stack, tolerance=REDUCED_TOLERANCE)
 
-        key = (policy.roles, policy.settings)
-        name, seen = first_right(ways, _Probe(policy, stack), reduce, policy.model, key=key)
+        name, seen = first_right(ways, _Probe(policy, stack), reduce, policy.model, key=(policy.roles, policy.settings))
     if not name:
         raise ModelError(
             f"{type(policy.model).__name__}'s log-probabilities cannot be computed, so it cannot be trained here: "
@@ -64,10 +63,9 @@ def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
             f"each completion is computed after its own prompt, exact but several times slower",
             stacklevel=2,
         )
-    packed, own_head, fused = _WAYS[name]
-    if not fused:
+    if not _WAYS[name][2]:
         fused_decoder.give_up(policy.model)
-    return packed, own_head
+    return _WAYS[name][:2]
 
 
 def small_policy(policy: Policy) -> Policy:

@@ -287,7 +287,6 @@ def refused(folder: Path, *, shard: bool, ways: Sequence[str]) -> None:
         learner = LeadingLearner(policy, case.settings, ranks=ranks)
         learner.check()
         made = pairs(3)
-
         with Caught() as caught:
             learner.update(type("Unknown", (DpoAndVerdicts,), {})(), made)
         assert "define their classes at the top of a module" in str(caught.error)
@@ -391,13 +390,11 @@ def wrong(folder: Path) -> None:
     for name, (work, num) in ways.items():
         found[name] = wait_for(fork_ranks(work, num, folder / name))
     store, alive = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), "leader killed, its store alive"
-    work, num = ways["leader killed"]
-    found[alive] = wait_for(fork_ranks(work, num, folder / alive, store=store))
+    found[alive] = wait_for(fork_ranks(*ways["leader killed"], folder / alive, store=store))
     (folder / "statuses.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    gc.collect()
     gc.freeze()  # or every fork's collections walk through the libraries, and copy their pages
     for scenario in sys.argv[2:]:
         {"equal": equal, "sharded": sharded, "wrong": wrong}[scenario](Path(sys.argv[1]) / scenario)
