@@ -14,7 +14,12 @@ the training split; the one that reaches the accuracy in the fewest seconds is r
 seeds, and measured on the test split. An accuracy is that of one greedy pass of the answering adapter, by one engine
 for all sides, looked at every `--every` problems; a side is done when it reaches `--target`. A peer that never does has
 the time of its whole run, which is less than it would need (`hit` in the details). On a real model a run to an accuracy
-takes hours: there a fixed number of updates is timed, with the accuracy after them beside.
+takes hours: there a fixed number of updates is timed, with the accuracy after them beside. A whole batch's logits take
+more memory there than 24 GiB, so TRL's trainers accumulate gradients, in each way that is named (`--online_dpo_ways`,
+`--grpo_ways`: a micro-batch of prompts, of completions, "2-checkpointing" with gradient checkpointing); the fastest
+counts. The defaults are what a model of half a billion parameters leaves room for in 16 GiB; online DPO, which
+generates no more at a time than a micro-batch has, generates without a cache where it checkpoints. Our rows are of
+`--row_tokens`.
 """
 
 from __future__ import annotations
@@ -38,9 +43,6 @@ PEERS = {"trl-online-dpo": "TRL's online DPO", "trl-grpo": "TRL's GRPO"}
 RATES = {"online-dpo": (1e-3, 3e-3), "grpo": (1e-3, 3e-3), "flow-dpo": (3e-3,)} | dict.fromkeys(
     PEERS, (3e-4, 1e-3, 3e-3)
 )
-WAYS = {"trl-online-dpo": ("1",), "trl-grpo": ("4",)}
-"""On a real model: TRL's micro-batches, prompts of online DPO and completions of GRPO. Twice as many do not fit, but for
-gradient checkpointing ("2-checkpointing"), with which TRL generates without a cache."""
 PAIRS = (("online-dpo", "trl-online-dpo"), ("grpo", "trl-grpo"))
 """The same method on both sides."""
 
@@ -55,6 +57,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=64, help="problems between two looks at the accuracy")
     parser.add_argument("--held_out", type=int, default=200, help="problems that an accuracy is of, on the seed")
     parser.add_argument("--real_problems", type=int, default=16, help="that a side learns from, of the real model")
+    parser.add_argument("--online_dpo_ways", nargs="+", default=["1"], help="of TRL's micro-batches, real model")
+    parser.add_argument("--grpo_ways", nargs="+", default=["4"], help="the same of its GRPO")
     parser.add_argument("--row_tokens", type=int, default=2048, help="of ours: tokens of one forward, real model")
     parser.add_argument("--systems", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--rates", type=float, nargs="+", help="to choose from, for every side")
@@ -107,7 +111,8 @@ def few_updates(settings: argparse.Namespace) -> None:
     flags = ["--case", settings.model_name_or_path, "--dataset_name", settings.dataset_name]
     flags += ["--real_problems", str(settings.real_problems), *(["--tiny"] if settings.tiny else [])]
     flags += ["--row_tokens", str(settings.row_tokens)]
-    sides = {f"{system} 2e-4 0 {way}".strip(): flags for system in settings.systems for way in WAYS.get(system, ("",))}
+    ways = {"trl-online-dpo": settings.online_dpo_ways, "trl-grpo": settings.grpo_ways}
+    sides = {f"{system} 2e-4 0 {way}".strip(): flags for system in settings.systems for way in ways.get(system, [""])}
     found = measuring.take_turns(MODULE, sides, num_threads=settings.num_threads, repeats=settings.repeats)
     by_system: dict[str, Sequence[Report]] = {}
     for side, reports in found.items():

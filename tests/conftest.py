@@ -24,7 +24,7 @@ class Forgetful(set[str]):
 
 
 @pytest.fixture(autouse=True)
-def exchanged_code_is_probed(request: pytest.FixtureRequest) -> None:
-    """What was found right before a test exchanges code is not taken for right afterwards."""
-    if "monkeypatch" in request.fixturenames and (probes := sys.modules.get("flow_dpo.models.probes")):
-        request.getfixturevalue("monkeypatch").setattr(probes, "_found_right", Forgetful())
+def probed_anew(request: pytest.FixtureRequest) -> None:
+    """No test takes for right what another found right, and one that exchanges code not even what it found itself."""
+    if probes := sys.modules.get("flow_dpo.models.probes"):
+        vars(probes)["_found_right"] = Forgetful() if "monkeypatch" in request.fixturenames else set()

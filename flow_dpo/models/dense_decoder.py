@@ -108,7 +108,7 @@ class AttentionCall:
 
 def read_decoder(model: PreTrainedModel) -> Decoder | None:
     """The model's weights, where it is built of nothing but the modules that the lean forward knows."""
-    if not _plain(model):
+    if not is_plain(model):
         return None
     inner = _children(model, {"model": 1, "lm_head": 1})
     decoder = inner and _children(inner["model"], {"embed_tokens": 1, "layers": 1, "norm": 1, "rotary_emb": 1})
@@ -172,7 +172,7 @@ class _Recorder:
         return value_1KND.repeat_interleave(query_1HND.shape[1] // key_1KND.shape[1], 1)
 
 
-def _plain(model: PreTrainedModel) -> bool:
+def is_plain(model: PreTrainedModel) -> bool:
     """Whether modules do no more than their classes say (hooks, another forward), on whole weights of one device."""
     busy = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
     whole = all(type(p) is torch.nn.Parameter and p.device == model.device for p in model.parameters())

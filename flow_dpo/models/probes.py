@@ -6,8 +6,8 @@ passed by its reduced copy, which is random and tiny; and in float32, where a fa
     name, seen = first_right({"local": way, "plain": other}, subject, subject.reduced, model, key=(settings, roles))
 
 Invariant: a way is right only if it is right on the model and past every length that its config names. A small model
-whose first way was found right is not probed again in this process while its config, its weights and `key`, what else
-the ways depend on, are the same: a comparison opens one model dozens of times.
+whose first way was found right is not probed again in this process while its config, its modules, the base's weights
+and `key`, what else the ways depend on, are the same: a comparison opens one model dozens of times.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from flow_dpo.core.types import TokenIds
 from flow_dpo.models import attention
+from flow_dpo.models.dense_decoder import is_plain
 from flow_dpo.models.facts import context_tokens, named_lengths, steady_tokens, vocabulary_size
 from flow_dpo.models.own_forward import FAULTS, complaint_of
 from flow_dpo.models.reduced import WINDOW, reduced
@@ -35,6 +36,8 @@ REACH = 6 * WINDOW
 _SMALL = 1 << 24
 """Weights of a model that passes lengths up to `REACH` itself; a larger one leaves every length to its reduced copy."""
 _SHORT = 4
+_TAME = 8.0
+"""The largest number of an adapter whose numbers no probe need see: a diverged one is seen before a run begins."""
 _found_right: set[str] = set()
 """Digests of what this process has probed and found right."""
 
@@ -69,28 +72,33 @@ def first_right(
     if digest in _found_right:
         return first, {first: ""}
     name, seen = _first_right(ways, subject, reduce, model)
+    if digest and name == first:
+        _found_right.add(digest)
     if not name and attention.give_up(model):
         name, again = _first_right({n: way for n, way in ways.items() if not way.layout}, subject, reduce, model)
         seen |= again
-    if digest and name == first:
-        _found_right.add(digest)
     return name, seen
 
 
 def _digest(model: PreTrainedModel, ways: list[str], key: object) -> str:
     """Of all that a probe depends on but the numbers in an adapter; "" where it is not worth a look or cannot be had:
-    for a large model, one of several ranks or of a GPU, and an adapter that is not finite."""
+    of a large model, one of several ranks or of a GPU, one that is quantised, hooked or patched, a wild adapter."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if several or model.device.type != "cpu" or model.num_parameters() > _SMALL or hasattr(model, "hf_quantizer"):
+    if several or model.device.type != "cpu" or model.num_parameters() > _SMALL:
         return ""
-    family = type(model)
-    facts = (family.__module__, family.__qualname__, model.config._attn_implementation, torch.get_num_threads())
-    digest = hashlib.blake2b(repr((*facts, model.dtype, ways, key, model.config.to_dict())).encode())
+    if hasattr(model, "hf_quantizer") or not is_plain(model):
+        return ""
+    facts = [model.config._attn_implementation, torch.get_num_threads(), model.dtype, ways, key, model.config.to_dict()]
+    digest = hashlib.blake2b(repr(facts).encode())
+    for name, module in model.named_modules():
+        digest.update(f"{name} {type(module).__module__} {type(module).__qualname__}".encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.layout is not torch.strided:
+            return ""
         if ".lora_" not in name:
             digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-        elif not tensor.isfinite().all():
+        elif not tensor.abs().max() <= _TAME:
             return ""
     return digest.hexdigest()
 
