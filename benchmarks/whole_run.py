@@ -17,9 +17,9 @@ the time of its whole run, which is less than it would need (`hit` in the detail
 takes hours: there a fixed number of updates is timed, with the accuracy after them beside. A whole batch's logits take
 more memory there than 24 GiB, so TRL's trainers accumulate gradients, in each way that is named (`--online_dpo_ways`,
 `--grpo_ways`: a micro-batch of prompts, of completions, "2-checkpointing" with gradient checkpointing); the fastest
-counts. The defaults are what a model of half a billion parameters leaves room for in 16 GiB; online DPO, which
-generates no more at a time than a micro-batch has, generates without a cache where it checkpoints. Our rows are of
-`--row_tokens`.
+counts. With half a billion parameters one prompt of online DPO fits into 16 GiB, and four completions of GRPO do not:
+run that with nothing else in memory. Online DPO generates no more at a time than a micro-batch has, and without a cache
+where it checkpoints. Our rows are of `--row_tokens`.
 """
 
 from __future__ import annotations

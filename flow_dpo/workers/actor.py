@@ -35,7 +35,7 @@ from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import LoadedModel, load_model
 from flow_dpo.workers.grading import check_reward_files, open_grader
 from flow_dpo.workers.setup import WorkerSetup
-from flow_dpo.workers.shard import Shard, ShardResult, sample_and_go_on
+from flow_dpo.workers.shard import Shard, ShardResult, sample_and_continue
 
 Weights = Mapping[Role, Mapping[str, bytes]]
 """The files of each role's adapter in PEFT's layout, by their names."""
@@ -155,7 +155,7 @@ class RolloutActor:
         assert self._grader is not None
         self._load(shard, weights)
         self._runner.refresh(self._adapters)  # also of the same version: a shard begins with an empty cache
-        result = sample_and_go_on(self._runner, self._grader, shard)
+        result = sample_and_continue(self._runner, self._grader, shard)
         return replace(result, stats=self._runner.engine.take_stats())
 
     def _load(self, shard: Shard, weights: Weights | None) -> None:

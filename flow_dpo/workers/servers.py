@@ -32,7 +32,7 @@ from flow_dpo.workers.adapters import AdapterFolders
 from flow_dpo.workers.grading import open_grader
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.setup import WorkersAccess, WorkerSetup, dated
-from flow_dpo.workers.shard import Shard, ShardResult, WorkerLost, sample_and_go_on
+from flow_dpo.workers.shard import Shard, ShardResult, WorkerLost, sample_and_continue
 
 _PATIENCE_S = 30.0
 """A server that answers nothing for so long is lost, where `engine.patience_s` is not less."""
@@ -81,7 +81,7 @@ class ServerWorker:
         assert self._runner is not None
         try:
             self._runner.refresh(shard.adapters)
-            result = sample_and_go_on(self._runner, self._grader, shard)
+            result = sample_and_continue(self._runner, self._grader, shard)
         except Unreachable as error:
             raise WorkerLost(str(error)) from error
         return replace(result, stats=self._runner.engine.take_stats())

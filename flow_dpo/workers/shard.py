@@ -125,7 +125,7 @@ def sample_shard(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardRe
     return ShardResult(trees=trees, sampling_s=sampled - started, grading_s=time.perf_counter() - sampled)
 
 
-def sample_and_go_on(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardResult:
+def sample_and_continue(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardResult:
     """The same by a worker that continues where a flow or a grader raises: what is under way is sampled to its end
     first, or it would be in the way of the next shard, whose error would stand in the place of this one. An engine that
     failed is left alone."""
