@@ -142,11 +142,16 @@ def test_the_check_leaves_everything_as_it_was(dtype: torch.dtype) -> None:
         assert torch.equal(policy.model(input_ids=ids).logits, logits)
 
 
-@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 0.1), (torch.bfloat16, 0.02)], ids=str)
-def test_zeros_are_stirred_and_come_back(dtype: torch.dtype, size: float) -> None:
-    """Gently in half precision, where rounding would drown what is looked for."""
-    trained, fresh = torch.ones(3), torch.zeros(40, 20)
-    with stirred([trained, fresh], 1, build("llama", dtype=dtype)):
+@pytest.mark.parametrize(
+    ("dtype", "large", "size"),
+    [(torch.float32, False, 0.1), (torch.float32, True, 0.02), (torch.bfloat16, False, 0.02)],
+)
+def test_zeros_are_stirred_and_come_back(dtype: torch.dtype, large: bool, size: float) -> None:
+    """Gently in half precision and in a large model, where rounding would drown what is looked for."""
+    trained, fresh, model = torch.ones(3), torch.zeros(40, 20), build("llama", dtype=dtype)
+    if large:
+        vars(model)["num_parameters"] = lambda: (1 << 24) + 1
+    with stirred([trained, fresh], 1, model):
         assert fresh.abs().min() > 0
         assert float(fresh.std()) == pytest.approx(size, rel=0.1)
         assert torch.equal(trained, torch.ones(3))
