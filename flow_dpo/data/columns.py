@@ -41,6 +41,18 @@ class BadRow(ValueError):
         return str(self).partition(", found")[0]
 
 
+def with_floats(value: Any) -> Any:
+    """A row, or a cell, as reward functions get it: what was read as a `Decimal`, to keep every digit of an answer, is
+    a float as in JSON, or a whole number where it is written as one."""
+    if isinstance(value, dict):
+        return {name: with_floats(each) for name, each in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list):
+        return [with_floats(each) for each in cast("list[Any]", value)]
+    if isinstance(value, Decimal):
+        return int(value) if value.as_tuple().exponent == 0 else float(value)
+    return value
+
+
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 

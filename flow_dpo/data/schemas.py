@@ -17,9 +17,21 @@ from typing import Any, NamedTuple
 
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
-from flow_dpo.data.columns import MISSING, BadRow, Row, find, listed, nearest, optional, question, text, usual
+from flow_dpo.data.columns import (
+    MISSING,
+    BadRow,
+    Row,
+    find,
+    listed,
+    nearest,
+    optional,
+    question,
+    text,
+    usual,
+    with_floats,
+)
 from flow_dpo.plugins.load import load_object
-from flow_dpo.verify.extract import after_answer_is, last_box
+from flow_dpo.verify.extract import after_answer_is, last_box, value_of_prose
 
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])")
 _LOOKS = re.compile(r"\\(?:left|right|[,!;])|\s|(?<=\\)[dt](?=frac)")
@@ -45,14 +57,18 @@ class Schema(NamedTuple):
 
 
 def gold_of_text(found: str, column: str) -> str:
-    r"""The final answer in an answer column: after "####", in the last box, after "answer is", or the text itself."""
+    r"""The final answer in an answer column: after "####", in the last box, after "answer is", the last value of a text
+    of several lines or sentences, or the text itself. Raises `BadRow` where it gives none.
+    """
     box = last_box(found)
     if "####" in found:
         gold = found.rpartition("####")[2].strip()
     elif box is not None:
         gold = box
     else:
-        gold = after_answer_is(found) or found
+        gold = after_answer_is(found) or value_of_prose(found)
+        if gold is None:
+            raise BadRow(f"expected a gold answer in {column!r}, found words without a value: {found[:60]!r}")
     return usable(gold.strip(), column)
 
 
@@ -242,7 +258,7 @@ def choose_named(place: str, rows: Sequence[Row], source: str, *, kept: bool) ->
             raise DataError(
                 f"expected a problem with a question and a gold answer of the schema {source}, found {found!r:.200}"
             )
-        return replace(found, columns=row) if kept else found
+        return replace(found, columns=with_floats(row)) if kept else found
 
     return Schema(named.columns, read)
 
@@ -266,10 +282,12 @@ def choose_open(place: str, rows: Sequence[Row], question_column: str | None, an
     def read(row: Row) -> Problem:
         try:
             if known is not None:
-                return replace(known(row), columns=row)
+                return replace(known(row), columns=with_floats(row))
         except BadRow:  # a row without a gold answer is one all the same, where it has a question
             pass
-        return Problem(id=_id(row), question=question(row, asked), gold="", subject=_subject(row), columns=row)
+        return Problem(
+            id=_id(row), question=question(row, asked), gold="", subject=_subject(row), columns=with_floats(row)
+        )
 
     return Schema(frozenset({asked}), read)
 

@@ -4,6 +4,7 @@ r"""One spelling for answers that differ in spelling alone.
     canonical("\\dfrac12\\text{ cm}")                    "\\frac{1}{2} cm"
     canonical("minus five"), canonical("0.\\overline{3}")  "-5", "(1/3)"
     canonical("x = \\pm 2")                               "x=2,x=-2"
+    canonical("2√12"), canonical("sqrt(3)")               "2\\sqrt{12}", "\\sqrt{3}"
 
 Invariant: what a space parts is never joined ("1 1/2" is not "11/2"), and no word that changes a value is dropped.
 """
@@ -21,7 +22,8 @@ _UNICODE = str.maketrans(
         **dict.fromkeys("\u2212\u2013\u2014", "-"),  # minus sign and dashes
         **dict.fromkeys("\u00a0\u2009\u202f", " "),
         **dict.fromkeys("\u2061\u200b\ufeff\x00", ""),
-        "\u00d7": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "√": "\\sqrt ", "∞": "\\infty ", "≤": "\\le ",
+        "\u00d7": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "√": "\\surd ", "∛": "\\cbrt ",
+        "∞": "\\infty ", "≤": "\\le ",
         "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "°": "^\\circ ", "½": "\\frac{1}{2}", "²": "^2", "³": "^3",
         "±": "\\pm ", "\u222a": "\\cup ", "∈": "\\in ", "∅": "\\emptyset ", "¢": " cents",
         "€": " EUR ", "£": " GBP ", "¥": " JPY ", "₹": " INR ",
@@ -56,7 +58,12 @@ _TYPED = tuple(
     for pattern, replacement in (
         (r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])", r"\1*10^{\2}"),
         (r"!=", r"\\ne "), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"\*\*", "^"),
-        (r"(?<![\\A-Za-z])(sqrt|pi)(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
+        (
+            r"(?<![\\A-Za-z])(?:(?<!\d)(?<!\d )sec|(?:arc)?(?:sin|cos|tan)h?|cot|csc|log|ln|exp)"
+            r"(?= ?[({\d^_\\]| [A-Za-z]\b|x\b)",
+            r"\\\g<0> ",
+        ),
         (r"(?<![\\A-Za-z])(?:infinity|infty|inf)(?![A-Za-z])", r"\\infty "),
         (r"(?<=\d)\^?\{? ?(?:st|nd|rd|th)\b ?\}?", ""), (r"(?<=\d) ?[xX] ?(?=10\^)", "*"),
         (r"(?i)\b(?:the set of )?all real(?:s| numbers)\b", r"\\mathbb{R}"), (r"^([A-Za-z]) (?:is|equals) ", r"\1="),
@@ -64,6 +71,11 @@ _TYPED = tuple(
         (r"(\w)\)? ?(?:in )?\bbase ?\{?(\w+)\}?", r"\1_{\2}"),
     )
 )  # fmt: skip
+_ROOT = re.compile(r"(?<![\\A-Za-z])(sqrt|cbrt)(?![A-Za-z])|\\(surd|cbrt|sqrt)(?![A-Za-z])")
+_RADICAND = re.compile(r" ?(\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])|\\pi\b)")
+_FRACTION = re.compile(r" ?(\\frac ?(?:\{[^{}]{1,50}\}|\d) ?(?:\{[^{}]{1,50}\}|\d))")
+MAX_ROOTS = 50
+"""Of one text; further ones stay as they are written."""
 _INDEX = re.compile(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z])\([^()]*\)")
 
 
@@ -88,7 +100,7 @@ def canonical(text: str) -> str:
     # 3. Wrappers, commands, and what is typed without a backslash.
     text = _WRAPPED.sub(lambda match: f" {match[1]} ", _WRAPPED.sub(lambda match: f" {match[1]} ", text))
     text = " ".join(_COMMAND.sub(_command, text).replace("~", " ").split())
-    text = text.strip('*_`" ').rstrip(" .,;:")
+    text = _rooted(text.strip('*_`" ').rstrip(" .,;:"))
     for pattern, replacement in _TYPED:
         text = pattern.sub(replacement, text)
     text, approximately, decimal = text.partition("\\approx")
@@ -112,6 +124,38 @@ def canonical(text: str) -> str:
     if "\\pm" in text and "," not in text and "\\mp" not in text:
         text = ",".join(re.sub(r"\\pm ?", sign, text).replace("=+", "=").removeprefix("+") for sign in "+-")
     return text.rstrip(".").strip()
+
+
+def _rooted(text: str) -> str:
+    r"""The text with every root's radicand in braces: "√12", "sqrt 12", "\sqrt(12)" and "∛8" as \sqrt{12}, \sqrt[3]{8}.
+
+    Of `\sqrt12`, as in TeX, the first digit is the radicand; of a sign or a typed name the whole numeral is.
+    """
+    found = list(_ROOT.finditer(text))[:MAX_ROOTS]
+    for root in reversed(found):  # from the last, so that one inside another's brackets is done first
+        name, start = root[1] or root[2], root.end()
+        begin = start + (text[start : start + 1] == " ")
+        radicand, end = None, start
+        if text[begin : begin + 1] == "(" and (close := _closing(text, begin)) > 0:
+            radicand, end = text[begin + 1 : close], close + 1
+        elif (root[1] or name != "sqrt") and (numeral := _RADICAND.match(text, start)):
+            radicand, end = numeral[1].replace(",", ""), numeral.end()
+        elif fraction := _FRACTION.match(text, start):
+            radicand, end = fraction[1], fraction.end()
+        index = "[3]" if name == "cbrt" else ""
+        body = f"\\sqrt{index}" + (" " if radicand is None else f"{{{radicand}}}")
+        text = text[: root.start()] + body + text[end:].removeprefix(" " if radicand is None else "")
+    return text
+
+
+def _closing(text: str, start: int) -> int:
+    """The position of the bracket that closes the one at `start`; -1 where none does."""
+    depth = 0
+    for at in range(start, len(text)):
+        depth += (text[at] == "(") - (text[at] == ")")
+        if not depth:
+            return at
+    return -1
 
 
 def _rate(found: re.Match[str]) -> str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from flow_dpo.verify.closed_form import closed_form
 from flow_dpo.verify.doubt import claims_nothing, denied, may_deny
 from flow_dpo.verify.equivalence import for_algebra, same
-from flow_dpo.verify.expressions import FORMULA, Item, is_formula, items_of
+from flow_dpo.verify.expressions import FORMULA, Item, formula_alone, is_formula, items_of
 from flow_dpo.verify.grammar import (
     ARITHMETIC,
     ASSIGNED,
@@ -36,8 +36,10 @@ from flow_dpo.verify.grammar import (
     LEAD,
     NO_NAMES,
     NO_ROLE,
+    OPERATES,
     PERHAPS,
     PREFIX,
+    RESULT,
     SHARED,
     SPELLED,
     STOP,
@@ -46,7 +48,7 @@ from flow_dpo.verify.grammar import (
     VERBS,
     WHICH,
 )
-from flow_dpo.verify.words import is_unit
+from flow_dpo.verify.words import COUNTS, is_unit, same_measure
 
 MAX_SENTENCE = 2_000
 
@@ -64,10 +66,9 @@ _END = re.compile(
 _MARKS = re.compile(  # what only looks: Markdown, a few tags, a calculator's notes; and what was struck out
     r"~~[^~\n]{1,200}~~|<<[^<>\n]{1,100}>>|[`\u200b\ufe0f]|</?(?:b|strong|i|em|u|code|span|p|br|div|mark|answer) ?/?>"
     r"|(?<![\w)}$*])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w({$\\*])|(?<![\w)}])_{1,3}(?=\w)|(?<=\w)_{1,3}(?![\w{\\])"
-    r"|^[ \t]{0,8}(?:[-*\u2022>+][ \t]+|#{1,6}[ \t]+)",
-    re.MULTILINE,
 )
-_MARKING, _BULLETS = frozenset("*`~<_\u200b\ufe0f"), frozenset("-*\u2022>+#")
+_MARKING = frozenset("*`~<_\u200b\ufe0f")
+_BULLET = re.compile(r"[ \t]{0,8}(?:[-*\u2022>+][ \t]+|#{1,6}[ \t]+)")
 _PLAIN = re.compile(r"[\s*_]{0,9}(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)[\s*_]{0,9}\.?[\s*_]{0,9}")
 
 
@@ -89,18 +90,22 @@ def sentence_at(text: str, start: int) -> tuple[str, int]:
 # ---- the claim ------------------------------------------------------------------------------------------------------
 
 
-def claim(sentence: str, *, stated: bool) -> str | None:
+def claim(sentence: str, *, stated: bool, opens_line: bool = False) -> str | None:
     """The value that a sentence claims, as it is written; None where it claims none, or takes it back.
 
     "" where it is no claim but a question, a task or a first step, so that none before it is the last word either.
     `stated`: the sentence follows "the answer is", so its first value or a name may be meant; otherwise the last value.
+    `opens_line`: it begins its line, so that a dash at its start is a bullet; elsewhere, "the answer is - 12", it is a
+    sign.
     """
+    if opens_line and (bullet := _BULLET.match(sentence)):
+        sentence = sentence[bullet.end() :]
     plain = _PLAIN.fullmatch(sentence) if stated else None
     if plain:
         return plain[1]
-    if stated and (alone := _formula_alone(sentence)):
+    if stated and (alone := formula_alone(sentence)):
         return alone
-    if sentence.lstrip()[:1] in _BULLETS or not _MARKING.isdisjoint(sentence):
+    if not _MARKING.isdisjoint(sentence):
         sentence = _MARKS.sub("", sentence)
     if stated and re.match(r"\W{0,3}(?:yes|no|none|true|false)\b(?!\s\w+\s\d)", sentence, re.IGNORECASE):
         return _name(sentence)
@@ -116,19 +121,6 @@ def claim(sentence: str, *, stated: bool) -> str | None:
     read = _Sentence(sentence, items, places, stated, denies)
     at = read.chosen()
     return None if at is None else read.grown(at)
-
-
-_NO_FORMULA = re.compile(r"[=?<>≈£€;\u3000-\uffff]|(?<!\\)[$!]|\d\s+\(|[A-Za-z]{2}")
-_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf)\{[^{}]{0,200}\}|\\[A-Za-z]{1,40}")
-
-
-def _formula_alone(sentence: str) -> str | None:
-    r"""The sentence where it is one formula without a word of prose: "p - q", "11,\! 111". Nothing of it is cut off."""
-    text = sentence.strip(" \t\r*_`").removesuffix(".").rstrip(" *_`")
-    if len(text) > 500 or not any(char.isalpha() or char == "\\" for char in text):
-        return None
-    balanced = all(text.count(a) == text.count(b) for a, b in ("()", "[]", "{}"))
-    return text if balanced and not _NO_FORMULA.search(_COMMAND.sub(" ", text)) else None
 
 
 def _with_words(sentence: str, items: list[Item], stated: bool) -> list[Item]:
@@ -194,7 +186,7 @@ class _Sentence:
                 return None if self.denied(first) else self.worked_out(first)
         # 1. What explains the value, or stands in brackets behind it, is left out.
         kept: list[int] = []
-        depth, verbs = 0, [-1]
+        depth, verbs, results = 0, [-1], self.results() if len(self.places) > 1 else set[int]()
         for at, item in enumerate(self.items):
             depth += (item.text == "(") - (item.text == ")" and depth > 0)
             if item.kind == "value" and not (depth and kept) and not self.denied(at):
@@ -203,10 +195,10 @@ class _Sentence:
             remark = item.word in EXPLAINS or (item.word == "which" and not self.restates(item))
             if kept and remark and not self.concludes(at):
                 break
-            if item.word in VERBS or item.text in ("=", ":"):
+            if item.word in VERBS or item.text in ("=", ":") or (kept and at + 1 in results):
                 verbs.append(at)
         kept = [at for at in kept if not _NUMERIC.isdisjoint(self.items[at].text)] or kept
-        kept = [at for at in kept if not self.is_rate(at)] or kept
+        kept = [at for at in kept if not (self.is_rate(at) or self.is_bound(at))] or kept
         # 2. The first value behind the last verb or equation sign, with those that belong to it.
         verb = next((verb for verb in reversed(verbs) if kept and verb < kept[-1]), -1)
         behind = [at for at in kept if at > verb]
@@ -216,8 +208,14 @@ class _Sentence:
         for other in behind[1:]:
             between = self.items[chosen + 1 : other]
             counted = not self.stated and len(between) <= 4 and any(item.word == "and" for item in between)
-            chosen = other if counted or _link(between) else chosen  # "3 boys and 4 girls": the last
+            counted = counted and not any(item.kind == "value" for item in between)
+            chosen = other if counted or self.link(chosen, other) else chosen  # "3 boys and 4 girls": the last
         return chosen
+
+    def results(self) -> set[int]:
+        """The places of the items behind the words that introduce a result."""
+        ends = [found.end() for found in RESULT.finditer(self.text)]
+        return {next((at for at, item in enumerate(self.items) if item.start >= end), -1) for end in ends}
 
     def denied(self, at: int) -> bool:
         return self.denies and denied(self.text, self.items[at].start, self.items[at].end)
@@ -240,6 +238,11 @@ class _Sentence:
         behind = self.text[which.end : which.end + 80]
         return bool(
             re.search(r"\b(?:to get|giving|to give|we get|leaving)\b[^.]*\d", behind)
+            or re.match(
+                r" (?:means|leaves|brings|results in|amounts to|adds up to"
+                r"|(?:is|makes|gives|comes to) (?:\w+ )?a (?:grand )?total)\b[^.]*\d",
+                behind,
+            )
             or (
                 re.match(
                     r" (?:is|are|equals?|gives|makes|comes (?:out )?to|simplifies to|totals)\b[^A-Za-z]{0,3}", behind
@@ -257,7 +260,7 @@ class _Sentence:
         first = last = places.index(at)
         links: list[str] = []
         while last + 1 < len(places):
-            link = _link(items[places[last] + 1 : places[last + 1]])
+            link = self.link(places[last], places[last + 1])
             if (
                 not link
                 or (link == "whole" and self.is_rate(places[last + 1]))
@@ -267,7 +270,7 @@ class _Sentence:
             links.append(link)
             last += 1
         while first and not (self.stated and first == 0):
-            link = _link(items[places[first - 1] + 1 : places[first]])
+            link = self.link(places[first - 1], places[first])
             assigned = all(ASSIGNED.fullmatch(items[place].text) for place in places[first - 1 : first + 1])
             if not link or (items[places[first]].worked and not assigned):
                 break
@@ -309,13 +312,29 @@ class _Sentence:
     def is_rate(self, at: int) -> bool:
         """Does a value only say for how much: "$500 each", "every 3 weeks", "over the 2 months", "the 10th term"?"""
         item, after = self.items[at], self.items[at + 1].word if at + 1 < len(self.items) else ""
-        if after == "each" or item.text[-2:] in ("st", "nd", "rd", "th"):
+        then = self.items[at + 2].word if at + 2 < len(self.items) else ""
+        if (
+            after == "each"
+            or item.text[-2:] in ("st", "nd", "rd", "th")
+            or (after in TIMES and then == "ago" and not item.worked)
+        ):
             return True
         before = [each.word for each in self.items[max(0, at - 3) : at]]
         while len(before) > 1 and before[-1] in WHICH:
             before.pop()
         timed = before[-1:] and before[-1] in ("for", "in", "over", "within", "during", "after", "throughout")
         return bool(timed and after in TIMES) or before[-1:] in (["every"], ["per"])
+
+    def is_bound(self, at: int) -> bool:
+        """Is a value an end of a range, as both are of "17 primes between 1 and 60"?"""
+        before = [item.word if item.kind != "value" else "#" for item in self.items[max(0, at - 3) : at]]
+        return before[-1:] == ["between"] or before == ["between", "#", "and"]
+
+    def link(self, at: int, other: int) -> str:
+        """How two values belong together (`_link`); two measures only where they are of one kind."""
+        found, first = _link(self.items[at + 1 : other]), self.items[at + 1].word if at + 1 < other else ""
+        after = self.items[other + 1].word if other + 1 < len(self.items) else ""
+        return "" if found == "whole" and is_unit(first) and not same_measure(first, after) else found
 
     def is_remark(self, place: int) -> bool:
         """Does a remark begin with the value behind a comma, as in "7, 3 more than before"?"""
@@ -330,6 +349,7 @@ class _Sentence:
             measured = bool(words) and is_unit(words[-1])
             rate = item.word == "per" or (measured and item.text == "/" and item.start == end)
             name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in STOP
+            name = name and (item.word not in COUNTS or bool(OPERATES.fullmatch(" ".join(words))))
             bare = item.text.rstrip("0123456789^{}")
             unit = (
                 (is_unit(bare) and (item.word != "in" or self.text[item.end :].strip(" .*$") == ""))
@@ -369,5 +389,7 @@ def _link(between: Sequence[Item]) -> str:
         return "list"
     if marks:
         return ""
+    if OPERATES.fullmatch(" ".join(words)):
+        return "whole"
     measured = is_unit(words[0]) and words[1:] in ([], ["and"])
     return "whole" if measured or set(words) <= ARITHMETIC else ""

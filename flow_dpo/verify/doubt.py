@@ -171,7 +171,7 @@ def claims_nothing(sentence: str) -> bool:
             re.IGNORECASE,
         )
     if _REPORTED.search(found[0]):
-        return not _CONCLUSION.search(sentence, found.end())
+        return not (_CONCLUSION.search(sentence, found.end()) or _concludes(sentence))
     return not _RESULT.search(sentence, found.end())
 
 
@@ -183,6 +183,15 @@ _REPORTED = re.compile(
 _CONCLUSION = re.compile(r"(?:=|:|\b(?:so|therefore|thus|hence|then|we get|gives|it is)\b)[^?]*\d", re.IGNORECASE)
 
 
+def _concludes(sentence: str) -> bool:
+    """Does a sentence state something behind what is given: "Given that there are 5 boxes of 17, there are 85."?"""
+    given, _, clause = sentence.rpartition(", ")
+    return bool(_GIVEN.match(given)) and not _TASKED.match(clause) and _STATED.search(clause) is not None
+
+
+_GIVEN = re.compile(r"\W*(?:so |now |and )?given\b", re.IGNORECASE)
+_TASKED = re.compile(r"(?:and|find|what|how|calculate|determine|compute|we (?:need|want))\b", re.IGNORECASE)
+_STATED = re.compile(r"\b(?:is|are|has|have|gets?|costs?|makes?|needs?|equals?|will|would)\b[^?]*\d", re.IGNORECASE)
 _NEXT = re.compile(r"\W*(?:now|next|then|after that)\b,? (?:we|i|you|let)\b", re.IGNORECASE)
 
 

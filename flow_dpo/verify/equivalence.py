@@ -55,6 +55,8 @@ class Quantity(NamedTuple):
     percent: bool
     decimals: int
     text: str
+    first: Unit | None = None
+    """Of a sum of measures the unit of its first part, in which a bare number may state it too."""
 
 
 class Group(NamedTuple):
@@ -165,14 +167,14 @@ def _unwrapped(text: str) -> str:
 
 def _group(kind: str, parts: tuple[Answer | None, ...]) -> Answer:
     """Several answers; one where it is a sum of measures, "1 hour, 30 minutes"."""
-    total, last = Fraction(0), None
+    total, last, first = Fraction(0), None, None
     for part in parts:
         if kind or not isinstance(part, Quantity) or not part.unit or not part.formula.exact:
             return Group(kind, parts)
         if last and (part.unit.dimensions != last.dimensions or part.unit.size >= last.size):
             return Group(kind, parts)
-        total, last = total + part.formula.value * part.unit.size, part.unit
-    return Quantity(Formula(total / last.size, True), last, False, 0, "") if last else Group(kind, parts)
+        total, last, first = total + part.formula.value * part.unit.size, part.unit, first or part.unit
+    return Quantity(Formula(total / last.size, True), last, False, 0, "", first) if last else Group(kind, parts)
 
 
 def _read_equation(sides: list[str]) -> Answer | None:
@@ -193,15 +195,13 @@ def _without_unit(text: str) -> tuple[str, str]:
         known = is_unit(word) or (spaced and word.lower() in _LITTLE)
         if not head or not (known or (spaced and len(word) > 2)) or (len(word) == 1 and not spaced):
             continue
-        if (
-            _FUNCTION.fullmatch(word) is None
-            and re.fullmatch(r"[A-Za-z0-9 .,'/^{}()%-]*", tail)
-            and head[-1] in _BEFORE_UNIT
-        ):
+        if _FUNCTION.fullmatch(word) is None and _UNIT_WORDS.fullmatch(tail) and head[-1] in _BEFORE_UNIT:
             return head, tail
     return text, ""
 
 
+_UNIT_WORDS = re.compile(r"(?:\b(?:[mckd]?m|in|ft|yd)[23]\b|\^ ?\{? ?-?[1-9] ?\}?|\bper \d+ |[A-Za-z .,'/{}()%-])*")
+"""What may stand behind a formula as its unit: of digits an exponent, and "per 10 eggs". ("42 maybe 43" is not 42.)"""
 _BEFORE_UNIT = frozenset("0123456789)}!%abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
@@ -326,6 +326,11 @@ def _compare_quantities(a: Quantity, b: Quantity) -> bool | None:
         if a.unit.dimensions != b.unit.dimensions:
             return False
         scale = b.unit.size / a.unit.size
+    for joint, other in ((a, b), (b, a)):  # "3 hours and 30 minutes" is 210 and 3.5
+        if joint.unit and joint.first and not other.unit and not other.percent:
+            total = Fraction(joint.unit.size, joint.first.size) * joint.formula.value
+            if _close(joint._replace(formula=Formula(total, True)), other, Fraction(1)):
+                return True
     found = _close(a, b, scale)
     if found is None and scale != 1:
         return True  # "\\sqrt{2} m" and "100\\sqrt{2} cm": to 50 digits, and algebra sees no units

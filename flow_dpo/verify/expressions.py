@@ -29,7 +29,7 @@ _TOKEN = re.compile(
     r"|(?<![\d.,])\d{1,3}(?: \d{3}){2,}(?![\d,.]\d))"
     rf"|(?P<number>(?:(?:US|CA|AU)?\\?\$ ?|[€£¥₹] ?|Rs\.? ?)?(?:{_DIGITS})(?::\d+)*[A-Za-z]*(?: ?\\?[%°])?)"
     r"|(?P<command>\\(?:[A-Za-z]+(?: ?\{[^{}]{0,60}\})?|.))"
-    r"|(?P<operator><=|>=|!=|[-=]>|[\u2013\u2014](?= ?[$€£]?\d)|[-+*/^=<>≤≥≈≠\u00d7÷·±√π∞\u2212_%°²³½¼¾&])"
+    r"|(?P<operator><=|>=|!=|[-=]>|[\u2013\u2014](?= ?[$€£]?\d)|[-+*/^=<>≤≥≈≠\u00d7÷·±√∛π∞\u2212_%°²³½¼¾&])"
     r"|(?P<bracket>[()\[\]{}])"
     r"|(?P<mark>\S)",
     re.DOTALL,
@@ -39,10 +39,16 @@ MAX_TOKENS = 200
 _FUNCTIONS = frozenset(
     ["sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "mod", "max", "min"]
 )
-_NUMERALS = frozenset("π∞½¼¾")
+_NUMERALS = frozenset(["π", "∞", "½", "¼", "¾", "pi"])
+_APPLIED = re.compile(r"sin|cos|tan|cot|csc|log(?:_?\d{1,3})?|ln|sqrt|cbrt")
+"""Functions that take what follows them without brackets too: "ln 2", "2 sqrt 3". ("5 min 30 sec" is a time.)"""
+_LOGGED = frozenset(
+    ["to", "must", "can", "will", "should", "could", "would", "may", "might", "and", "they", "we", "he", "she"]
+)
+"""Behind these "log" is a verb: "she has to log 5 hours"."""
 _POSTFIX = frozenset("%°²³") | _NUMERALS
 _RELATIONS = frozenset(["\\le", "\\leq", "\\ge", "\\geq", "\\ne", "\\neq", "\\lt", "\\gt", "\\in"])
-_SIGNS = frozenset("-\u2212\u2013+±√<>≤≥≠") | {"<=", ">=", "!="} | _NUMERALS
+_SIGNS = frozenset("-\u2212\u2013+±√∛<>≤≥≠") | {"<=", ">=", "!="} | _NUMERALS
 
 _NO_PROSE = re.compile(
     r"\\[A-Za-z]+\s?(?:\{[^{}\\]{0,100}\})?|\b(?:sin|cos|tan|log|ln|exp|max|min|sqrt|pi|mod|and|or)\b"
@@ -89,6 +95,22 @@ def whole_text(text: str) -> str | None:
     return None if body.count("$") % 2 else body
 
 
+_NO_FORMULA = re.compile(r"[=?<>≈£€;\u3000-\uffff]|(?<!\\)[$!]|\d\s+\(|[A-Za-z]{2}")
+_COMMAND = re.compile(
+    r"\\(?:text|mbox|mathrm|textbf)\{[^{}]{0,200}\}|\\[A-Za-z]{1,40}"
+    r"|(?<![A-Za-z])(?:arc)?(?:sin|cos|tan|cot|csc|log|ln|exp|sqrt|cbrt|pi)(?![A-Za-z]{2})"
+)
+
+
+def formula_alone(sentence: str) -> str | None:
+    r"""The sentence where it is one formula without a word of prose: "p - q", "11,\! 111". Nothing of it is cut off."""
+    text = sentence.strip(" \t\r*_`").removesuffix(".").rstrip(" *_`")
+    if len(text) > 500 or not any(char.isalpha() or char == "\\" for char in text):
+        return None
+    balanced = all(text.count(a) == text.count(b) for a, b in ("()", "[]", "{}"))
+    return text if balanced and not _NO_FORMULA.search(_COMMAND.sub(" ", text)) else None
+
+
 _SOLVED = re.compile(r"\$?[A-Za-z] ?= ?[-\u2212]?[\d./]+\$?\.?")
 
 
@@ -97,8 +119,11 @@ def items_of(sentence: str) -> list[Item]:
     tokens, items, at = _tokens(sentence), [], 0
     while at < len(tokens):
         token = tokens[at]
-        if token.kind == "mark" or (
-            token.kind == "word" and len(token.text) > 1 and token.text[1].isalpha() and token.text not in _FUNCTIONS
+        verb = token.text == "log" and items and items[-1].word in _LOGGED
+        if (
+            token.kind == "mark"
+            or verb
+            or (token.kind == "word" and len(token.text) > 1 and token.text[1].isalpha() and not _is_function(token))
         ):
             items.append(token)
             at += 1
@@ -138,7 +163,7 @@ def _tokens(sentence: str) -> list[Item]:
 def _end_of_value(tokens: list[Item], start: int) -> int:
     """End of the expression that starts at a token; `start` where none does."""
     first = tokens[start]
-    name = first.kind == "word" and first.text not in _FUNCTIONS and first.text[1:2] not in "_0123456789"
+    name = first.kind == "word" and not _is_function(first) and first.text[1:2] not in "_0123456789"
     if name or (first.kind == "operator" and first.text not in _SIGNS):
         return start
     depth, end, solid = 0, start, False
@@ -153,11 +178,32 @@ def _end_of_value(tokens: list[Item], start: int) -> int:
     return end if solid else start
 
 
+def _is_applied(token: Item) -> bool:
+    return token.kind == "word" and _APPLIED.fullmatch(token.text) is not None
+
+
+def _is_function(token: Item) -> bool:
+    return token.kind == "word" and (token.text in _FUNCTIONS or _is_applied(token))
+
+
+def _takes(function: Item, after: Item | None, *, joined: bool) -> bool:
+    """Does a function's name stand before what it is applied to: "ln 2", "2 sqrt(3)", but not "5 log cabins"?
+
+    `joined`: nothing stands before it that needs a sign between, or that it is glued to."""
+    if after is None or (not joined and not _is_applied(function)):
+        return False
+    if joined and after.kind not in ("operator", "mark"):
+        return True
+    letter = after.kind == "word" and len(after.text) == 1 and after.text not in "aAI"
+    return letter or after.kind in ("number", "formula", "command") or after.text in ("(", "{", "^", "√", "∛", "π")
+
+
 def _continues(token: Item, before: Item | None, after: Item | None, depth: int) -> bool:
     """Does a token belong to an expression that stands before it (`before` None: may it begin one)?"""
     glued = before is not None and before.end == token.start
     operand = before is not None and not (
         before.kind == "command"
+        or _is_applied(before)
         or (before.kind == "operator" and before.text not in _POSTFIX)
         or before.text in ("(", "[", "{", ",", ";", ":", "|")
     )
@@ -168,8 +214,8 @@ def _continues(token: Item, before: Item | None, after: Item | None, depth: int)
         crossed = before is not None and before.text in ("x", "X") and before.end < token.start  # "1.2 x 10^5"
         return not operand or mixed or crossed or (glued and token.kind == "number")
     if token.kind == "word":
-        if token.text in _FUNCTIONS:
-            return (not operand or glued) and after is not None and after.kind not in ("operator", "mark")
+        if _is_function(token):
+            return token.text == "pi" or _takes(token, after, joined=not operand or glued)
         if len(token.text) > 1 and token.text[1] not in "_0123456789":
             return False
         times = token.text in ("x", "X") and operand and after is not None and after.kind in ("number", "formula")

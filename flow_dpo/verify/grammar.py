@@ -27,7 +27,8 @@ SPELLED = re.compile(
 PREFIX = re.compile(
     rf"(?:\([A-J]\) ?|\b(?:plus or minus|minus|negative|(?:(?:{NUMERAL} |a )?(?:half|thirds?|quarters?"
     rf"|fifths?)|twice|double|triple|thrice)(?: of)?|at least|at most"
-    r"|(?:no )?(?:more|less|fewer|greater|bigger|smaller|larger|higher|lower) than|over|under|above|below|up to|between"
+    r"|(?:no )?(?:more|less|fewer|greater|bigger|smaller|larger|higher|lower) than|over|under|above|below"
+    r"|(?<!adding )(?<!adds )(?<!add )up to|between"
     r"|(?:sum|product|difference|quotient|square|cube|root|reciprocal|opposite) (?:of|between))(?: the)? )$",
     re.IGNORECASE,
 )
@@ -35,8 +36,9 @@ CHANGED = re.compile(  # what changes the value before it, up to the end of its 
     r" ?(?:times (?:the|its|his|her|their|that|as|of)\b|(?:raised )?to the\b|and (?:an?|one|two"
     r"|three) (?:half|third|quarter"
     r"|[a-z]+th)s?\b|(?:[a-z]+ )?(?:more|less|fewer|greater) than [a-z]\b|(?:[a-z]+ )?short of\b"
-    r"|or (?:something|more|less|fewer"
+    r"|or (?:something|more|less|fewer|so"
     r"|higher|lower|above|greater)\b"
+    r"|(?:[a-z]+ )?at (?:the )?(?:very )?(?:most|least)\b(?! \d)"
     r"|[xyzntk]\b(?! ?=))[^,;.\n()]{0,80}",
     re.IGNORECASE,
 )
@@ -44,6 +46,11 @@ THEN = re.compile(r"\b(?:so|therefore|thus|hence|which means|meaning)\b(?=[^\n]*
 SHARED = re.compile(  # "12 for adults, 8 for children"
     r"[ \w]{0,20}? (\(|for |from |to |by |in |if |when )[^,;\d]{1,30}(?:,|;|,? and"
     r"|,? or)(?: and)? \$?(\d[\d.,/]*)(?: \w+)? \1"
+)
+OPERATES = re.compile(  # words between two values that make one of them: "10 choose 3", "8 apples subtracted from 10"
+    r"(?:root|choose|until|versus|vs|mod|(?:to )?(?:the )?power(?: of)?"
+    r"|(?:\w+ )?(?:subtracted from|taken (?:away )?from|added to|combined with"
+    r"|(?:increased|decreased|reduced|multiplied|divided|raised) (?:by|to)(?: the power(?: of)?)?))"
 )
 NO_ROLE = re.compile(  # what only lies near a value, or numbers something: "close to 21", "a multiple of 21", "step 21"
     r"\b(?:almost|nearly|hardly|barely|scarcely|close to|near|multiples? of|factors? of|divisible by|depends on|divides"
@@ -76,8 +83,21 @@ ARITHMETIC = _words("to through times plus minus of over base mod modulo in divi
 VERBS = _words(
     "is are was were be has have had equals equal makes make made gets get got earns earn earned needs need needed "
     "costs cost pays pay paid takes take took spends spend spent will would gives give gave leaves becomes totals "
+    "comes come came totals means leaves adds yields "
     "owes should can must receive receives received buy buys bought sell sells sold read reads "
     "it's that's there's he's she's"
+)
+RESULT = re.compile(  # what a sentence comes to behind another value: "..., so 85", "..., leaving 85", "a total of 85"
+    r"\b(?:i\.e\.|that is,|namely\b|in other words\b|so(?! far\b| that\b| many\b| much\b|-)\b"
+    r"|therefore\b|thus\b|hence\b|thereby\b"
+    r"|(?<!of a )(?<!of the )(?<!from a )(?<!from the )(?:(?:grand|combined) )?total (?:\w+ )?of\b)"
+    r"|(?:,|\bthus|\bthereby|\band|[\u2013\u2014]| -) ?(?:now |only |just )?(?:totall?ing|leaving|resulting in"
+    r"|(?:making|costing|earning)(?! up\b| [^,.]{0,30}\d[^,.]{0,20} (?:each|apiece|an? (?:day|hour|week|month|year))\b)"
+    r"|giving(?! [^,.]{0,30}\d[^,.]{0,30} (?:to|away)\b)|amounting to|adding up to|meaning|bringing|yielding|producing"
+    r"|equall?ing|coming to"
+    r"|for(?= [^\w,]{0,3}\d(?!\S* (?:minute|hour|day|week|month|year)s?\b)[^,.]{0,30}"
+    r" (?:in total|in all|altogether)\b))\b",
+    re.IGNORECASE,
 )
 TIMES = _words("seconds minute minutes hour hours day days week weeks month months year years")
 WHICH = _words("the a these those all past last next first same entire")
@@ -92,7 +112,8 @@ STOP = VERBS | CONCLUDES | EXPLAINS | LEAD | _words(
     "been do does did can could should must may might in on at for from with without within during and or but which "
     "whom until than this these those here his her their our my your each every all altogether together left "
     "remaining remain remains more less fewer over not no also too again away times plus minus base mod divided using "
-    "being out into instead correct right final answer good great overall how what why let me hope i'm i've per"
+    "between being out into instead correct right final answer good great overall how what why let me hope i'm i've "
+    "per"
 )  # fmt: skip
 NO_NAMES = _words(
     "correct right wrong incorrect clear unclear helpful below above as in found given shown known unknown not that "

@@ -42,7 +42,9 @@ POINTS = 4
 UNWORKABLE = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-_PROSE = re.compile(r"(?<![\\A-Za-z])(?<!\\begin\{)(?<!\\end\{)[A-Za-z]{4,}")
+_PROSE = re.compile(
+    r"(?<![\\A-Za-z])(?<!\\begin\{)(?<!\\end\{)(?:[A-Za-z]{4,}|[A-Za-z]{2,3} [A-Za-z]{2,3}(?![A-Za-z]))"
+)
 
 
 def limit(cpu_s: float) -> None:

@@ -6,12 +6,14 @@ time and a quarter of a gigabyte (`sandbox_worker` has the walls). Nothing is ru
     run_program("print(6 * 7)")             Ran(output="42\\n", reason="")
     run_program("import os")                Ran(output="", reason="the module os is not allowed")
     run_program("while True: pass")         Ran(output="", reason="it took more than 2 s")
+    run_program("x = 2", test="x == 2")     Ran(output="", reason="", holds=True)
 
 Invariant: whatever the program is, this returns within `wall_s`, and the child is gone.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -38,6 +40,8 @@ class Ran:
     output: str
     reason: str = ""
     """Why it did not run to its end; "" where it did."""
+    holds: bool | None = None
+    """Whether the test held; None where there was none, or it was not reached."""
 
 
 def check_platform() -> None:
@@ -52,12 +56,21 @@ def code_of(text: str) -> str:
     return blocks[-1] if blocks else text
 
 
-def run_program(program: str, *, cpu_s: int = 2, wall_s: float = 6.0, memory_bytes: int = 1 << 28) -> Ran:
-    """Run a program in a child process of its own. Never raises for what the program does."""
+def run_program(
+    program: str, *, test: str = "", cpu_s: int = 2, wall_s: float = 6.0, memory_bytes: int = 1 << 28
+) -> Ran:
+    """Run a program in a child process of its own, and then a test, which the program cannot change or answer itself.
+
+    `test` is an expression over what the program defines; the built-ins and modules in it are the real ones, even where
+    the program binds their names. Never raises for what the program does; raises `ValueError` for a test that is no
+    expression, or calls nothing but built-ins.
+    """
     check_platform()
+    if test:
+        _check_test(test)
     if len(program) > _MAX_PROGRAM:
         return Ran(output="", reason=f"longer than {_MAX_PROGRAM:,} characters")
-    job = json.dumps({"cpu_s": cpu_s, "memory_bytes": memory_bytes, "program": program})
+    job = json.dumps({"cpu_s": cpu_s, "memory_bytes": memory_bytes, "program": program, "test": test})
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(WORKER)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -80,9 +93,24 @@ def run_program(program: str, *, cpu_s: int = 2, wall_s: float = 6.0, memory_byt
         return Ran(output="", reason=f"it took more than {cpu_s} s")
     try:
         found = json.loads(output)
-        return Ran(output=str(found["output"]), reason=str(found["reason"]))
+        return Ran(output=str(found["output"]), reason=str(found["reason"]), holds=found["holds"])
     except (ValueError, KeyError, TypeError):
         return Ran(output="", reason=f"it died (exit status {child.returncode})")
+
+
+def _check_test(test: str) -> None:
+    from flow_dpo.verify.sandbox_worker import BUILTINS, MODULES  # needs a platform with limits
+
+    try:
+        names = {node.id for node in ast.walk(ast.parse(test, mode="eval")) if isinstance(node, ast.Name)}
+    except SyntaxError as error:
+        raise ValueError(
+            f"expected a test that is an expression, such as double(2) == 4, found {test!r:.200}"
+        ) from error
+    if names <= {*BUILTINS, *MODULES, "print"}:
+        raise ValueError(
+            f"expected a test that calls what the program defines, by no built-in's name, found {test!r:.200}"
+        )
 
 
 def _read(pipe: int, deadline: float) -> tuple[bytes, bool]:

@@ -7,7 +7,11 @@ program comes on standard input; one line of JSON goes out. Three walls, each en
 2. on Linux (x86-64, arm64) a system call filter: read, write, memory, time, signals and exit are all there is;
 3. a grammar: only listed kinds of syntax, names without underscores, listed attributes and modules, listed built-ins.
 
-    {"cpu_s": 2, "memory_bytes": 268435456, "program": "print(6 * 7)"}  ->  {"output": "42\\n", "reason": ""}
+    {"cpu_s": 2, "memory_bytes": 268435456, "program": "print(6 * 7)", "test": ""}
+        ->  {"output": "42\\n", "reason": "", "holds": null}
+
+A test is evaluated after the program, in a namespace of its own: the program's names, and over them the real built-ins
+and modules. The grammar has no classes and assigns no attributes, so that no value has an `==` of its own.
 """
 
 import ast
@@ -76,6 +80,8 @@ def check(tree: ast.Module) -> None:
                 raise Refused(f"the name {name[:40]} is not allowed")
         if isinstance(node, ast.Attribute) and node.attr not in ATTRIBUTES:
             raise Refused(f"the attribute {node.attr[:40]} is not allowed")
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            raise Refused(f"to assign the attribute {node.attr[:40]} is not allowed")
         if isinstance(node, ast.Import) and (bad := [a.name for a in node.names if a.name not in MODULES]):
             raise Refused(f"the module {bad[0][:40]} is not allowed")
         if isinstance(node, ast.ImportFrom):
@@ -131,8 +137,8 @@ def filter_calls() -> bool:
     return prctl(set_seccomp, by_filter, ctypes.byref(Lines(len(lines), made)), 0, 0) == 0
 
 
-def run(program: str) -> dict[str, str]:
-    """What a program prints, and why it stopped where it did not run to its end."""
+def run(program: str, test: str = "") -> dict[str, str | bool | None]:
+    """What a program prints, why it stopped where it did not run to its end, and whether a test holds behind it."""
     printed: list[str] = []
 
     def write(*values: object, sep: str = " ", end: str = "\n") -> None:
@@ -144,23 +150,30 @@ def run(program: str) -> dict[str, str]:
         return SimpleNamespace(**MODULES[name])
 
     allowed = {name: getattr(builtins, name) for name in BUILTINS} | {"print": write, "__import__": bring}
-    reason = ""
+    reason, holds = "", None
+    names: dict[str, object] = {"__builtins__": allowed, "__name__": "program"}
     try:
         tree = ast.parse(program)
         check(tree)
-        exec(compile(tree, "program", "exec"), {"__builtins__": allowed, "__name__": "program"})
+        exec(compile(tree, "program", "exec"), names)
+        if test:
+            asked = ast.parse(test.strip())
+            check(asked)
+            real = {name: value for name, value in allowed.items() if name != "__import__"}
+            real |= {name: bring(name) for name in MODULES}
+            holds = bool(eval(compile(ast.unparse(asked), "test", "eval"), {**names, **real}))
     except Refused as error:
         reason = str(error)
     except RAISED as error:
         reason = f"{type(error).__name__}: {error}"[:200]
-    return {"output": "".join(printed)[:MAX_OUTPUT], "reason": reason}
+    return {"output": "".join(printed)[:MAX_OUTPUT], "reason": reason, "holds": holds}
 
 
 def main() -> None:
     job = json.loads(sys.stdin.buffer.read())
     limit(job["cpu_s"], job["memory_bytes"])
     filtered = filter_calls()
-    found = run(job["program"])
+    found = run(job["program"], job["test"])
     sys.stdout.write(json.dumps({**found, "filtered": filtered}) + "\n")
     sys.stdout.flush()
 

@@ -119,7 +119,7 @@ class Verifier:
             # Nobody reads a sentence of thousands of digits to its end: the numeral is whole, or it is none.
             whole = re.search(rf"(?<!\d){answer}(?!\d)", text) is not None
             answer = answer if whole else text.strip()
-        return accepted, answer, _without_algebra(accepted, answer)
+        return accepted, answer, _without_algebra(accepted, answer, blank=not gold.strip())
 
     def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
         """The pool's findings, each pair's once."""
@@ -140,10 +140,11 @@ class Verifier:
         return [known[pair] for pair in pairs]
 
 
-def _without_algebra(gold: str, answer: str | None) -> Verdict | None:
-    """The verdict where it needs no child process; None where algebra has to look."""
+def _without_algebra(gold: str, answer: str | None, *, blank: bool) -> Verdict | None:
+    """The verdict where it needs no child process; None where algebra has to look. `blank`: the gold field was."""
     if not gold:
-        return Verdict(status="ungraded", answer=answer and _bounded(answer), reason="the gold answer is empty")
+        reason = "the gold answer is empty" if blank else "the gold answer cannot be parsed: no value in it"
+        return Verdict(status="ungraded", answer=answer and _bounded(answer), reason=reason)
     if answer is None:
         return Verdict(status="wrong", reason=NO_ANSWER)
     equal = same(gold, answer)

@@ -30,6 +30,8 @@ _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth"
 
 COUNT, SCALE, _PART = "|".join(_COUNTS), "|".join(_SCALES), "|".join(_PARTS)
 """Alternatives of number words, as parts of a pattern."""
+COUNTS = frozenset(_COUNTS)
+"""Number words that stand alone: "three", "forty"."""
 _RUN = re.compile(
     rf"\b(?:an? (?=(?:{SCALE}|{_PART})s?\b))?(?P<words>(?:{COUNT}|{SCALE})s?"
     rf"(?:(?:[ -]|(?<=hundred) and |(?<=thousand) and )(?:{COUNT}|{SCALE})s?\b)*)?"
@@ -155,9 +157,15 @@ _ABBREVIATIONS = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per h
 _CHANGES = frozenset([
     "not", "no", "wrong", "incorrect", "false", "less", "more", "fewer", "than", "plus", "minus", "mod", "modulo",
     "times", "over", "remainder", "r", "squared", "cubed", "to", "or", "half", "third", "quarter",
-    "factorial", *_SCALES,
+    "factorial", "maybe", "perhaps", "possibly", "versus", "vs", "instead", "except", "excluding", *_SCALES,
 ])  # fmt: skip
 """Words that change what stands before them; where they are left, nothing is read."""
+_CHANGED = re.compile(
+    r"\bshort of\b|\bat (?:the )?(?:very )?(?:most|least)\b|\bor so\b|\b(?:root|choose|power(?: of)?) [a-z]$"
+    r"|\b(?:subtracted|taken) from\b|\badded to\b"
+    r"|\b(?:increased|decreased|reduced|raised|multiplied|divided) (?:by|to)\b"
+)
+"""Phrases that do."""
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 
 
@@ -173,12 +181,18 @@ def is_unit(word: str) -> bool:
     return bool(_measure(word)) or word.lower() in (*_ABBREVIATIONS, *_POWERS)
 
 
+def same_measure(one: str, other: str) -> bool:
+    """Whether two words name measures of one kind: "hours" and "minutes", but not "pounds" and "years"."""
+    found = [_measure(word) for word in (one, other)]
+    return found[0] is not None and found[1] is not None and found[0][:2] == found[1][:2]
+
+
 def unit(text: str) -> Unit | None:
     """The measure that words after a number name; None where they name things, which are counted.
 
     Raises `ValueError` where a word among them changes the number.
     """
-    if "short of" in text:
+    if _CHANGED.search(text):
         raise ValueError(text)
     text = re.sub(r"^\s*(?:of )?an? ", "", text)
     text = re.sub(r"\b([mckd]?m|in|ft|yd)([23])\b", r"\1^\2", text)  # "cm2"
@@ -187,7 +201,7 @@ def unit(text: str) -> Unit | None:
     text = re.sub(
         r"\b[a-z]{3,4}\b", lambda found: _ABBREVIATIONS.get(found[0].lower(), found[0]), text, flags=re.IGNORECASE
     )
-    tokens = re.findall(r"[A-Za-z]+|\^\{?-?\d\}?|/|\S", text)
+    tokens = re.findall(r"[A-Za-z]+|\^\{?-?\d\}?|\d+|\S", text)
     dimensions: dict[str, int] = {}
     size, sign, power, reads = Fraction(1), 1, 1, True
     for at, token in enumerate(tokens):
@@ -199,6 +213,8 @@ def unit(text: str) -> Unit | None:
             word in ("a", "an", "each", "every") and at and (_measure(after) or ("",))[0] in ("time", "calendar")
         ):
             sign, reads = -1, True
+        elif token.isdecimal() and sign < 0 and int(token):  # "12 liters per 100 km"
+            size /= int(token)
         elif word in _POWERS and _measure(after):
             power = _POWERS[word]
         elif measure and reads:

@@ -379,3 +379,12 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
     with pytest.raises(DataError) as caught:
         load_problems(name)
     assert message in str(caught.value)
+
+
+def test_the_gold_answer_of_a_worked_solution_is_its_last_value(tmp_path: Path) -> None:
+    answers = ["She adds 5 and 3.\nSo she has 8 apples.", "48/2 = 24\n48+24 = 72", "He has 72 clips.", "Tuesday",
+               "x = 5", "Roses are red\nViolets are blue"]  # fmt: skip
+    rows = [{"question": f"Q{at}", "answer": answer} for at, answer in enumerate(answers)]
+    found = load_problems(written(tmp_path, rows))
+    assert [problem.gold for problem in found.problems] == ["8 apples", "72", "72 clips", "Tuesday", "x = 5"]
+    assert found.skipped_reasons == {"expected a gold answer in 'answer'": 1}

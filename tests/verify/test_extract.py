@@ -112,6 +112,28 @@ def test_gold_answers_may_be_dressed() -> None:
     assert last_box("none") is None
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("He has 72 clips.", "72 clips"),
+        ("48/2 = 24\n48+24 = 72", "72"),
+        ("She adds 5 and 3.\nSo she has 8 apples.", "8 apples"),
+        ("She has seven apples.", "seven apples"),
+        ("x = 5\nx = 5", "x = 5"),
+        ("x = 3\nx = 5", ""),  # two values: neither is the last of a solution
+        ("Roses are red\nViolets are blue", ""),
+        *((text, text) for text in (
+            "even", "Tuesday", "x = 5", "(0, 1]", "(1, 2)", "5 apples", "June 20", "World War 2", "no solution",
+            "1, 2 and 3", "3 hours and 30 minutes", "It is even", "all real numbers except 3",
+            "f(x) = 2x if x > 0, 3 otherwise", "90\\text{ square\nunits}", "\\begin{pmatrix}1\\\\\n2\\end{pmatrix}",
+            "10 miles per hour", "2:30 pm",
+        )),
+    ],
+)  # fmt: skip
+def test_a_gold_answer_may_be_a_worked_solution(gold: str, answer: str) -> None:
+    assert gold_answer(gold) == answer
+
+
 HOSTILE = [
     "9" * 2_000_000, "{" * 100_000, "}" * 100_000, "\\boxed{" * 50_000, "\\boxed{1}" * 5_000, "\\boxed{1}, " * 5_000,
     "$" * 100_001, "\\(" * 100_000, "\\[" * 100_000, "\\" * 200_001, "answer is " * 50_000, "answer " * 100_000,

@@ -230,6 +230,45 @@ def test_unit_tests_of_code_are_a_reward() -> None:
     texts = ["```python\ndef f(x):\n    return 2 * x\n```", "def f(x):\n    return x", "print('True')", "import os"]
     tests = ["f(2) == 4", "f(0) == 0"]
     assert unit_tests.passed(texts, [tests, tests, tests, []]) == [1.0, 0.5, 0.0, None]
+    with pytest.raises(ValueError, match="calls what the program defines"):
+        unit_tests.passed(["def f(x): return 1"], [["sum([1, 2]) == 3"]])
+    with pytest.raises(ValueError, match="that is an expression"):
+        unit_tests.passed(["def f(x): return 1"], [["f(1) = 3"]])
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "double = lambda x: 1\nbool = lambda x: True",
+        "def double(x): return 1\nprint = (lambda p: lambda w, r: p(w, True))(print)",
+        "def double(x): return 1\ndef bool(x): return 2 > 1",
+        "def double(x): return 1\nfrom math import inf as bool, pi as print",
+        "def double(x): return 1\nimport math as abs",
+        "double = lambda x: 1\nfor abs in [lambda x: 4]: pass",
+        "double = lambda x: 1\n[abs := n for n in [lambda x: 4]]",
+        "double = lambda x: 1\n(abs, all) = (lambda x: 4, lambda x: True)",
+        "double = lambda x: 1\nimport math\nmath.isclose = lambda *x: True",
+        "import math\ndouble = lambda x: math",
+        "double = lambda x: 1\nmath = [0]",
+        "from fractions import Fraction as F\ndouble = lambda x: F(7, 3)\nF.numerator, F.denominator = 7, 3",
+        "double = lambda x: 1\nglobal bool",
+        "double = lambda x: 1\ndel bool",
+        "class double:\n    def __init__(self, x): pass\n    def __eq__(self, other): return True",
+        "double = lambda x: 1\n__builtins__['bool'] = lambda x: True",
+        "double = lambda x: 1\nimport builtins\nbuiltins.bool = lambda x: True",
+        "double = lambda x: 1\ntry: 1 / 0\nexcept ZeroDivisionError as bool: pass",
+        "double = lambda x: float('nan')",
+        "double = lambda x: True\nprint(True)",
+    ],
+)
+def test_a_program_that_solves_nothing_passes_nothing(program: str) -> None:
+    tests = ["double(2) == 4", "abs(double(2)) == 4", "all([double(2) == 4])", "math.isclose(double(2), 4)"]
+    assert unit_tests.passed([program], [tests]) == [0.0]
+
+
+def test_a_program_may_name_its_values_as_it_likes() -> None:
+    text = "sum = 0\nfor max in range(3): sum += max\ndef double(list):\n    len = 2\n    return list * len"
+    assert unit_tests.passed([text], [["double(2) == 4", "sum([double(1), 1]) == 3"]]) == [1.0]
 
 
 def test_a_judge_model_is_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:

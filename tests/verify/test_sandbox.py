@@ -63,6 +63,8 @@ def test_a_program_calculates() -> None:
         ("x = 1 << 10 ** 12", "Error"),
         ("print(f'{1:>100000000000}')", "Error"),
         ("print('%099999999999d' % 1)", "Error"),
+        ("import math\nmath.sqrt = print", "to assign the attribute sqrt is not allowed"),
+        ("from fractions import Fraction\nfor Fraction.numerator in [1]: 2", "to assign the attribute numerator"),
         ("import math as __builtins__", "the name __builtins__ is not allowed"),
         ("match 1:\n    case int(real=x): print(x)", "Match is not allowed"),
         ("x = [" + "1," * 6000 + "]", "longer than 5000 nodes"),
@@ -81,6 +83,15 @@ def test_endless_programs_end(program: str) -> None:
     assert time.monotonic() - started < 15
     sleeping = run_program("while True: pass", cpu_s=60, wall_s=0.5)
     assert "more than 0.5 s" in sleeping.reason
+
+
+def test_a_test_is_evaluated_behind_the_program() -> None:
+    program = "def f(x): return 2 * x\nabs = print = bool = lambda *x: True\nmath = []"
+    tests = {"abs(f(2)) == 4": True, "math.sqrt(f(2)) == 2": True, "f(2) == 5": False}
+    assert {test: run_program(program, test=test).holds for test in tests} == tests
+    assert run_program(program).holds is None
+    assert run_program(program, test="g(2) == 4").reason.startswith("NameError")
+    assert run_program("import os", test="f(2) == 4") == Ran(output="", reason="the module os is not allowed")
 
 
 def test_the_kernel_is_a_wall_of_its_own() -> None:

@@ -148,6 +148,18 @@ def test_the_three_values(verifier: Verifier) -> None:
         assert verdict.reason.startswith(reason)
 
 
+def test_a_gold_answer_in_words_is_read_or_ungraded(verifier: Verifier) -> None:
+    for gold, answer, status in (
+        ("She adds 5 and 3.\nSo she has 8 apples.", "8", "correct"),
+        ("She adds 5 and 3.\nSo she has 8 apples.", "5", "wrong"),
+        ("He has 72 clips.", "72", "correct"),
+        ("Roses are red\nViolets are blue", "5", "ungraded"),
+        ("Tom ate 5 apples", "5", "ungraded"),
+        ("x = 3\nx = 5", "5", "ungraded"),
+    ):
+        assert verifier.grade(gold, f"\\boxed{{{answer}}}", ended=True).status == status, gold
+
+
 def test_a_cut_answer_is_no_answer() -> None:
     with Verifier() as verifier:
         assert verifier.grade("1", "Sum: 15\nAnswer: 1", ended=False).reason == "no answer"
