@@ -58,7 +58,7 @@ class Queue:
         there, number, whole = len(ends) - 1, self.minibatches, self.size * self.minibatches
         if not self._parts and (there >= whole or self.short_batch == "learn"):
             if self.short_batch == "learn" and self.size:
-                number, whole = max(1, round(there / self.size)), there
+                number, whole = max(number, round(there / self.size)), there
             end = whole or there
             part, self._batch_size = max(1, math.ceil(end / number)), ends[end]
             self._parts = [slice(ends[i], ends[min(i + part, end)]) for i in range(0, end, part)] * self.updates

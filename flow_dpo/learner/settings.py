@@ -103,15 +103,15 @@ class PassSettings:
     """How a batch is cut into updates."""
 
     minibatches: int = 1
-    """Updates of a pass over a batch, for which so many times `examples_per_update` are gathered; of all there are (0),
-    equal parts. From the second on the policy has moved away from what was sampled: a clip has something to do."""
+    """Updates of a pass over a batch, for which so many times `examples_per_update` are gathered; of all there are (0,
+    or "learn", which makes no fewer), equal parts. From the second on the policy has moved: a clip has work to do."""
     epochs_per_batch: int = 1
     """Passes over each batch (PPO's epochs)."""
     short_batch: ShortBatch = "wait"
     """What fills no update: "wait" leaves it to the next batch, of another version; "learn" has all learned at once in
     updates of about `examples_per_update`; "fill" samples on under one version, and drops what is left over (DAPO)."""
     problems_per_update: int = 0
-    """In place of `examples_per_update`: problems that have examples, with all of theirs; 0 counts examples."""
+    """In place of a recipe's `examples_per_update`: problems that have examples, with all of theirs; 0 counts these."""
     skip_nonfinite: bool = False
     """Drop and count a batch with a loss or gradient that is no number, instead of stopping."""
 

@@ -21,7 +21,7 @@ from flow_dpo.core.flow import Flow, check_turn
 from flow_dpo.core.rollouts import Finished, RolloutSteps, SampleRequest, sample, verify
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Completion, Problem, Request, Solution
+from flow_dpo.core.types import Completion, Problem, Request, Solution, Status
 
 
 class Chain:
@@ -43,9 +43,8 @@ class Chain:
         has its end verified."""
         self.flow, self.problem, self.turn_sampling, self.seed = flow, problem, turn_sampling, seed
         self.trunk, self.tags, self.between, self.checked = trunk, tags, between, checked
-        self.right = False
-        """Whether the verifier found the solution right; never of a rollout that was not checked or could not be
-        graded."""
+        self.status: Status | None = None
+        """What the verifier found; None of a rollout that was not checked."""
         self.turns: list[tuple[Request, Completion, tuple[str, ...]]] = []
         self.solution = Solution(pieces=(), ended=False)
 
@@ -65,9 +64,14 @@ class Chain:
         self.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=self.trunk, seed=seed)
         if self.checked:
             verdict = yield from verify(self.problem, self.solution)
-            self.right = verdict.status == "correct"
+            self.status = verdict.status
         else:
             yield Finished(problem=self.problem, solution=self.solution)
+
+    @property
+    def right(self) -> bool:
+        """Whether the verifier found the solution right."""
+        return self.status == "correct"
 
     def add_to(self, tree: Tree) -> int:
         """Add the rollout below the root, and return its rollout's id."""

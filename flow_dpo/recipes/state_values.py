@@ -25,12 +25,24 @@ def reward_of(rollout: Rollout) -> float | None:
     return None if rollout.verdict is None else rollout.verdict.reward
 
 
-def refuse_without_probes(recipe: Recipe) -> None:
-    """Raise `ConfigError` for an exploration that samples no probe, by which no state would have a value."""
-    if getattr(recipe.explore, "num_completions", 1) < 1:
-        raise ConfigError(
-            "expected --explore.num_completions of 1 or more, found 0: they are what a state is valued by"
-        )
+def refuse_without_probes(recipe: Recipe, least: int = 1, why: str = "they are what a state is valued by") -> None:
+    """Raise `ConfigError` for an exploration that samples fewer probes of a state than its credit needs."""
+    num = getattr(recipe.explore, "num_completions", least)
+    if num < least:
+        raise ConfigError(f"expected --explore.num_completions of {least} or more, found {num}: {why}")
+
+
+def refuse_without_siblings(recipe: Recipe) -> None:
+    """Raise `ConfigError` for an exploration by which no node would ever have a sibling to be paired with."""
+    for name, least in (("num_alternatives", 1), ("num_rollouts", 2)):
+        num = getattr(recipe.explore, name, None)
+        if num is not None and num >= least:
+            return
+        if num is not None:
+            raise ConfigError(
+                f"expected --explore.{name} of {least} or more, found {num}: a pair is of two that were sampled from "
+                "one prompt, and alone a rollout teaches nothing"
+            )
 
 
 def state_values(tree: Tree) -> dict[Request, float]:

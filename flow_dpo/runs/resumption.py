@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.answer_stop import AnswerStop
+from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.models.load import load_renderer
 from flow_dpo.models.prompt_preview import first_difference, prompt_facts
+from flow_dpo.recipes.state_values import refuse_without_siblings
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.given_objects import GivenObjects
 from flow_dpo.runs.resolve import read_settings, refuse_unknown
@@ -67,6 +69,8 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
         )
     if refuse := getattr(credit, "refuse", None):
         refuse(settings.recipe, settings.run.problems_per_batch)
+    if isinstance(credit, OutcomePairs):
+        refuse_without_siblings(settings.recipe)
     if settings.run.resume:
         run_folder.refuse_unbegun(path)
     else:

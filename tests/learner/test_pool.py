@@ -148,6 +148,14 @@ def test_a_queue_hands_out_each_batch_as_often_as_told_and_starts_a_failed_one_a
     assert pool.batch() == [made[4], made[0]]
     pool.learned()
     assert pool.batch() == [made[4], made[0]]
+    for minibatches, sizes in ((1, [5]), (2, [3, 2]), (4, [2, 2, 1])):  # all at once, in so many updates or more
+        whole = Queue(size=16, minibatches=minibatches, short_batch="learn")
+        whole.take(made)
+        found = list[int]()
+        while batch := whole.batch():
+            found.append(len(batch))
+            whole.learned()
+        assert found == sizes
     everything = Queue(size=0)
     everything.take([])
     assert everything.batch() == []

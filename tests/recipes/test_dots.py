@@ -12,7 +12,7 @@ from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Request, Solution, Status
 from flow_dpo.recipes.dots.credit import BestTrajectory
 from flow_dpo.recipes.dots.explainer import explain
-from flow_dpo.recipes.dots.explore import TrajectorySearch
+from flow_dpo.recipes.dots.explore import TrajectorySearch, _Search
 from flow_dpo.recipes.dots.flow import TRAJECTORIES, Planned, PlannedState
 from flow_dpo.recipes.dots.lesson import TAUGHT
 from flow_dpo.recipes.scored import ELSEWHERE
@@ -181,6 +181,31 @@ def test_every_way_is_played_and_the_kept_ones_again() -> None:
         [Problem(id="q", question="?", gold="1"), ASKED], seed=0
     )  # fmt: skip
     assert again[1] == tree
+
+
+@pytest.mark.parametrize(
+    ("statuses", "best", "decides"),
+    [
+        ({"cot": "wwc", "rewrite+cot": "cuu", "decompose+cot": "uuu"}, ["rewrite+cot", "cot"], True),
+        ({"cot": "wuu", "rewrite+cot": "uuu", "decompose+cot": "wwc"}, ["decompose+cot", "cot"], True),
+        ({"cot": "cuu", "rewrite+cot": "uuu", "decompose+cot": "uuu"}, ["cot", "rewrite+cot"], False),
+        ({"cot": "uuu", "rewrite+cot": "wuw", "decompose+cot": "uuu"}, ["rewrite+cot", "cot"], False),
+    ],
+)
+def test_what_could_not_be_graded_is_neither_right_nor_wrong(
+    statuses: dict[str, str], best: list[str], decides: bool
+) -> None:
+    """A way's rate is of its graded rollouts; one of which none could be graded comes last."""
+    verdicts: dict[str, Status] = {"c": "correct", "w": "wrong", "u": "ungraded"}
+    search = _Search(TrajectorySearch(num_best=2), FLOW, ASKED, char_renderer.runner(script(""), ROLES), 0)
+    search.ways = [*statuses]
+    for way, each in statuses.items():
+        for status in each:
+            chain = search._chain(FLOW, way)
+            chain.status = verdicts[status]
+            search.running.append((way, chain))
+    search.end_round(last=True)
+    assert (search.ways, search.decides) == (best, decides)
 
 
 def test_the_best_way_is_that_of_brute_force() -> None:

@@ -89,10 +89,16 @@ def test_reinforce_pp_is_whitened_over_the_batchs_tokens_as_openrlhf_has_it(with
         ("vineppo", "--num_completions", "0"),
         ("spo-chain", "--num_completions", "0"),
         ("spo-tree", "--objective.mask_above", "0"),
+        ("online-dpo", "--num_rollouts", "1"),
+        ("iterative-rpo", "--num_rollouts", "1"),
+        ("flow-dpo-paper", "--num_alternatives", "0"),
+        ("rpo", "--num_completions", "1"),
+        ("step-dpo", "--num_completions", "0"),
     ],
 )
 def test_what_could_never_teach_is_refused_before_anything_is_sampled(flags: tuple[str, ...], tmp_path: Path) -> None:
-    """A group of one is its own mean: every problem would tie, and a batch that is to be filled would never be."""
+    """A group of one is its own mean: every problem would tie, and a batch that is to be filled would never be. A pair
+    is of two."""
     with pytest.raises(ConfigError, match=r"(1 or more|2 or more|one mask), found"):
         train.train(["--recipe", *flags, "--max_problems", "4", "--output_dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()

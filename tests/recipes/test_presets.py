@@ -274,6 +274,9 @@ def test_flags_of_the_run_mean_the_run_in_every_recipe(name: str) -> None:
     ]
     settings = train.parse_train("flow-dpo train", words, {})
     assert (settings.run.seed, settings.run.problems_per_batch, settings.learner.examples_per_update) == (3, 2, 4)
+    assert settings.learner.passes.problems_per_update == 0, "of a preset, it would be in the place of what was given"
+    both = train.parse_train("flow-dpo train", [*words, "--problems_per_update", "7"], {})
+    assert both.learner.passes.problems_per_update == 7
 
 
 def test_unknown_names_are_refused() -> None:

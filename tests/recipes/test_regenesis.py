@@ -14,7 +14,7 @@ from flow_dpo.core.answer_stop import AnswerStopPrompts, WorkedExample
 from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.prompts import fill
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Message, Problem, Request, Solution, Status, Turn
+from flow_dpo.core.types import Message, Problem, Request, Solution, Status, Turn, Verdict
 from flow_dpo.recipes.regenesis.credit import CorrectFinals
 from flow_dpo.recipes.regenesis.explore import GuidelineRollouts, advice
 from flow_dpo.recipes.regenesis.flow import GUIDELINES, Guided
@@ -23,6 +23,7 @@ from flow_dpo.recipes.scored import ELSEWHERE
 from flow_dpo.recipes.single import Single
 from flow_dpo.verify.extract import AnswerRule
 from tests.support import char_renderer
+from tests.support.graders import FunctionGrader
 from tests.support.tree_builders import completion, graded, problem, request
 
 PROMPTS = AnswerStopPrompts(answer_system="S", examples=(WorkedExample(question="q", solution="s"),))
@@ -250,6 +251,18 @@ def test_hinted_paths_are_learned_where_no_other_is_kept() -> None:
     _, texts = learned(SHORT, script("final answer is 2"), 3)
     assert texts == [OPENING + steps(2).partition("\n\n")[2]] * 3
     assert learned(SHORT, script("never"), 2)[1] == []
+
+
+@pytest.mark.parametrize("status", ["correct", "wrong"])
+def test_without_an_accepted_answer_none_is_named(status: Status) -> None:
+    """As where a reward function grades: no hinted path, and no question whether this is the correct answer."""
+    asked, runner = replace(ASKED, gold=""), char_renderer.runner(script("never"))
+    runner.grader = FunctionGrader(lambda items: [Verdict(status=status)] * len(items))
+    explore = GuidelineRollouts(num_rollouts=3, plan_tokens=4096, keep=PathFilter(self_check=True))
+    (tree,) = explore(PLAIN, runner, [asked], seed=0)
+    prompts = [char_renderer.Letters().to_text((node.request.prompt_ids,)) for node in tree.nodes]
+    assert len(tree.rollouts) == 1 + 3
+    assert not any("inal answer is" in prompt or "correct answer is" in prompt for prompt in prompts)
 
 
 def test_at_most_five_paths_a_question_and_the_trunk_never() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from flow_dpo.cli import train
 from flow_dpo.core.types import Problem
 from flow_dpo.data.problems import DataSettings, load
-from flow_dpo.learner.settings import LearnerSettings, RoleSettings
+from flow_dpo.learner.settings import LearnerSettings, PassSettings, RoleSettings
 from flow_dpo.models.load import ModelSettings, load_renderer
 from flow_dpo.recipes import presets
 from flow_dpo.runs.callbacks.progress import ProgressBar
@@ -108,7 +108,7 @@ def test_it_is_printed_before_the_first_batch_and_holds(
                  "--output_dir", str(tmp_path / "run")])  # fmt: skip
     told = " ".join(capsys.readouterr().out.split())
     assert 0 < told.index("A problem costs ") < told.index("8/8 problems")
-    assert "of 900 examples wait for an update" in told
+    assert re.search(r"\d+ examples wait, an update takes 900 ", told)
     found = re.search(r"; 8 problems ([\d,]+) to ([\d,]+)", told)
     assert found is not None
     lowest, most = (int(number.replace(",", "")) for number in found.groups())
@@ -120,13 +120,23 @@ def test_it_is_printed_before_the_first_batch_and_holds(
 @pytest.mark.parametrize(
     ("row", "learner", "said"),
     [
-        ({"learn/updates": 0, "learn/waiting": 12}, LearnerSettings(), "12 of 32 examples wait for an update"),
+        ({"learn/updates": 0, "learn/waiting": 12}, LearnerSettings(), "12 examples wait, an update takes 32\n"),
         ({"learn/updates": 1, "learn/waiting": 12}, LearnerSettings(), ""),
         ({"learn/updates": 0, "learn/waiting": 0}, LearnerSettings(), "no problem of this batch gave an example"),
         (
             {"learn/updates": 0, "learn/waiting": 5},
             LearnerSettings(roles={"stop": RoleSettings(examples_per_update=8)}),
-            "5 examples wait for an update, which takes 32 or 8 of stop",
+            "5 examples wait, an update takes 32 or 8 of stop\n",
+        ),
+        (
+            {"learn/updates": 0, "learn/waiting": 88},
+            LearnerSettings(passes=PassSettings(minibatches=4)),
+            "88 examples wait, an update takes 4 times 32\n",
+        ),
+        (
+            {"learn/updates": 0, "learn/waiting": 40},
+            LearnerSettings(passes=PassSettings(problems_per_update=8)),
+            "40 examples wait, an update takes those of 8 problems\n",
         ),
     ],
 )
@@ -138,4 +148,4 @@ def test_while_nothing_is_learned_the_bar_says_why(row: dict[str, Any], learner:
         bar.on_batch(whole | row, [], [])
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert said in told
-    assert ("wait for an update" in told or "nothing learned" in told) == bool(said)
+    assert ("examples wait" in told or "nothing learned" in told) == bool(said)

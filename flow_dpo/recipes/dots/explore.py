@@ -8,8 +8,8 @@ itself, or another one, explains why the best one suits the problem. With the fl
     rollouts 1 ...    each way, N times; the kept ways again in every further round
     the last          the lesson: an explanation made in hindsight, and the best way's name
 
-Invariants: a way's rate is over all of its rollouts; a problem with only right or only wrong ones gets no explanation;
-programs are run in the sandbox, and only where the flow's `programs` is set.
+Invariants: a way's rate is over all of its rollouts that could be graded, of all rounds; a problem with only right or
+only wrong ones gets no explanation; programs are run in the sandbox, and only where the flow's `programs` is set.
 """
 
 from __future__ import annotations
@@ -116,15 +116,15 @@ class _Search:
         self.seed = derive(seed, problem.id, "trajectories")
         self.trunk = self._chain(flow, "trunk", trunk=True)
         self.ways = [way.name for way in flow.trajectories] if explore.num_rounds else []
-        self.rollouts: dict[str, list[tuple[Chain, bool]]] = {way: [] for way in self.ways}
-        """Of every way, its rollouts and whether each was right."""
+        self.rollouts: dict[str, list[Chain]] = {way: [] for way in self.ways}
+        """Of every way, those that have ended."""
         self.running: list[tuple[str, Chain]] = []
         self.hindsight: tuple[Request, Completion] | None = None
 
     @property
     def decides(self) -> bool:
-        """Whether some rollouts were right and some were not."""
-        return len({right for rollouts in self.rollouts.values() for _, right in rollouts}) == 2
+        """Whether some rollouts were right and some were wrong."""
+        return {"correct", "wrong"} <= {chain.status for rollouts in self.rollouts.values() for chain in rollouts}
 
     def begin_round(self, number: int) -> list[Chain]:
         """The rollouts of one round."""
@@ -138,7 +138,7 @@ class _Search:
     def end_round(self, *, last: bool) -> None:
         """See how the round went, and keep the best ways."""
         for way, chain in self.running:
-            self.rollouts[way].append((chain, chain.right))
+            self.rollouts[way].append(chain)
         order = {way.name: (len(way.modules), index) for index, way in enumerate(self.flow.trajectories)}
         self.ways.sort(key=lambda way: (-self._rate(way), *order[way]))
         self.ways = self.ways[: self.explore.num_kept]
@@ -158,7 +158,7 @@ class _Search:
 
     def explained(self, text: str | None) -> None:
         """Take it from another model; None where that had none. It ends as this problem's own rollouts do."""
-        chains = [self.trunk, *(chain for rollouts in self.rollouts.values() for chain, _ in rollouts)]
+        chains = [self.trunk, *(chain for rollouts in self.rollouts.values() for chain in rollouts)]
         turns = [completion for chain in chains for _, completion, _ in chain.turns]
         end = next((turn.token_ids[len(turn.content_ids) :] for turn in turns if turn.finish_reason == "stop"), ())
         if text is not None:
@@ -173,10 +173,10 @@ class _Search:
         tree = Tree(problem=self.problem)
         self.trunk.add_to(tree)
         for rollouts in self.rollouts.values():
-            for chain, _ in rollouts:
+            for chain in rollouts:
                 chain.add_to(tree)
         if self.hindsight is not None:
-            best = next(chain for chain, right in self.rollouts[self.ways[0]] if right)
+            best = next(chain for chain in self.rollouts[self.ways[0]] if chain.right)
             add_lesson(
                 tree,
                 self.ways[0],
@@ -203,8 +203,9 @@ class _Search:
         )
 
     def _rate(self, way: str) -> float:
-        rollouts = self.rollouts[way]
-        return sum(right for _, right in rollouts) / len(rollouts)
+        """The share of right ones; below that of any other way where none could be graded."""
+        graded = [chain.right for chain in self.rollouts[way] if chain.status != "ungraded"]
+        return sum(graded) / len(graded) if graded else -1.0
 
     def _chain(self, flow: Planned, *names: int | str, trunk: bool = False) -> Chain:
         return Chain(

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_dpo.core.errors import expect
+from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Pair
+from flow_dpo.recipes.state_values import refuse_without_siblings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,10 @@ class CycledPairs:
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "num_pairs")
+
+    def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
+        """Raise `ConfigError` for a recipe by which no problem would ever have two answers."""
+        refuse_without_siblings(recipe)
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees, tree by tree, in the order in which they come first."""

@@ -9,8 +9,9 @@ no guideline: progressive validation, and the prompt that paths are learned for.
     rollout 1 ...    adapt, structure, path               45 of them, in an order drawn for the problem
     after            adapt, structure, path with a hint   of groups, only where none of those before is kept
 
-Invariant: every guideline and every group is tried at most once a problem without a hint, each equally likely where
-`num_rollouts` is less than 45.
+Invariants: every guideline and every group is tried at most once a problem without a hint, each equally likely where
+`num_rollouts` is less than 45; of a problem without an accepted answer, graded by a reward alone, nothing is asked that
+would name one, neither a hinted path nor the self-check.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class GuidelineRollouts(TurnSampling):
         ]
         runs = [self._chains(flow, problem, ways, seed, hinted=False) for problem in problems]
         runner.run([chain.rollout() for chain in [*trunks, *(one for chains in runs for one in chains)]])
-        again = [at for at, kept in enumerate(self._mark_kept(flow, runner, runs)) if not kept]
+        again = [at for at, kept in enumerate(self._mark_kept(flow, runner, runs)) if not kept and problems[at].gold]
         hinted = [self._chains(flow, problems[at], ways, seed, hinted=True) for at in again]
         runner.run([chain.rollout() for chains in hinted for chain in chains])
         self._mark_kept(flow, runner, hinted)
@@ -105,7 +106,7 @@ class GuidelineRollouts(TurnSampling):
             found.append([(one, start) for one, start in zip(right, starts, strict=True) if start is not None])
         agreed: dict[Chain, bool] = {chain: True for chains in found for chain, _ in chains}
         if self.keep.self_check:
-            runner.run([self._ask(chain, agreed) for chain in agreed])
+            runner.run([self._ask(chain, agreed) for chain in agreed if chain.problem.gold])
         for chain, start in [one for chains in found for one in chains if agreed[one[0]]]:
             opening: tuple[int, ...] = ()
             if self.keep.numbered_steps:

@@ -18,9 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flow_dpo.core.errors import expect
+from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Node, Rollout, Tree
 from flow_dpo.core.types import Pair, Request, TokenIds
-from flow_dpo.recipes.state_values import reward_of, state_values
+from flow_dpo.recipes.state_values import refuse_without_probes, reward_of, state_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,10 @@ class FirstErrorPairs:
     def __post_init__(self) -> None:
         expect(self, "of 0 or more and below 1", lambda value: 0 <= value < 1, "threshold")
         expect(self, "of 0 or more", lambda value: value >= 0, "max_per_error")
+
+    def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
+        """Raise `ConfigError` for a recipe by which no state would have a value."""
+        refuse_without_probes(recipe)
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees, rollout by rollout."""

@@ -92,13 +92,7 @@ class ProgressBar:
             return ""
         if not waiting:
             return "" if num_new else "  nothing learned: no problem of this batch gave an example"
-        roles = {role: own.examples_per_update for role, own in self._learner.roles.items() if own.examples_per_update}
-        takes = [f"{size} of {role}" for role, size in roles.items()]
-        if takes:
-            return f"  {waiting} examples wait for an update, which takes {self._learner.examples_per_update} or " + (
-                " or ".join(takes)
-            )
-        return f"  {waiting} of {self._learner.examples_per_update} examples wait for an update"
+        return f"  {waiting} examples wait, an update takes {_size_of_update(self._learner)}"
 
 
 def print_safe(console: Console, text: str) -> None:
@@ -144,14 +138,7 @@ def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], settings: 
     if any(row["learn/updates"] for row in rows):
         return f"{' and '.join(untrained)} learned nothing: no update had an example of that role"
     if waiting:
-        own = {role: each.examples_per_update for role, each in settings.roles.items() if role in roles}
-        sizes = [f"{size} of {role} (--learner.roles.{role}.examples_per_update)" for role, size in own.items() if size]
-        if not set(roles) <= {role for role, size in own.items() if size is not None}:
-            parts = f"{settings.passes.minibatches} times " if settings.passes.minibatches > 1 else ""
-            problems = f"{parts}those of {settings.passes.problems_per_update} problems (--problems_per_update)"
-            examples = f"{parts}{settings.examples_per_update} (--examples_per_update)"
-            sizes.insert(0, problems if settings.passes.problems_per_update else examples)
-        takes = " or ".join(sizes)
+        takes = _size_of_update(settings, roles, flags=True)
         return f"nothing was learned: {waiting} examples wait, an update takes {takes}; train on more problems"
     if num_examples:
         return "nothing was learned: every update was dropped, its loss or gradient being no number"
@@ -164,6 +151,22 @@ def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], settings: 
         f"nothing was learned: no problem gave an example; the rollouts of {num_tied} of {num_trees} problems all "
         f"ended alike ({accuracy:.0%} of the first ones were right): take problems that the model solves now and then"
     )
+
+
+def _size_of_update(settings: LearnerSettings, roles: Sequence[Role] | None = None, *, flags: bool = False) -> str:
+    """How many examples the next update waits for, by the pools that these roles have; of any role where None."""
+    own = {role: each.examples_per_update for role, each in settings.roles.items() if roles is None or role in roles}
+    shown = lambda size, flag: f"{size} ({flag})" if flags else size  # noqa: E731
+    sizes = [
+        shown(f"{size} of {role}", f"--learner.roles.{role}.examples_per_update") for role, size in own.items() if size
+    ]
+    if roles is None or not set(roles) <= {role for role, size in own.items() if size is not None}:
+        passes = settings.passes
+        parts = f"{passes.minibatches} times " if passes.minibatches > 1 else ""
+        problems = shown(f"{parts}those of {passes.problems_per_update} problems", "--problems_per_update")
+        examples = shown(f"{parts}{settings.examples_per_update}", "--examples_per_update")
+        sizes.insert(0, problems if passes.problems_per_update else examples)
+    return " or ".join(sizes)
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
