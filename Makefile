@@ -116,11 +116,14 @@ gpu: $(DEV)  ## all that there is to measure on the GPU at hand, in ten minutes;
 bench-vllm: $(VLLM)  ## the figures of playing through vLLM, in its own environment
 	$(VLLM_BIN)/python -m benchmarks.serving $(BENCH) $(REAL)
 
-# A study goes on from the seeds that are published, which cost nothing again; with FRESH=1 all are made.
+# A study goes on from the seeds that are published, which cost nothing again. With FRESH=1 all are made, in a folder of
+# its own (runs/study-fresh) into which no published seed comes: interrupted, the same command continues there; remove
+# the folder to begin anew.
+FRESHLY := $(if $(FRESH),-fresh)
 define study
 	@mkdir -p $(2)/seeds studies/$(1)/seeds
 	@$(if $(FRESH),:,cp -n studies/$(1)/seeds/*.json.gz $(2)/seeds/ 2>/dev/null || true)
-	$(BIN)/flow-dpo compare --config studies/$(1)/settings.yaml $(ARGS)
+	$(BIN)/flow-dpo compare --config studies/$(1)/settings.yaml $(if $(FRESH),--compare.output_dir $(2)) $(ARGS)
 	cp $(2)/seeds/*.json.gz studies/$(1)/seeds/
 	cp $(2)/comparison.json studies/$(1)/
 	$(BIN)/python -m tools.study_tables studies/$(1)
@@ -129,30 +132,33 @@ define study
 endef
 
 study: $(DEV)  ## the paper's table and its controls on the seed model, and their report (hours; more seeds: ARGS='--compare.num_seeds 12')
-	$(call study,seed,runs/study)
+	$(call study,seed,runs/study$(FRESHLY))
 
 study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its tokens, and VinePPO's values (hours)
-	$(call study,recipes,runs/study-recipes)
+	$(call study,recipes,runs/study-recipes$(FRESHLY))
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json \
-		--run runs/study-recipes/seed0/vineppo_same_tokens
+		$(if $(FRESH),--named runs/study-recipes/seed0/vineppo_same_tokens) \
+		--run runs/study-recipes$(FRESHLY)/seed0/vineppo_same_tokens
 
 study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens, the paper's flow, and each part (hours)
-	$(call study,team,runs/study-team)
+	$(call study,team,runs/study-team$(FRESHLY))
 
 study-variants: $(DEV)  ## the paper's flow with one thing changed at a time (hours)
-	$(call study,variants,runs/study-variants)
+	$(call study,variants,runs/study-variants$(FRESHLY))
 
 COST := 32000 64000 127000 254000
+COST_RUNS := runs/cost$(FRESHLY)
 study-cost: $(DEV)  ## accuracy over tokens, verdicts and seconds of what one would choose between (hours)
-	for tokens in $(COST); do mkdir -p runs/cost/$$tokens/seeds studies/cost/$$tokens/seeds; \
-		$(if $(FRESH),true,cp -n studies/cost/$$tokens/seeds/*.json.gz runs/cost/$$tokens/seeds/ 2>/dev/null || true); \
+	for tokens in $(COST); do mkdir -p $(COST_RUNS)/$$tokens/seeds studies/cost/$$tokens/seeds; \
+		$(if $(FRESH),true,cp -n studies/cost/$$tokens/seeds/*.json.gz $(COST_RUNS)/$$tokens/seeds/ 2>/dev/null || true); \
 		$(BIN)/flow-dpo compare --config studies/cost/settings.yaml --compare.tokens $$tokens \
-		--compare.output_dir runs/cost/$$tokens $(ARGS) || exit 1; \
-		cp runs/cost/$$tokens/comparison.json studies/cost/$$tokens/; \
-		cp runs/cost/$$tokens/seeds/*.json.gz studies/cost/$$tokens/seeds/; done
+		--compare.output_dir $(COST_RUNS)/$$tokens $(ARGS) || exit 1; \
+		cp $(COST_RUNS)/$$tokens/comparison.json studies/cost/$$tokens/; \
+		cp $(COST_RUNS)/$$tokens/seeds/*.json.gz studies/cost/$$tokens/seeds/; done
 	$(BIN)/python -m tools.cost_differences $(addprefix studies/cost/,$(COST)) --output studies/cost/differences.json
-	$(if $(FRESH),$(BIN)/python -m tools.cost_seconds $(addprefix runs/cost/,$(COST)) --output studies/cost/seconds.json)
+	$(if $(FRESH),$(BIN)/python -m tools.cost_seconds $(addprefix $(COST_RUNS)/,$(COST)) --output $(COST_RUNS)/seconds.json)
+	$(if $(FRESH),cp $(COST_RUNS)/seconds.json studies/cost/)
 	for test in held_out/sampled held_out/greedy harder/greedy; do $(BIN)/python -m tools.cost_curve \
 		studies/cost/*/comparison.json --test $$test --seconds studies/cost/seconds.json \
 		--differences studies/cost/differences.json --output_dir studies/cost || exit 1; done

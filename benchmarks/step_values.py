@@ -44,6 +44,7 @@ class State:
 def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--run", help="a run folder whose Answer adapter is used; the base where none is named")
+    parser.add_argument("--named", help="what the figures call the run, where it lies elsewhere than where it did")
     parser.add_argument("--num_problems", type=int, default=60)
     parser.add_argument("--num_truth", type=int, default=256, help="completions that a state's truth is the mean of")
     parser.add_argument("--completions", type=int, nargs="+", default=[4, 9], help="K: the seed's 4, the paper's 9")
@@ -53,7 +54,7 @@ def main() -> None:
         settings.num_problems, settings.num_truth = 4, 16
     states = measured(settings)
     row = {
-        "name": f"step values, {settings.run or 'base'}",
+        "name": f"step values, {settings.named or settings.run or 'base'}",
         "num_problems": settings.num_problems,
         "num_truth": settings.num_truth,
         "num_states": len(next(iter(states.values()))),

@@ -4,7 +4,8 @@
 
 Every training of one seed is made again by its recorded command, one after the other on one thread, and its seconds are
 those of its work, without loading, as in a comparison's costs. `--code` names a checkout of the commit that made the
-study, where that is another. Trainings that the file has already are not repeated.
+study, where that is another. Trainings that the file has already are not repeated, so that an interrupted command
+continues, unless they are to be measured again (`--again`).
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="whose trainings are made again")
     parser.add_argument("--code", type=Path, default=ROOT, help="folder of the code that made them")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--again", action="store_true", help="measure those that the file has already, too")
     parsed = parser.parse_args(argv)
     found: dict[str, Any] = json.loads(parsed.output.read_text()) if parsed.output.exists() else {"seconds": {}}
     if found.get("seed", parsed.seed) != parsed.seed:
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in parsed.comparisons:
         own = found["seconds"].setdefault(folder.name, {})
         for job in read_rows(folder / f"seed{parsed.seed}" / DONE, DoneJob):
-            if job.words[0] == "train" and job.name not in own:
+            if job.words[0] == "train" and (parsed.again or job.name not in own):
                 own[job.name] = round(timed(job.words, parsed.code), 1)
                 found.setdefault("made", {}).setdefault(folder.name, {})[job.name] = facts
                 print(f"{folder.name} {job.name}: {own[job.name]:.1f} s", flush=True)

@@ -3,12 +3,14 @@ difference, interval and p from its verdicts.
 
     python -m tools.recompute                       all studies that publish seeds/*.json.gz or verdicts.json.gz
     python -m tools.recompute studies/recipes       this one
+    python -m tools.recompute studies/seed --write  put what comes out into its comparison.json and its tables
 
 Where a figure of comparison.json, or a table of README.md, is not what comes out, it is named and the exit code is 1.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -21,6 +23,9 @@ from flow_dpo.evaluate.compare.choose import EVERY
 from flow_dpo.evaluate.compare.seed_results import SeedResult
 from flow_dpo.evaluate.compare.summary import ComparisonContext, recompute, summarise
 from flow_dpo.evaluate.compare.verdicts import FILE, read_verdicts
+from flow_dpo.evaluate.headers import Comparison
+from flow_dpo.runs.files import write_whole
+from flow_dpo.runs.headers import write_header
 from flow_dpo.runs.run_folder import differences
 from tools.study_tables import insert_tables
 
@@ -36,11 +41,9 @@ def published() -> list[Path]:
 def wrong_figures(study: Path, *, tests: Sequence[str] = ()) -> tuple[int, list[str]]:
     """How many arms were recomputed, and the figures that are not what their files give; of these `tests` alone where
     any are named."""
-    found = json.loads((study / "comparison.json").read_text(encoding="utf-8"))
-    seeds = [each for each in seed_results.read_seeds(study) if each.seed in found.get("seeds", ())]
-    again = _of_seeds(found, seeds, tests) if seeds else _of_verdicts(study, found, tests)
+    found, again, whole = _again(study, tests)
     again, wrong = json.loads(json.dumps(again)), list[str]()
-    if seeds and not tests:
+    if whole and not tests:
         wrong += [f"{name}: {a} published, {b} found" for name, (a, b) in differing(found, again).items()]
     for row, other in zip(found["arms"], again["arms"], strict=True):
         published = {f"{test}/{one}" for test, by in row["accuracies"].items() for one in by or ()}
@@ -51,6 +54,23 @@ def wrong_figures(study: Path, *, tests: Sequence[str] = ()) -> tuple[int, list[
         page = (study / "README.md").read_text(encoding="utf-8")
         wrong += [] if insert_tables(page, study) == page else ["README.md: other tables"]
     return len(again["arms"]), wrong
+
+
+def write(study: Path) -> None:
+    """Put what its files give into a study's comparison.json, and into the tables of its README.md where it has one."""
+    _, again, _ = _again(study)
+    write_header(study / "comparison.json", Comparison, again)
+    page = study / "README.md"
+    if page.exists():
+        write_whole(page, insert_tables(page.read_text(encoding="utf-8"), study))
+
+
+def _again(study: Path, tests: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """comparison.json, the same made again, and whether all of it was: of the results of seeds."""
+    found = json.loads((study / "comparison.json").read_text(encoding="utf-8"))
+    seeds = [each for each in seed_results.read_seeds(study) if each.seed in found.get("seeds", ())]
+    again = _of_seeds(found, seeds, tests) if seeds else _of_verdicts(study, found, tests)
+    return found, again, bool(seeds)
 
 
 def _of_seeds(found: dict[str, Any], seeds: Sequence[SeedResult], tests: Sequence[str]) -> dict[str, Any]:
@@ -104,17 +124,23 @@ def _figures(row: dict[str, Any], tests: set[str]) -> dict[str, Any]:
     }
 
 
-def main(folders: Sequence[str]) -> int:
-    """Print what each study comes to; 1 where anything differs."""
-    studies = [Path(name) for name in folders] or published()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what each study comes to; 1 where anything differs and is not written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", type=Path, help="their folders; all that can be recomputed")
+    parser.add_argument("--write", action="store_true", help="put what comes out into comparison.json and README.md")
+    parsed = parser.parse_args(argv)
     failed = False
-    for study in studies:
+    for study in parsed.studies or published():
         num, wrong = wrong_figures(study)
-        failed |= bool(wrong)
+        failed |= bool(wrong) and not parsed.write
         name = study.resolve().relative_to(STUDIES) if study.resolve().is_relative_to(STUDIES) else study
         print("\n".join([f"{name}: {num} arms recomputed, {len(wrong)} figures differ", *wrong]))
+        if wrong and parsed.write:
+            write(study)
+            print(f"written to {study}")
     return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -110,6 +110,8 @@ def compare(argv: Sequence[str]) -> int:
     path = Path(settings.output_dir)
     with run_folder.locked(path):
         _begin(path, parsed)
+        if settings.run:
+            provenance.refuse_learned_since(path, Path(settings.run))
         _write_configs(path / "settings", parsed)
         seeds = settings.every_seed
         sizes = _sizes(parsed)
@@ -125,6 +127,7 @@ def compare(argv: Sequence[str]) -> int:
         try:
             rates = _choose_rates(do, names, sizes, settings, console)
             do = replace(do, rates={name: row["chosen"] for name, row in rates.items()})
+            rates_of.refuse_other_rates(path, seeds, names, do.rates)
             _side_by_side(settings.jobs, _one_seed, [(do, seed, names, sizes) for seed in seeds])
         except KeyboardInterrupt:
             print_safe(console, f"The commands that are done are kept in {path}; the same command continues after them")
@@ -197,13 +200,14 @@ def _one_seed(do: _Runners, seed: int, names: Sequence[str], sizes: Sizes) -> No
         folder = do.path / f"seed{seed}"
         if set(names) <= known.arms.keys() | (set() if folder.exists() else known.failed.keys()):
             return
-    runner, found = do.of(seed), dict[str, Outcome | str]()
+    runner, found, rates = do.of(seed), dict[str, Outcome | str](), dict[str, dict[str, float | None]]()
     for name in names:
+        runner.trained_at = rates[name] = {}
         try:
             found[name] = EVERY[name].make(runner, sizes)
         except DataError as error:
             found[name] = str(error)
-    result = seed_results.collect(do.path, seed, found, sizes.tests[0])
+    result = replace(seed_results.collect(do.path, seed, found, sizes.tests[0]), rates=rates)
     if known is not None:
         result = seed_results.added(known, result)
     seed_results.write_seed(do.path, replace(result, settings=do.settings))

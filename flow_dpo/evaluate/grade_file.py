@@ -26,7 +26,7 @@ class VerifySettings:
     """Settings of `flow-dpo verify`."""
 
     output: str = ""
-    """Where the verdicts go: a folder, or a file such as graded.jsonl."""
+    """Where the verdicts go: a folder, or a file that ends in .jsonl or .json, such as graded.jsonl."""
     timeout_s: float = 5.0
     """Seconds of processor time after which an answer is given up as ungraded; a busy machine changes no verdict."""
     num_workers: int = 2
@@ -49,18 +49,17 @@ def verify_file(
     """Grade a JSONL file of `{"gold", "model_output"}` rows; write each with what was found added.
 
     Added are "status", "reason" and "extracted_answer". `output` is a folder, which gets `verdicts.jsonl` and
-    `summary.json`, or a file such as `graded.jsonl`, with `graded.summary.json` beside it. The summary counts statuses;
-    where rows carry an `is_correct` of their own it counts agreement, with rows that name a `policy` or are `disputed`
-    apart. `accuracy` is the share of all rows that are correct, `accuracy_graded` of those that could be graded.
+    `summary.json`, or a file that ends in .jsonl or .json, such as `graded.jsonl`, with `graded.summary.json` beside
+    it; any other dot is a part of a folder's name, as in `qwen2.5-0.5B`, unless there is a file of it. The summary
+    counts statuses; where rows carry an `is_correct` of their own it counts agreement, with rows that name a `policy`
+    or are `disputed` apart. `accuracy` is the share of all rows that are correct, `accuracy_graded` of those that could
+    be graded.
     `on_batch` is called with the number of rows done and of all. Verdicts are written batch by batch: those of an
     interrupted call are there, without a summary. Raises `DataError` for a file without a row, or with a broken one.
     """
     source, target = Path(path), Path(output)
-    check_writable(target.parent if target.suffix else target, flag="--output")
-    if target.is_dir() or not target.suffix:
-        table, summary_file = target / "verdicts.jsonl", target / "summary.json"
-    else:
-        table, summary_file = target, target.with_suffix(".summary.json")
+    table, summary_file = _places(target)
+    check_writable(table.parent, flag="--output")
     if table.exists() and table.samefile(source):
         raise DataError(f"expected another file than the input for the output, found {table} for both; name another")
     rows = list(_rows(source))
@@ -86,6 +85,15 @@ def verify_file(
     except OSError as error:
         raise StorageError(f"could not write {table}: {error}; make room, or name another --output") from error
     return summary
+
+
+def _places(target: Path) -> tuple[Path, Path]:
+    """Where verdicts and summary go."""
+    named = target.suffix.lower() in (".jsonl", ".json")
+    if target.is_dir() or not (named or (target.suffix and target.is_file())):
+        return target / "verdicts.jsonl", target / "summary.json"
+    stem = target.name.removesuffix(target.suffix) if named else target.name
+    return target, target.with_name(f"{stem}.summary.json")
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

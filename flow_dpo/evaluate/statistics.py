@@ -201,34 +201,50 @@ def two_level(table: Sequence[Sequence[float]]) -> dict[str, float] | None:
     The variance of the mean is (seeds + questions - rest) / cells, in mean squares of the two-way table, and at least
     what the seeds alone give; degrees of freedom after Satterthwaite (1946). This is the analysis of two crossed random
     factors (Clark 1973; Quene and van den Bergh 2008). None of fewer than two seeds or questions.
+
+    Where the difference of questions and rest is too small beside its own doubt, those degrees are fewer than the least
+    of the mean squares has, which no sum has (Gaylor and Hopper 1969). The interval is then the wider one of two, and p
+    the larger: of the same variance with the least degrees, which is Student's over seeds or wider, and of cells that
+    are independent, without which seeds that came out alike by chance would leave no doubt.
     """
     import numpy as np
-    from scipy import stats
 
     cells = np.asarray(table, dtype=float)
     seeds, questions = cells.shape
     if min(seeds, questions) < 2:
         return None
-    # 1. Mean squares of seeds, of questions, and of what the two do not explain.
+    # 1. Mean squares of seeds, of questions, and of what the two do not explain; rounding's own are none.
     mean, rows, columns = cells.mean(), cells.mean(axis=1), cells.mean(axis=0)
-    of_seeds = questions * float(((rows - mean) ** 2).sum()) / (seeds - 1)
-    of_questions = seeds * float(((columns - mean) ** 2).sum()) / (questions - 1)
     rest = cells - rows[:, None] - columns + mean
-    of_rest = float((rest**2).sum()) / ((seeds - 1) * (questions - 1))
+    least, both = 1e-18 * float((cells**2).max()), (seeds - 1) * (questions - 1)
+    squares = (
+        questions * float(((rows - mean) ** 2).sum()) / (seeds - 1),
+        seeds * float(((columns - mean) ** 2).sum()) / (questions - 1),
+        float((rest**2).sum()) / both,
+    )
+    of_seeds, of_questions, of_rest = (0.0 if square <= least else square for square in squares)
     # 2. Their sum, whose degrees of freedom are those of its parts, weighed by their squares.
-    parts = [(of_seeds, seeds - 1)]
+    total, parts = of_seeds, [(of_seeds, seeds - 1)]
     if of_questions > of_rest * (1 + 1e-9):  # equal ones differ by rounding
-        parts += [(of_questions, questions - 1), (of_rest, (seeds - 1) * (questions - 1))]
-    total = max(of_seeds, of_seeds + of_questions - of_rest)
-    if not total:  # all seeds alike, and questions no more alike than by chance: as if cells were independent
-        total, parts = of_rest, [(of_rest, (seeds - 1) * (questions - 1))]
-    if not total:
-        return {"mean": float(mean), "low": float(mean), "high": float(mean), "p": 0.0 if mean else 1.0}
-    freedom = total**2 / sum(part**2 / degrees for part, degrees in parts)
-    error = math.sqrt(total / cells.size)
-    half = float(stats.t.ppf(0.975, freedom)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
+        total = of_seeds + of_questions - of_rest
+        parts += [(of_questions, questions - 1), (of_rest, both)]
+    fewest, spread = min(degrees for _, degrees in parts), sum(part**2 / degrees for part, degrees in parts)
+    freedom = total**2 / spread if spread else 0.0
+    # 3. The interval and p: of two variances, those that say less.
+    known = [(total, freedom)] if freedom >= fewest * (1 - 1e-9) else [(total, fewest), (of_rest, both)]
+    found = [_student(float(mean), one / cells.size, degrees) for one, degrees in known]
+    half, p = max(half for half, _ in found), max(p for _, p in found)
     return {"mean": float(mean), "low": float(mean) - half, "high": float(mean) + half, "p": p}
+
+
+def _student(mean: float, variance: float, freedom: float) -> tuple[float, float]:
+    """Half of the 95 % t-interval of a mean, and its two-sided p; 0 and certain without variance."""
+    from scipy import stats
+
+    if not variance:
+        return 0.0, 0.0 if mean else 1.0
+    error = math.sqrt(variance)
+    return float(stats.t.ppf(0.975, freedom)) * error, float(2 * stats.t.sf(abs(mean) / error, freedom))
 
 
 def mean_of(values: Sequence[float]) -> dict[str, Any]:

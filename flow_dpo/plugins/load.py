@@ -217,8 +217,9 @@ def _run(path: Path) -> ModuleType:
 def _made(file: RanFile) -> ModuleType:
     """The module of a file's source, which is run unless it was before."""
     path = Path(file.path)
-    # Two files of one name are two modules.
-    name = f"{MADE_OF_FILES}{path.stem}_{hashlib.sha256(file.path.encode()).hexdigest()[:8]}"
+    # Two files of one name are two modules; a dot or a dash in a name, as of qwen2.5-0.5B.py, is in none of a module.
+    stem = re.sub(r"\W", "_", path.stem)
+    name = f"{MADE_OF_FILES}{stem}_{hashlib.sha256(file.path.encode()).hexdigest()[:8]}"
     known = sys.modules.get(name)
     if known is not None and vars(known).get(_RAN) == file:
         return known

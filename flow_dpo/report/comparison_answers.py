@@ -13,7 +13,7 @@ from typing import Any
 
 from flow_dpo.report import formatting
 from flow_dpo.report.document import Answers
-from flow_dpo.report.gaps import Gap, baseline_of, contrasts, primary_of, to_baseline
+from flow_dpo.report.gaps import Gap, baseline_of, contrasts, every_pair, primary_of, to_baseline
 from flow_dpo.report.sources import ComparisonSource
 
 _SURE = 0.05
@@ -28,9 +28,10 @@ def comparison_answers(source: ComparisonSource) -> Answers:
     found, primary = source.found, primary_of(source.found)
     declared = [gap for gap in contrasts(found) if gap.test == primary]
     gaps = [gap for gap in to_baseline(found) if gap.test == primary]
+    each = [gap for gap in every_pair(found) if gap.test == primary]
     return Answers(
         learned=(*_accuracy(found), *_baseline(found, gaps), *_declared(declared, primary)),
-        surely=_surely(found, [*declared, *gaps]), price=_price(found), distrust=tuple(_doubts(found)),
+        surely=_surely(found, each), price=_price(found), distrust=tuple(_doubts(found)),
     )  # fmt: skip
 
 
@@ -142,7 +143,7 @@ def _price(found: Found) -> tuple[str, ...]:
 
 
 def _doubts(found: Found) -> list[str]:
-    gaps = [*contrasts(found), *to_baseline(found)]
+    gaps = every_pair(found)
     doubts = [
         *_failed(found),
         *_code(found),

@@ -100,8 +100,8 @@ def _gap(one: str, other: str, test: str, found: Mapping[str, Any] | None, **kin
 
 
 def contrasts(found: Mapping[str, Any]) -> list[Gap]:
-    """The contrasts that the comparison declares, on every test: the team's, then those of its arms that are not the
-    team's the other way round."""
+    """The contrasts that the comparison declares, on every test: the team's, then those of its arms; no pair a second
+    time the other way round."""
     declared = [
         (arm["name"], str(contrast.get("against")), test, one)
         for arm in found["arms"]
@@ -119,13 +119,25 @@ def contrasts(found: Mapping[str, Any]) -> list[Gap]:
             one["one"], name, one["test"], {"p_holm": holm, **one}, area=one["measure"] == "area", team=True
         )
     ]
-    there = {(gap.other, gap.one, gap.test) for gap in team}
-    return team + [
-        gap
-        for name, against, test, one in declared
-        for gap in _gap(name, against, test, one)
-        if (gap.one, gap.other, gap.test) not in there
-    ]
+    return _each_once(
+        [*team, *(gap for name, against, test, one in declared for gap in _gap(name, against, test, one))]
+    )
+
+
+def every_pair(found: Mapping[str, Any]) -> list[Gap]:
+    """Contrasts, then differences to the baseline: each pair of a test once, whichever arm comes first, to be counted
+    as Holm's family counts it."""
+    return _each_once([*contrasts(found), *to_baseline(found)])
+
+
+def _each_once(gaps: Sequence[Gap]) -> list[Gap]:
+    """Without those that stand before the other way round."""
+    found, there = list[Gap](), set[tuple[str, str, str]]()
+    for gap in gaps:
+        if (gap.other, gap.one, gap.test) not in there:
+            found.append(gap)
+            there.add((gap.one, gap.other, gap.test))
+    return found
 
 
 def to_baseline(found: Mapping[str, Any]) -> list[Gap]:

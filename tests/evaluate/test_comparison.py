@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +19,14 @@ from flow_dpo.cli import report as report_command
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.stats import wilson
 from flow_dpo.data.seed import seed_problems
-from flow_dpo.evaluate.compare import arms, choose, seed_results
+from flow_dpo.evaluate.compare import arms, choose, provenance, seed_results
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.evaluate.compare.seed_results import checked_steps, rewards_of
 from flow_dpo.evaluate.compare.summary import step_quality
 from flow_dpo.recipes.presets import preset
 from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.files import read_jsonl
+from flow_dpo.runs.files import read_jsonl, write_whole
 
 SETTINGS = """
 data: {dataset_name: seed, dataset_split: train, max_problems: 24}
@@ -272,6 +274,32 @@ def test_an_arm_without_enough_traces_is_told_and_the_others_are_made(tmp_path: 
         compare.compare(alone)
 
 
+def test_a_given_run_that_has_learned_since_is_refused(tmp_path: Path) -> None:
+    """What was evaluated before would be of one policy, the rest of another."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    for role in ("answer", "stop"):
+        (run / "adapters" / role / "2").mkdir(parents=True)
+    provenance.refuse_learned_since(out, run)
+    summary = {"schema": "evaluation/1", "dataset": "a/b", "num_problems": 1, "accuracy": 1.0, "interval": [0.2, 1.0]}
+    of = {"answer": str(run / "adapters/answer/2"), "stop": str(tmp_path / "other/adapters/stop/9")}
+    files = {
+        "evaluations/base/summary.json": summary | {"adapters": {}},
+        "evaluations/mine/summary.json": summary | {"adapters": of},
+        "traces/t/traces.json": {"schema": "traces/1", "adapters": of},
+    }
+    for name, content in files.items():
+        (out / "seed0" / name).parent.mkdir(parents=True)
+        write_whole(out / "seed0" / name, json.dumps(content))
+    provenance.refuse_learned_since(out, run)
+    for role in ("answer", "stop"):
+        (run / "adapters" / role / "3").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"evaluations/mine was made with .*answer/2, and .* has learned since"):
+        provenance.refuse_learned_since(out, run)
+    shutil.rmtree(out / "seed0/evaluations")
+    with pytest.raises(ConfigError, match=r"traces/t was made with .*; name another folder with --compare\.output_dir"):
+        provenance.refuse_learned_since(out, run)
+
+
 STUDIES = Path(__file__).parents[2] / "studies"
 
 
@@ -282,6 +310,30 @@ def test_the_settings_of_every_study_are_understood_and_have_a_command(file: Pat
     name, makefile = file.parent.name, (STUDIES.parent / "Makefile").read_text(encoding="utf-8")
     command = f"flow-dpo compare --config studies/{name}/settings.yaml"
     assert f"$(call study,{name}," in makefile or command in makefile + file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target", ["study", "study-recipes", "study-team", "study-variants", "study-cost"])
+def test_a_study_that_is_made_fresh_has_no_published_seed(target: str) -> None:
+    """It makes all seeds in a folder of its own; else published seeds lie in the folder, and are not made again."""
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("no make")
+
+    def lines(*more: str) -> str:
+        return subprocess.run(
+            [make, "-n", target, *more], cwd=STUDIES.parent, capture_output=True, text=True, check=True
+        ).stdout
+
+    usual, fresh = lines(), lines("FRESH=1")
+    folder = f"runs/{target if target != 'study-cost' else 'cost'}"
+    assert re.search(rf"cp -n studies/.* {folder}/(\S+/)?seeds/", usual)
+    assert "-fresh" not in usual
+    assert f"--compare.output_dir {folder}-fresh" in fresh
+    assert "cp -n" not in fresh
+    read = [line for line in fresh.splitlines() if re.search(rf"{folder}(?!-fresh)\b(?!-)", line)]
+    assert [line for line in read if "--named" not in line] == [], "nothing is taken from where published seeds lie"
+    timed = "tools.cost_seconds"
+    assert (f"--output {folder}-fresh/seconds.json" in fresh) == (timed in fresh) == (target == "study-cost")
 
 
 @pytest.mark.parametrize("name", ["seed", "team"])

@@ -94,6 +94,10 @@ def test_trainings_are_timed_again_by_their_recorded_commands(tmp_path: Path, mo
     with pytest.raises(SystemExit, match="has seed 0; name another file for seed 1"):
         cost_seconds.main([str(tmp_path / "1000"), "--seed", "1", "--output", str(output)])
     assert [command[command.index("--seed") + 1] for command in ran] == ["0", "0"]
+    monkeypatch.setattr(cost_seconds, "commit_of", lambda _: "def")
+    cost_seconds.main([str(tmp_path / "1000"), "--again", "--output", str(output)])
+    assert json.loads(output.read_text())["seconds"] == {"1000": {"grpo": 4.5}, "2000": {"grpo": 3.5}}
+    assert json.loads(output.read_text())["made"]["1000"]["grpo"]["commit"] == "def"
     assert not any(str(tmp_path / "1000") in command for command in ran)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from flow_dpo.cli import compare
 from flow_dpo.core.errors import ConfigError, DataError, LearningError
 from flow_dpo.data.seed import seed_problems
-from flow_dpo.evaluate.compare import rates
+from flow_dpo.evaluate.compare import provenance, rates, seed_results
 from flow_dpo.evaluate.compare.arms import Arm, Outcome, Sizes
 from flow_dpo.evaluate.compare.jobs import JobRunner
 from flow_dpo.evaluate.compare.rates import Tried
@@ -159,6 +160,8 @@ def test_a_training_has_the_rate_of_its_name_and_else_its_presets(tmp_path: Path
     do = _runner(tmp_path, commands, {"grpo": 0.0015})
     do.train("grpo")
     do.train("flow")
+    do.train("other", rate_of="grpo")
+    assert do.trained_at == {"grpo": 0.0015, "flow": None}
     assert commands.words["grpo"][-4:-2] == ["--learning_rate", "0.0015"]
     assert "--learning_rate" not in commands.words["flow"]
 
@@ -229,6 +232,39 @@ def test_trainings_have_the_rates_that_another_comparison_chose(tmp_path: Path) 
     # What is stated are rates of trainings that are made here, or that arms share.
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())["rates"]
     assert {name: row["chosen"] for name, row in found.items()} == {"dapo_same_tokens": 0.0025, "flow": 0.007}
+
+    # A seed that is known keeps its rates: another choice in the same file would be two rates in one table.
+    file = seed_results.path_of(tmp_path / "out", 0)
+    known = seed_results.read_seed(file)
+    assert known.rates == {"dapo_same_tokens": {"dapo_same_tokens": 0.0025}}
+    other["rates"]["dapo_same_tokens"]["chosen"] = 0.005
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    then = (
+        r"dapo_same_tokens of dapo_same_tokens at one learning rate in all seeds, found 0\.0025 in .*seed0\.json\.gz "
+    )
+    with pytest.raises(ConfigError, match=rf"{then}and 0\.005 now\. Ask for the arms .*--compare\.output_dir"):
+        compare.compare(_words(tmp_path, "--compare.num_seeds", "2"))
+    assert not (tmp_path / "out/seed1").exists()
+    # Of a file from before rates were noted they are not known, and nothing is refused.
+    seed_results.write_seed(tmp_path / "out", replace(known, rates={}))
+    assert compare.compare(_words(tmp_path)) == 0
+
+
+def test_only_trainings_that_are_needed_must_have_the_same_rate(tmp_path: Path) -> None:
+    made = provenance.MadeBy(commands=(), pieces=(), test_sets={})
+    of_arms = {"flow_itself": {"flow": 0.003}, "grpo_same_tokens": {"flow": 0.003, "grpo_same_tokens": None}}
+    known = seed_results.SeedResult(seed=3, questions={}, arms={}, failed={}, made=made, rates=of_arms)
+    seed_results.write_seed(tmp_path, known)
+    assert seed_results.read_seeds(tmp_path) == [known]
+    same = {"flow": 0.003, "dapo_same_tokens": 0.1}
+    rates.refuse_other_rates(tmp_path, [3, 4], ["flow_itself", "grpo_same_tokens", "dapo_same_tokens"], same)
+    rates.refuse_other_rates(tmp_path, [4], ["flow_itself"], {})
+    with pytest.raises(ConfigError, match=r"flow of flow_itself at .*, found 0\.003 in .* and its preset's now"):
+        rates.refuse_other_rates(tmp_path, [3], ["flow_itself"], {})
+    with pytest.raises(ConfigError, match=r"grpo_same_tokens of .*, found its preset's in .* and 0\.1 now"):
+        rates.refuse_other_rates(tmp_path, [3], ["grpo_same_tokens"], {"flow": 0.003, "grpo_same_tokens": 0.1})
+    newer = replace(known, rates={"flow_itself": {"flow": 0.001}})
+    assert seed_results.added(known, newer).rates == {**of_arms, "flow_itself": {"flow": 0.001}}
 
 
 def test_a_rate_is_taken_by_every_arm_of_its_training() -> None:

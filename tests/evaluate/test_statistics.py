@@ -30,8 +30,8 @@ def test_a_difference_is_a_mean_over_seeds_and_questions() -> None:
     assert found["seed_p"] == pytest.approx(_two_level_by_loops([[1, 0, 0, 0], [1, 0, -1, 0]])[3])
 
 
-def _two_level_by_loops(table: list[list[float]]) -> tuple[float, float, float, float]:
-    """Mean, lower and upper bound and p, by the formula written out cell by cell."""
+def _mean_squares(table: list[list[float]]) -> tuple[float, float, float, float]:
+    """Mean, and the mean squares of seeds, of questions and of the rest, cell by cell."""
     s, q = len(table), len(table[0])
     mean = sum(map(sum, table)) / (s * q)
     rows = [sum(row) / q for row in table]
@@ -39,17 +39,33 @@ def _two_level_by_loops(table: list[list[float]]) -> tuple[float, float, float, 
     seeds = q * sum((row - mean) ** 2 for row in rows) / (s - 1)
     questions = s * sum((column - mean) ** 2 for column in columns) / (q - 1)
     rest = sum((table[i][j] - rows[i] - columns[j] + mean) ** 2 for i in range(s) for j in range(q))
-    rest /= (s - 1) * (q - 1)
+    seeds, questions, rest = (0.0 if one < 1e-20 else one for one in (seeds, questions, rest / ((s - 1) * (q - 1))))
+    return mean, seeds, questions, rest
+
+
+def _two_level_by_loops(table: list[list[float]]) -> tuple[float, float, float, float]:
+    """Mean, lower and upper bound and p, by the formula written out."""
+    s, q = len(table), len(table[0])
+    mean, seeds, questions, rest = _mean_squares(table)
     if questions > rest * (1 + 1e-9):
-        total = seeds + questions - rest
+        total, least = seeds + questions - rest, min(s, q) - 1
         parts = seeds**2 / (s - 1) + questions**2 / (q - 1) + rest**2 / ((s - 1) * (q - 1))
     else:
-        total, parts = seeds, seeds**2 / (s - 1)
-    if not total:
-        total, parts = rest, rest**2 / ((s - 1) * (q - 1))
-    freedom, error = total**2 / parts, math.sqrt(total / (s * q))
-    half = float(stats.t.ppf(0.975, freedom)) * error
-    return mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom))
+        total, parts, least = seeds, seeds**2 / (s - 1), s - 1
+    freedom = total**2 / parts if parts else 0.0
+    if freedom >= least - 1e-6:
+        return _student(mean, total / (s * q), freedom)
+    over_seeds = _student(mean, total / (s * q), least)
+    independent = _student(mean, rest / (s * q), (s - 1) * (q - 1))
+    low, high = min(over_seeds[1], independent[1]), max(over_seeds[2], independent[2])
+    return mean, low, high, max(over_seeds[3], independent[3])
+
+
+def _student(mean: float, variance: float, freedom: float) -> tuple[float, float, float, float]:
+    if not variance:
+        return mean, mean, mean, float(not mean)
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+    return mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / math.sqrt(variance), freedom))
 
 
 TABLES = st.integers(2, 5).flatmap(
@@ -63,9 +79,75 @@ TABLES = st.integers(2, 5).flatmap(
 def test_seeds_and_questions_are_two_crossed_factors(table: list[list[float]]) -> None:
     found = statistics.two_level(table)
     assert found is not None
-    if found["low"] == found["high"]:  # each seed has the same mean, and questions vary no more than the rest does
-        return
     assert [found[name] for name in ("mean", "low", "high", "p")] == pytest.approx(_two_level_by_loops(table))
+
+
+def _by_questions(*seeds: dict[int, list[int]], num: int) -> list[list[float]]:
+    """A row a seed: each difference at the questions that are named, 0 elsewhere."""
+    return [[float(sum(gap for gap, at in seed.items() if i in at)) for i in range(num)] for seed in seeds]
+
+
+ALIKE = {
+    # Questions differ as much as the rest does, so that no variance but rounding's is left.
+    "no_variance": _by_questions({1: [*range(20)]}, {1: [*range(16, 36)]}, num=100),
+    "three_seeds": _by_questions(
+        {1: [0], -1: [24]}, {1: [31, 42], -1: [14, 48]}, {1: [3, 47], -1: [9, 12]}, num=50
+    ),
+    # Questions differ by a hair more.
+    "a_hair": _by_questions(
+        {1: [*range(22)], -1: [*range(22, 30)]}, {1: [0, *range(30, 51)], -1: [*range(51, 59)]}, num=200
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_seeds_that_came_out_alike_by_chance(name: str) -> None:
+    """As if cells were independent at least: no division by 0, and no interval beyond all that there is."""
+    table = ALIKE[name]
+    found = statistics.two_level(table)
+    assert found is not None
+    mean, seeds, _, rest = _mean_squares(table)
+    assert seeds == 0
+    s, q = len(table), len(table[0])
+    _, low, high, p = _student(mean, rest / (s * q), (s - 1) * (q - 1))
+    assert found["low"] <= low + 1e-12
+    assert found["high"] >= high - 1e-12
+    assert found["p"] >= p - 1e-12
+    assert found["high"] - found["low"] < 3 * (high - low)
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5, 10])
+def test_no_interval_is_absurd(num_seeds: int) -> None:
+    """Small tables, of cells that most often are 0: finite, as wide as the variance over seeds asks, and no wider than
+    the sum of all variances with the least degrees of freedom."""
+    rng, unsure = np.random.default_rng(num_seeds), 0
+    for _ in range(400):
+        q = int(rng.integers(2, 40))
+        table = rng.choice([-1.0, 0.0, 1 / 3, 1.0], p=[0.06, 0.7, 0.1, 0.14], size=(num_seeds, q)).tolist()
+        found = statistics.two_level(table)
+        assert found is not None
+        mean, seeds, questions, rest = _mean_squares(table)
+        half = (found["high"] - found["low"]) / 2
+        if seeds == questions == rest == 0:
+            assert (half, found["p"]) == (pytest.approx(0, abs=1e-12), float(mean == 0))
+            continue
+        assert (
+            0
+            < half
+            <= 1e-12
+            + float(stats.t.ppf(0.975, min(num_seeds, q) - 1)) * math.sqrt((seeds + questions + rest) / (num_seeds * q))
+        )
+        assert (found["p"] < 0.05) == (abs(mean) > half)
+        over_seeds = math.sqrt(seeds / (num_seeds * q))
+        assert half >= 1.959 * over_seeds
+        if questions <= rest:  # questions add nothing: it is Student's over seeds
+            assert half >= float(stats.t.ppf(0.975, num_seeds - 1)) * over_seeds - 1e-12
+        total = max(seeds, seeds + questions - rest)
+        squares = ((seeds, num_seeds - 1), (questions, q - 1), (rest, (num_seeds - 1) * (q - 1)))
+        unsure += questions > rest and total**2 < (min(num_seeds, q) - 1) * sum(
+            square**2 / degrees for square, degrees in squares
+        )
+    assert unsure > 5, "tables whose degrees of freedom are fewer than any part's"
 
 
 def test_of_seeds_alone_it_is_the_t_test() -> None:
@@ -101,7 +183,9 @@ def test_of_one_seed_there_is_no_interval_of_the_method() -> None:
     assert (same["seed_low"], same["seed_high"], same["seed_p"]) == (0.0, 0.0, 1.0)
 
 
-@pytest.mark.parametrize(("num_seeds", "spread", "exchange_above"), [(3, 0.0, 0.0), (3, 0.03, 0.15), (5, 0.07, 0.3)])
+@pytest.mark.parametrize(("num_seeds", "spread", "exchange_above"), [
+    (2, 0.0, 0.0), (2, 0.03, 0.15), (3, 0.0, 0.0), (3, 0.03, 0.15), (5, 0.07, 0.3), (10, 0.03, 0.15),
+])  # fmt: skip
 def test_a_method_against_itself_is_rarely_told_apart(num_seeds: int, spread: float, exchange_above: float) -> None:
     """Two arms of the same method, 600 times: trainings differ by `spread` (a standard deviation), questions too.
 

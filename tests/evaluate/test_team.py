@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +22,7 @@ from flow_dpo.evaluate.compare.arms import Sizes
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner, Work
 from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.report.document import Table
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import append_jsonl, read_jsonl, write_whole
 from flow_dpo.runs.records import Metrics, append_rows, from_json
 from tests.support.record_examples import METRICS, PREDICTION
@@ -377,6 +379,10 @@ def test_a_run_that_is_there_is_measured_and_not_trained_again(tmp_path: Path) -
     assert areas[0] == areas[1]
     assert gap(two, "trained_stop", "untrained_stop", "fixed set")["mean"] is not None
     assert two["test_sets"]["held_out"]["num_learned"] == 0
+    for path in run_folder.latest_adapters(run).values():
+        shutil.copytree(path, path.with_name(str(int(path.name) + 1)))
+    with pytest.raises(ConfigError, match=r"has learned since: .*; name another folder with --compare\.output_dir"):
+        compare.compare([*other, *small, *names])
 
 
 def test_a_given_run_is_only_read(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Status
+from flow_dpo.evaluate import statistics
 from flow_dpo.evaluate.compare import seed_results, verdicts
 from flow_dpo.evaluate.compare.arms import Arm, Outcome
 from flow_dpo.evaluate.compare.interactions import interactions
@@ -136,6 +137,37 @@ def test_a_comparison_is_made_again_from_its_verdicts(tmp_path: Path) -> None:
     assert ps[0]["p_holm"] == pytest.approx(min(1.0, 3 * ps[0]["seed_p"]))
 
 
+@pytest.mark.parametrize(
+    "declared",
+    [
+        [("flow_itself", "answer_adapter"), ("self_generated", "flow_itself")],
+        [("flow_itself", "answer_adapter"), ("self_generated", "flow_itself"), ("answer_adapter", "flow_itself")],
+    ],
+)
+def test_a_pair_is_in_the_family_once_whichever_arm_comes_first(
+    declared: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    """Of three arms there are three pairs on a test; the baseline may name what it is against, as others do."""
+    seeds = collected(tmp_path)
+    arms = [replace(arm, against=tuple(other for one, other in declared if one == arm.name)) for arm in ARMS]
+    rows = {row["name"]: row for row in summarise(arms, seeds, ComparisonContext(tests=TESTS, facts={}))["arms"]}
+    to_self = {name: rows[name]["differences_to_self"]["held_out/greedy"] for name in ("flow_itself", "answer_adapter")}
+    contrasts = {
+        (name, one["against"]): one["differences"]["held_out/greedy"]
+        for name, row in rows.items()
+        for one in row["contrasts"]
+    }
+    assert list(contrasts) == sorted(declared, key=lambda pair: list(SEEDS).index(pair[0]))
+    three = {**to_self, "contrast": contrasts["flow_itself", "answer_adapter"]}
+    expected = statistics.holm({name: one["seed_p"] for name, one in three.items()})
+    assert {name: one["p_holm"] for name, one in three.items()} == pytest.approx(expected)
+    for one, other in declared:
+        way = contrasts[one, other]
+        back = to_self[other] if one == "self_generated" else contrasts["flow_itself", "answer_adapter"]
+        assert way["p_holm"] == back["p_holm"]
+        assert way["mean"] == (back["mean"] if way is back else -back["mean"])
+
+
 def test_an_answer_without_a_verdict_is_counted_among_graded_draws() -> None:
     drawn = {"held_out/sampled": [("1?0", "?00"), ("111", "11?")]}
     rewards = {test: [rewards_of_draws("abc", draws, "an arm") for draws in seeds] for test, seeds in drawn.items()}
@@ -187,6 +219,10 @@ def test_a_study_is_made_again_from_the_results_of_its_seeds(tmp_path: Path) -> 
     assert any(
         line.startswith("flow_itself.differences_to_self") for line in wrong_figures(tmp_path, tests=TESTS[:1])[1]
     )
+    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path), "--write"]) == 0
+    assert wrong_figures(tmp_path) == (3, [])
+    assert json.loads((tmp_path / "comparison.json").read_text())["settings"] == facts["settings"]
 
 
 def test_a_seed_may_come_from_elsewhere(tmp_path: Path) -> None:

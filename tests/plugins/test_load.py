@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from flow_dpo.cli import train
 from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError, FlowError
-from flow_dpo.plugins.load import fingerprint, installed, is_source, load_flow, load_object
+from flow_dpo.plugins.load import fingerprint, installed, is_source, load_flow, load_object, ran_files
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_jsonl
+from flow_dpo.workers.process_workers import _NAMED
 from tests.support.chat_models import chat_model_folder
 
 CRITIQUE = Path(__file__).parent.parent.parent / "examples" / "custom_flow.py"
@@ -196,3 +198,15 @@ def test_the_documented_command_trains_on_the_seed(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(HEAD.replace("Is this solution right?", "Is it?"))
     with pytest.raises(ConfigError, match=r"--allow flow_file\n  flow_file: [0-9a-f]{12} then, [0-9a-f]{12} now"):
         train.train(["--resume", *run])
+
+
+@pytest.mark.parametrize("name", ["mine.py", "my-flow.py", "flow.qwen2.5-0.5B.py"])
+def test_an_object_of_a_file_of_any_name_goes_to_other_processes(name: str, tmp_path: Path) -> None:
+    """They are sent the files of the modules that its bytes name."""
+    path = tmp_path / name
+    path.write_text(HEAD)
+    flow = load_flow(f"{path}:Critique")
+    content = pickle.dumps(flow)
+    assert pickle.loads(content) == flow
+    named = {found.decode() for found in _NAMED.findall(content)}
+    assert [file.path for file in ran_files(named)] == [str(path.resolve())]

@@ -40,6 +40,27 @@ def test_a_difference_of_the_team_has_the_p_of_the_method_and_that_of_its_family
     assert (arm.one, arm.p) == ("paper_flow", 0.25)
 
 
+def test_a_pair_counts_once_whichever_arm_comes_first() -> None:
+    """The baseline against an arm is that arm's difference to it; two arms that name each other are one pair."""
+    test, other = "held_out/greedy", "harder/greedy"
+    arms = [
+        {"name": "self_generated", "contrasts": [{"against": "b", "differences": {test: GAP, other: GAP}}]},
+        {"name": "a", "contrasts": [{"against": "b", "differences": {test: GAP}}]},
+        {
+            "name": "b",
+            "difference_to_self": GAP,
+            "differences_to_self": {test: GAP, other: None},
+            "contrasts": [{"against": "a", "differences": {test: GAP}}],
+        },
+    ]
+    found = {"baseline": "self_generated", "primary": test, "arms": arms}
+    declared = [("self_generated", "b", test), ("self_generated", "b", other), ("a", "b", test)]
+    assert [(gap.one, gap.other, gap.test) for gap in gaps.contrasts(found)] == declared
+    assert [(gap.one, gap.other, gap.test) for gap in gaps.every_pair(found)] == declared
+    del arms[0]["contrasts"]
+    assert [(gap.one, gap.other) for gap in gaps.every_pair(found)] == [("a", "b"), ("b", "self_generated")]
+
+
 def test_without_seeds_it_is_that_of_the_models() -> None:
     [gap] = gaps.contrasts(found(team(seed_p=None)))
     assert gap.p == 1e-6

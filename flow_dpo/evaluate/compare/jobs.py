@@ -71,6 +71,9 @@ class JobRunner:
         self._given = dict(given or {})
         self._rates = rates
         self._redrawn = redrawn or {}
+        self.trained_at: dict[str, float | None] = {}
+        """The learning rates of the trainings that were asked for, by the name that each was chosen for; None of one
+        that keeps its preset's."""
         self._done: dict[str, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DONE).exists():
@@ -91,6 +94,8 @@ class JobRunner:
         another than that of the rest; `rate_of` is the training whose learning rate it has, where not its own."""
         base = ["--recipe", recipe, "--config", str(self._configs / f"{config}.yaml")] if recipe else []
         rate = self._rates.get(rate_of or name) if isinstance(self._rates, Mapping) else self._rates
+        if name not in self._given:
+            self.trained_at[rate_of or name] = rate
         flags = flags if rate is None else (*flags, "--learning_rate", f"{rate:g}")
         flags = (*self._redrawn.get("train", ()), *flags)
         words = [

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.evaluate import contamination
 from flow_dpo.evaluate.compare.arms import Outcome
 from flow_dpo.evaluate.compare.jobs import DONE
@@ -110,6 +111,21 @@ def combine(path: Path, seeds: Sequence[MadeBy]) -> dict[str, Any]:
         "made_by": [{"num_pieces": num, **json.loads(text)} for text, num in counts.most_common()],
         **run_folder.environment(),
     }
+
+
+def refuse_learned_since(path: Path, run: Path) -> None:
+    """Raise `ConfigError` where evaluations or traces of the comparison at `path` were made with other adapters of a
+    run than its newest: it has learned since, and one table would hold two policies."""
+    now = {str(folder.resolve()) for folder in run_folder.latest_adapters(run).values()}
+    for name in ("summary.json", "traces.json"):
+        for file in sorted(path.glob(f"seed*/**/{name}")):
+            then = [Path(each) for each in (headers.read_header(file, _RECORDS[name]).get("adapters") or {}).values()]
+            other = [str(each) for each in then if each.resolve().is_relative_to(run.resolve())]
+            if any(str(Path(each).resolve()) not in now for each in other):
+                raise ConfigError(
+                    f"{file.parent} was made with {', '.join(other)}, and {run} has learned since: found "
+                    f"{', '.join(sorted(now))}; name another folder with --compare.output_dir"
+                )
 
 
 def _commands(path: Path, folders: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from flow_dpo.core.errors import ConfigError, DataError, LearningError
 from flow_dpo.core.types import Problem
 from flow_dpo.evaluate.compare.arms import Arm, Sizes
 from flow_dpo.evaluate.compare.jobs import JobRunner
-from flow_dpo.evaluate.compare.seed_results import rewards_of
+from flow_dpo.evaluate.compare.seed_results import path_of, read_seed, rewards_of
 from flow_dpo.evaluate.compare.team_arms import PARTS
 
 FOLDER = "rates"
@@ -111,6 +111,24 @@ def trained_for(name: str, names: Sequence[str]) -> bool:
     """Whether a training that is named as an arm is one of these arms': its own, that of the same flow not compiled, or
     the paper's flow, of which one role is tested."""
     return any(one in (name, f"{name}_itself") or (name == "paper_flow" and one.startswith("paper_")) for one in names)
+
+
+def refuse_other_rates(path: Path, seeds: Sequence[int], names: Sequence[str], rates: Mapping[str, float]) -> None:
+    """Raise `ConfigError` where a seed of the comparison at `path` is known whose arms of these names took a training
+    at another learning rate than that of `rates`: one table would hold both. Where it is not known at which it was
+    made, nothing is refused."""
+    for file in (path_of(path, seed) for seed in seeds):
+        known = read_seed(file) if file.exists() else None
+        for arm in names if known is not None else ():
+            for training, then in known.rates.get(arm, {}).items() if known is not None else ():
+                if then != rates.get(training):
+                    shown = [f"{rate:g}" if rate else "its preset's" for rate in (then, rates.get(training))]
+                    raise ConfigError(
+                        f"expected {training} of {arm} at one learning rate in all seeds, found {shown[0]} in {file} "
+                        f"and {shown[1]} now. Ask for the arms and the candidates, or name the file in "
+                        "compare.rates.chosen_in, that this rate was chosen by; or make all seeds in another folder "
+                        "(--compare.output_dir)"
+                    )
 
 
 def _known(each: Sequence[float | None]) -> list[float]:

@@ -73,6 +73,9 @@ class SeedResult:
     made: provenance.MadeBy
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Of the comparison that it is a part of."""
+    rates: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict[str, Mapping[str, float | None]])
+    """By arm: the learning rate of each training that it took, None of one that keeps its preset's. Of an arm that is
+    not named they are not known: files of before 2026-11-30 have none."""
 
     def rewards(self, arm: str, test: str) -> Rewards:
         """The reward of each question, a mean over its draws. Raises `DataError` where draws and questions differ in
@@ -147,6 +150,7 @@ def added(known: SeedResult, new: SeedResult) -> SeedResult:
         arms=arms,
         failed=failed,
         made=provenance.added(known.made, new.made),
+        rates={**known.rates, **new.rates},
     )
 
 

@@ -148,14 +148,15 @@ def _differences(
 ) -> None:
     """Put into each arm's row its differences to the baseline, and the declared ones to other arms.
 
-    All of them are one family for Holm's correction, test by test: a pair of arms has one p, wherever it stands. That p
-    is the method's, of seeds and questions; of one seed, where there is none, that of these models.
+    All of them are one family for Holm's correction, test by test. A pair of arms is in it once and has one p, wherever
+    it stands and whichever comes first. That p is the method's, of seeds and questions; of one seed, where there is
+    none, that of these models.
     """
     to_baseline = [(name, BASELINE) for name in rewards if BASELINE in rewards and name != BASELINE]
     found: dict[tuple[str, str], dict[str, Any]] = {pair: {} for pair in (*to_baseline, *declared)}
     for test in tests:
         each = {pair: statistics.difference(*(rewards[name][test] for name in pair)) for pair in found}
-        names = {pair: " ".join(pair) for pair in each}
+        names = {pair: " ".join(sorted(pair)) for pair in each}
         deciding = {names[pair]: one["p"] if one["seed_p"] is None else one["seed_p"] for pair, one in each.items()}
         corrected = statistics.holm(deciding)
         for pair, one in each.items():
