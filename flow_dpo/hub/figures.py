@@ -2,7 +2,8 @@
 
     figures(Path("runs/gsm8k"), ["runs/gsm8k-test"]).accuracy      # Measure(value=0.71, low=0.69, high=0.73, num=2000)
 
-Invariant: an evaluation stands on a card only where it measured the very adapters that are pushed.
+Invariant: all figures on a card are of the very adapters that are pushed: an evaluation that measured them, and the
+batches of the run that they have learned from, not those of later adapters.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.evaluate.headers import EvaluationSummary
 from flow_dpo.hub.scrub import scrubbed_dataset
 from flow_dpo.runs import headers, run_folder
-from flow_dpo.runs.records import read_metrics
+from flow_dpo.runs.given_objects import HANDED_OVER
+from flow_dpo.runs.records import read_metrics, rows_up_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Evaluated:
     accuracy: Measure
     dataset: str
     """As summary.json names it: "openai/gsm8k/test"."""
+    handed_over: bool
+    """Whether the problems were handed over from Python: then `dataset` is no name by which the hub has them."""
     mode: str
     decoding: str
 
@@ -53,7 +57,7 @@ class Figures:
     """What a run came to."""
 
     problems: int
-    """Problems that it has learned from."""
+    """Problems that these adapters have learned from."""
     updates: int
     """Version of the adapters."""
     pairs: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -66,15 +70,16 @@ class Figures:
 
 
 def figures(run: Path, evaluations: Sequence[str] = (), root: Path = Path()) -> Figures:
-    """The figures of a run; adapters that evaluations name are looked up here and from `root`.
+    """The figures of a run up to its newest adapters; those that evaluations name are looked up here and from `root`.
 
     Raises `DataError` where the run has learned nothing yet, or an evaluation cannot be read.
     """
     path = run / "metrics.jsonl"
-    rows = read_metrics(path) if path.exists() else []
+    known = read_metrics(path) if path.exists() else []
     updates = max(int(folder.name) for folder in run_folder.latest_adapters(run).values())
+    rows = rows_up_to(known, updates)  # of a run that is not at its end, later batches have made other adapters
     if not rows or not updates:
-        raise DataError(f"expected a run that has learned something, found no update in {path}; {_more(run, rows)}")
+        raise DataError(f"expected a run that has learned something, found no update in {path}; {_more(run, known)}")
     last = rows[-1]
     pairs: dict[str, int] = {}
     for row in rows:
@@ -114,6 +119,12 @@ def _measure(row: Mapping[str, Any], value: str, low: str, high: str, num: int) 
     return Measure(value=float(found[0]), low=float(found[1]), high=float(found[2]), num=num)  # pyright: ignore
 
 
+def _named(summary: Mapping[str, Any]) -> str:
+    """The data set in words."""
+    name = str(summary.get("dataset") or "not known")
+    return "problems that were handed over from Python" if name == HANDED_OVER else name
+
+
 def _evaluated(folder: Path, run: Path, root: Path) -> Evaluated:
     file = folder / "summary.json"
     if not file.is_file():
@@ -136,7 +147,8 @@ def _evaluated(folder: Path, run: Path, root: Path) -> Evaluated:
     drawn = f"sampled at temperature {decoding.get('temperature')}, {decoding.get('num_samples')} a problem"
     return Evaluated(
         accuracy=Measure(value=found["accuracy"], low=low, high=high, num=int(found["num_problems"])),
-        dataset=scrubbed_dataset(str(found.get("dataset") or "not known"), root),
+        dataset=scrubbed_dataset(_named(found), root),
+        handed_over=bool(found.get("handed_over")),
         mode=str((found.get("settings") or {}).get("mode") or "flow"),
         decoding="greedy" if greedy else drawn,
     )

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flow_dpo.plugins.load import is_source
+from flow_dpo.runs import local_names
 from flow_dpo.runs.adapters import calibration
+from flow_dpo.runs.local_names import PATH, exists, is_local, last_part
 
 _SECTIONS = (
     "recipe", "preset", "flow_source", "flow", "explore_source", "explore", "credit", "objective", "model", "lora",
@@ -32,12 +33,6 @@ _TEXTS = ("flow", "chat_template", "template_kwargs", "question_template", "stop
 """Names under which texts stand that may begin with a slash ("/no_think") and are no paths."""
 _FOLDERS = re.compile(r"(/|~/|[A-Za-z]:[/\\])[^\s/\\]+[/\\]\S*")
 """What is a path even there: one word, absolute, of several parts."""
-_PATH = re.compile(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\).*", re.DOTALL)
-_FILE = re.compile(
-    r".*[/\\].*\.(jsonl?|csv|tsv|txt|md|parquet|arrow|ya?ml|py|ipynb|jinja2?|safetensors|bin|gguf|pt|pth|gz|zst|zip|tar)",
-    re.DOTALL | re.IGNORECASE,
-)
-"""A file in a folder, "data/x.jsonl", wherever one stands: no model and no data set of the hub is called so."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 
 
@@ -68,11 +63,7 @@ def published_facts(facts: Mapping[str, Any], *, base_model: str) -> dict[str, A
 def begun_in(run: Path, config: Mapping[str, Any]) -> Path:
     """The folder that a run's relative paths begin at, as its own does: it may be pushed from another one."""
     settings = config.get("run")
-    named = Path(str(settings.get("output_dir") or "")) if isinstance(settings, Mapping) else Path()
-    folder = run.resolve()
-    if named.is_absolute() or not named.parts or folder.parts[-len(named.parts) :] != named.parts:
-        return Path()
-    return Path(*folder.parts[: -len(named.parts)])
+    return local_names.begun_in(run, settings.get("output_dir") if isinstance(settings, Mapping) else None)
 
 
 def scrubbed(value: Any, name: str = "", *, text: bool = False, root: Path = Path()) -> Any:
@@ -90,9 +81,7 @@ def scrubbed(value: Any, name: str = "", *, text: bool = False, root: Path = Pat
         return value
     if text:
         return (
-            last_part(value)
-            if _FOLDERS.fullmatch(value) or (_PATH.fullmatch(value) and _exists(value, root))
-            else value
+            last_part(value) if _FOLDERS.fullmatch(value) or (PATH.fullmatch(value) and exists(value, root)) else value
         )
     return "" if _ADDRESS.fullmatch(value) else last_part(value) if is_local(value, root) else value
 
@@ -101,25 +90,3 @@ def scrubbed_dataset(value: str, root: Path = Path()) -> str:
     """A data set with its split as it may leave this machine: "openai/gsm8k/test", "x.jsonl/train"."""
     name, slash, split = value.rpartition("/")
     return f"{scrubbed(name, root=root)}{slash}{split}"
-
-
-def is_local(value: str, root: Path = Path()) -> bool:
-    """Whether a setting is a path of this machine, or code in a file of it: absolute, from here or home, a file in a
-    folder, or one of several parts at which there is something, here or from `root`."""
-    place = value.rpartition(":")[0] if is_source(value) else value
-    if _PATH.fullmatch(value) or _FILE.fullmatch(value) or (place is not value and place.endswith(".py")):
-        return True
-    return ("/" in value or "\\" in value) and (value.count("/") > 1 or _exists(value, root))
-
-
-def last_part(value: str) -> str:
-    """A path's last part: "flows.py:Mine" of "/home/me/flows.py:Mine"."""
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or value
-
-
-def _exists(value: str, root: Path) -> bool:
-    try:
-        place = Path(value).expanduser()
-        return place.exists() or (root / place).exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a null byte, no home
-        return False

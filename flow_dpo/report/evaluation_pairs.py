@@ -85,4 +85,6 @@ def _setting(one: EvaluationSource) -> tuple[Any, ...]:
     summary = one.summary
     decoding = summary.get("decoding") or {}
     drawn = tuple(decoding.get(name) for name in ("temperature", "top_p", "choice_temperature"))
-    return summary.get("dataset"), summary.get("model"), bool(decoding.get("greedy")), drawn
+    # Rows are numbered: those of two lists have the same ids, and no data set's name tells them apart.
+    rows = summary.get("data_fingerprint") if summary.get("handed_over") else None
+    return summary.get("dataset"), rows, summary.get("model"), bool(decoding.get("greedy")), drawn

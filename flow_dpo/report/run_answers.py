@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from flow_dpo.report import formatting
 from flow_dpo.report import rates as learning
+from flow_dpo.report.budgets import is_spent
 from flow_dpo.report.document import Answers
 from flow_dpo.report.rates import Part, Rate
 from flow_dpo.report.sources import RunSource
@@ -145,9 +146,16 @@ def doubts(run: RunSource) -> list[str]:
 
 def _incomplete(run: RunSource) -> str:
     given = run.num_problems
-    if given is None or run.num_seen >= given:
+    if given is None or run.num_seen >= given or is_spent(run.settings, _spent(run)):
         return ""
     return f"Interrupted, or still running: {run.num_seen:,} of {given:,} problems."
+
+
+def _spent(run: RunSource) -> dict[str, float]:
+    """What the run has used of each thing that a budget can name."""
+    used = costs(run)
+    tokens = (used["rollout/sampled_tokens"] or 0) + (used["tokens"] or 0)
+    return {"tokens": tokens, "verdicts": used["num_verdicts"] or 0, "updates": used["learn/updates"] or 0}
 
 
 def _learned_nothing(run: RunSource) -> list[str]:
@@ -314,7 +322,13 @@ def over_seeds(runs: Sequence[RunSource]) -> Answers:
     return Answers(learned=tuple(told), surely=tuple(surely))
 
 
+_NO_KIND = (
+    "seed", "output_dir", "tracking", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches",
+)  # fmt: skip
+
+
 def _kind(run: RunSource) -> str:
-    """A run's settings without its seed and its folder."""
-    own = {key: value for key, value in (run.settings.get("run") or {}).items() if key not in ("seed", "output_dir")}
+    """A run's settings without its seed, its folder, and what else changes no result: where it is tracked, how it is
+    resumed, when it is saved."""
+    own = {key: value for key, value in (run.settings.get("run") or {}).items() if key not in _NO_KIND}
     return repr({**run.settings, "run": own})

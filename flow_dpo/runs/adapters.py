@@ -25,7 +25,7 @@ from flow_dpo.recipes.flow_dpo.attempts import Attempts, AttemptsPrompts
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.published import is_published, local_run, refuse_missing, without_machine
-from flow_dpo.runs.records import read_metrics
+from flow_dpo.runs.records import read_metrics, rows_up_to
 from flow_dpo.runs.resolve import Given, read_settings
 from flow_dpo.runs.settings import SpeakingSettings
 from flow_dpo.runs.starting_adapters import ADAPTER_CONFIG, adapter_shape
@@ -86,10 +86,14 @@ def run_settings(run: Path, *, of_adapter: bool = False, of_hub: bool = False) -
 
 
 def calibration(run: Path) -> dict[str, float]:
-    """The settings of the flow that a run has calibrated, as its last batch was sampled with them, by name; none of
-    settings that lie beside an adapter, whose metrics are those of a fine-tuning, if there are any."""
+    """The settings of the flow that a run has calibrated, by name, as the last batch was sampled that its newest
+    adapters have learned from: not one of later adapters, which a run that is not at its end has not saved yet. None
+    of a run without adapters, nor of settings that lie beside an adapter, whose metrics are those of a fine-tuning."""
     path = run / "metrics.jsonl"
-    rows = read_metrics(path) if path.exists() and not (run / ADAPTER_CONFIG).exists() else []
+    if not path.exists() or (run / ADAPTER_CONFIG).exists() or not (run / "adapters").is_dir():
+        return {}
+    version = max(int(folder.name) for folder in run_folder.latest_adapters(run).values())
+    rows = rows_up_to(read_metrics(path), version)
     last = rows[-1] if rows else {}
     return {name.removeprefix("flow/"): value for name, value in last.items() if name.startswith("flow/")}
 

@@ -7,16 +7,18 @@ is answered from the file:
     sampled.jsonl    {"schema": "sampled/1", "key": "9f0c...", "completion": {"token_ids": [...], ...}}
                      {"schema": "sampled_batch/1", "problems": ["gsm8k/7", ...], "whole": true, ...}
 
-Invariant: a resumed run stays bit for bit the run that was never interrupted. That holds where the whole batch was
-sampled: nothing is computed again. Of a batch that was not, the rest would be computed beside fewer others, which
-changes no token but the last digits of log-probabilities (kernels round by the size of what they are given): a run uses
-it only where the user asks for it (`run.reuse_sampled`), an evaluation, which reads none of them, always.
+Invariant: a resumed run stays bit for bit the run that was never interrupted. A batch of a run is known by the weights
+that it was sampled with, not by their version alone: with a learning rate that `--allow` let through, version 1 has
+others. Where the whole batch was sampled nothing is computed again. Of a batch that was not, the rest would be computed
+beside fewer others, which changes no token but the last digits of log-probabilities (kernels round by the size of what
+they are given): a run uses it only where the user asks for it (`run.reuse_sampled`), an evaluation, which reads none of
+them, always.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -44,7 +46,7 @@ class SampledBatch:
     seed: int
     policy_version: int
     context: str
-    """Digest of all else that it depends on, of a command whose settings lie nowhere else."""
+    """Digest of all else that it depends on: the settings of a command, and in a run the weights in force."""
     num_completions: int = 0
     """The rows before this one that are its completions."""
     whole: bool = False
@@ -124,20 +126,22 @@ class JournalWorkers:
         *,
         partly: bool = False,
         context: str = "",
+        weights: Callable[[], str] | None = None,
         each_batch: bool = False,
     ) -> None:
-        """`path` is the file; `partly`: a batch that was not sampled to its end is used, too. With `each_batch` every
-        batch is written once it was sampled, without log-probabilities of tokens.
+        """`path` is the file; `partly`: a batch that was not sampled to its end is used, too. `weights` gives a digest
+        of the adapters in force, where these change: batches that other ones sampled are left alone. With `each_batch`
+        every batch is written once it was sampled, without log-probabilities of tokens.
 
-        Raises `ConfigError` where the file is of another context.
+        Raises `ConfigError` where the file is of another context, and there are no such `weights`.
         """
         self._workers, self._engine, self._path = workers, engine, path
         self._partly, self._context, self._each_batch = partly, context, each_batch
-        self._version = 0
+        self._weights, self._in_force, self._version = weights, context, 0
         self._batches: list[tuple[SampledBatch, Mapping[str, Completion]]] = []
         """Those that are recorded nowhere else yet, the one under way last."""
         self._found = _read(path)
-        if any(batch.context != context for batch, _ in self._found):
+        if weights is None and any(batch.context != context for batch, _ in self._found):
             raise ConfigError(
                 f"{path.parent} holds what the same command with other settings had sampled ({path.name}); name "
                 "another folder with --output_dir, or remove the file"
@@ -151,12 +155,14 @@ class JournalWorkers:
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
         """Sample with these adapters from now on."""
         self._version = max((adapter.version for adapter in adapters.values()), default=0)
+        if self._weights is not None:
+            self._in_force = hashlib.sha256(f"{self._context}\n{self._weights()}".encode()).hexdigest()
         self._workers.refresh(adapters)
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
         """Sample and grade the batch now, using what an interruption left behind of it."""
         ids = tuple(problem.id for problem in problems)
-        batch = SampledBatch(problems=ids, seed=seed, policy_version=self._version, context=self._context)
+        batch = SampledBatch(problems=ids, seed=seed, policy_version=self._version, context=self._in_force)
         found = [(known, kept) for known, kept in self._found if known.same(batch) and (known.whole or self._partly)]
         # Interrupted twice, it may be there twice; the second time may have come less far.
         known, kept = max(found, key=lambda each: (each[0].whole, len(each[1])), default=(batch, {}))

@@ -3,7 +3,8 @@
     with kept_workers(folder, facts, runtime, adapters, live, console) as (workers, journal):
         trees = workers.rollout(...)            interrupted, the same command continues from `folder`/sampled.jsonl
 
-Invariant: what was kept is used by the same model, adapters, flow and sampling alone; any other is refused by name.
+Invariant: what was kept is used by the same model, adapters, flow and sampling alone; of a command that does not learn
+any other is refused by name, and a run samples again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +23,42 @@ from rich.console import Console
 from flow_dpo.core.errors import FlowDpoError, StorageError
 from flow_dpo.core.protocols import RolloutWorkers
 from flow_dpo.core.types import Adapter, Role
+from flow_dpo.learner.policy import Policy
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.journal import FILE, JournalEngine, JournalWorkers
 from flow_dpo.runs.live import Live, MeteredEngine, MeteredWorkers
 from flow_dpo.runs.runtime import Runtime
+from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.workers.in_process import InProcessWorkers
 from flow_dpo.workers.pool import PooledWorkers
 
 
-def run_workers(
-    runtime: Runtime, live: Live, file: Path, *, partly: bool
-) -> tuple[RolloutWorkers, JournalWorkers | None]:
-    """The workers of a training run, and the journal that keeps in `file` what the batch under way has sampled; none
-    where they are elsewhere: what is under way there is given up, and sampled again by a run that continues."""
+def run_workers(runtime: Runtime, live: Live, settings: TrainSettings) -> tuple[RolloutWorkers, JournalWorkers | None]:
+    """The workers of a training run, and the journal that keeps in its folder what the batch under way has sampled;
+    none where they are elsewhere: what is under way there is given up, and sampled again by a run that continues."""
     if isinstance(runtime.workers, PooledWorkers):
         return MeteredWorkers(runtime.workers, live, learns=True), None
     engine = JournalEngine(runtime.backends.engine)
     live.meter.engine = runtime.backends.engine
     metered = replace(runtime.backends, engine=MeteredEngine(engine, live.meter))
-    journal = JournalWorkers(InProcessWorkers(metered, shard=runtime.shard), engine, file, partly=partly)
+    # What completions depend on besides requests and adapters. A run that is resumed may have another by `--allow`.
+    as_loaded = replace(settings.runtime.model, dtype="auto", device="auto", template_date="")
+    facts = {
+        "model": run_folder.plain(as_loaded),
+        "dtype": str(runtime.policy.model.dtype),
+        "device": str(runtime.policy.model.device),
+        "engine": type(runtime.backends.engine).__name__,
+        "int8": getattr(settings.runtime.engine, "int8", False),
+    }
+    journal = JournalWorkers(
+        InProcessWorkers(metered, shard=runtime.shard),
+        engine,
+        Path(settings.run.output_dir) / FILE,
+        partly=settings.run.reuse_sampled,
+        context=_context(facts, {}),
+        weights=partial(weights_digest, runtime.policy),
+    )
     return MeteredWorkers(journal, live, learns=True), journal
 
 
@@ -85,6 +104,17 @@ def kept_workers(
             print_safe(console, f"What was sampled is kept in {folder}; the same command continues from it")
         raise
     journal.done()
+
+
+def weights_digest(policy: Policy) -> str:
+    """SHA-256 of all roles' float32 weights as they are now, in hexadecimal digits: one pass over the adapters, a part
+    of what a checkpoint costs."""
+    digest = hashlib.sha256()
+    for role in policy.roles:
+        for name, weight in zip(policy.names(role), policy.weights(role), strict=True):
+            digest.update(f"{role} {name} ".encode())
+            digest.update(weight.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _context(facts: Mapping[str, Any], adapters: Mapping[Role, Adapter]) -> str:

@@ -14,8 +14,10 @@ and field. Whoever changes the columns of a kind raises the number in its `SCHEM
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -329,6 +331,17 @@ def read_rows(path: Path, kind: type[K]) -> list[K]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl as the loop measured them, by name."""
     return [row.row() for row in read_rows(path, Metrics)]
+
+
+def versions_after(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The version of the adapters after each batch of a run, by all its rows from the first on."""
+    return list(accumulate(int(row.get("learn/updates") or 0) for row in rows))
+
+
+def rows_up_to(rows: Sequence[Mapping[str, Any]], version: int) -> Sequence[Mapping[str, Any]]:
+    """The rows of the batches that adapters of this version, or older ones, stood after: what is known of adapters
+    that were saved while the run continued."""
+    return rows[: bisect_right(versions_after(rows), version)]
 
 
 def _kind_of(row: Mapping[str, Any], kinds: Sequence[type[K]], place: str) -> type[K]:

@@ -92,7 +92,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         learner, learns = _learner(settings, runtime, ranks)
         validation, under_way = _restore(folder, settings, given, runtime, learner, differences)
         seen = validation.num_seen
-        workers, journal = run_workers(runtime, live, path / SAMPLED, partly=settings.run.reuse_sampled)
+        workers, journal = run_workers(runtime, live, settings)
         budget = BudgetCallback(
             tokens=settings.run.budget.budget_tokens,
             verdicts=settings.run.budget.budget_verdicts,

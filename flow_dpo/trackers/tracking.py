@@ -5,7 +5,8 @@
 The step of every point is the number of problems seen: each row has its own, it means the same in every recipe, and two
 runs are compared at the same data; the learner's version may stand still or jump in a batch, and is a curve of its own
 ("learn/version"). A resumed run continues the same curve: the ids and the last step that each tracker got are kept in
-trackers.json, what it has is not sent again, and what it lacks is taken from metrics.jsonl.
+trackers.json, what it has is not sent again, and what it lacks is taken from metrics.jsonl. An evaluation is of a
+version of the adapters, and is sent where a tracker has got none of that version or a later one.
 
 Invariant: no point is sent twice, whatever ended the run; a tracker that fails ends nothing (`guard`).
 """
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from flow_dpo.runs.callbacks.lifecycle import RunInfo
 
 MARKS = "trackers.json"
-"""By tracker: {"id": what it continues by, "step": the last that it got}."""
+"""By tracker: {"id": what it continues by, "step": the last that it got, "evaluated": by the name of an evaluation the
+version of the last that it got}, the last where there was one."""
 _SHOWN = 2000
 """Characters of a text in a table."""
 
@@ -54,6 +56,7 @@ class Tracking:
         goes_on = run.settings["run"]["resume"] and (run.path / MARKS).exists()
         self._marks = strict_json.parse_object((run.path / MARKS).read_bytes(), MARKS) if goes_on else {}
         rows = run.rows() if run.resumed else []
+        self._batches = len(rows)
         for name in self._settings.trackers:
             known = self._marks.get(name, {})
             guard = Guard(name)
@@ -66,7 +69,7 @@ class Tracking:
                 )  # fmt: skip
                 if not isinstance(id, str):  # it is written, and read by the run that continues
                     raise TypeError(f"expected a text from begin, by which the run is opened again, found {id!r:.80}")
-                self._marks[name] = {"id": id, "step": known.get("step", 0)}
+                self._marks[name] = {**known, "id": id, "step": known.get("step", 0)}
             self._done[name] = known.get("step", 0)
         self._write()
         for row in rows:
@@ -90,11 +93,16 @@ class Tracking:
 
     def on_evaluation(self, name: str, metrics: Mapping[str, Any], version: int) -> None:
         """Send an evaluation as "eval/<name>/<metric>"; the progressive one is in every row."""
+        if name == "progressive":
+            return
         found = {f"eval/{name}/{key}": value for key, value in _finite(metrics).items()}
         for key, (tracker, guard) in self._trackers.items():
-            if name != "progressive" and not guard.failed and self._seen > self._done[key]:
-                with guard:
-                    tracker.log(found, self._seen)
+            if guard.failed or self._marks[key].get("evaluated", {}).get(name, -1) >= version:
+                continue
+            self._marks[key].setdefault("evaluated", {})[name] = version
+            self._write()  # first, as in `_send`
+            with guard:
+                tracker.log(found, self._seen)
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
         """Attach the picture and the report of a run that is at its end, and close every tracker."""

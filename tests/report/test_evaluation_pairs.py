@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from flow_dpo.report.compose import compose
@@ -44,3 +45,15 @@ def test_others_problems_are_passed_over(tmp_path: Path) -> None:
              (("other", 6, None), ("same", 5, None), ("t", 5, "runs/x"))]  # fmt: skip
     sources = [source for source in read_sources(paths) if isinstance(source, EvaluationSource)]
     assert [(pair.trained.name, pair.untrained.name) for pair in pairs_of(sources)] == [("t", "same")]
+
+
+def test_rows_that_were_handed_over_are_paired_where_they_are_the_same(tmp_path: Path) -> None:
+    """They are numbered from 0, so that other rows have the same ids."""
+    sources: dict[str, EvaluationSource] = {}
+    for name, run, data in (("t", "runs/x", "1"), ("other", None, "2"), ("same", None, "1")):
+        [source] = read_sources([evaluated(tmp_path / name, "rw" * 5, run=run)])
+        assert isinstance(source, EvaluationSource)
+        facts = {"dataset": "handed over", "handed_over": True, "data_fingerprint": data}
+        sources[name] = replace(source, summary={**source.summary, **facts})
+    assert [pair.untrained.name for pair in pairs_of([*sources.values()])] == ["same"]
+    assert pairs_of([sources["t"], sources["other"]]) == []

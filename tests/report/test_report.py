@@ -26,6 +26,7 @@ from flow_dpo.report.html import render_page
 from flow_dpo.report.sources import read_sources
 from flow_dpo.runs.charts import COLOURS
 from flow_dpo.runs.records import to_json
+from flow_dpo.runs.settings import BudgetSettings, RunSettings
 from flow_dpo.traces.trace import Trace
 from tests.support import judge_server, report_sources
 from tests.support.comparison_runs import comparison
@@ -201,6 +202,20 @@ def test_white_space_of_commands_stays(tmp_path: Path) -> None:
     run = report_sources.run(tmp_path / "run", [RIGHT], facts={"command": command})
     shown = rendered([run, report_sources.evaluation(tmp_path / "evaluation")])
     assert f"\n{command}\n# evaluation" in shown
+
+
+@pytest.mark.parametrize(
+    ("budget", "interrupted"),
+    [({"budget_updates": 2}, False), ({"budget_updates": 3}, True), ({"budget_verdicts": 40}, False),
+     ({"budget_tokens": 140}, False), ({"budget_tokens": 141}, True),
+     ({"budget_updates": 2, "budget_verdicts": 41}, True), ({}, True)],
+)  # fmt: skip
+def test_a_run_that_spent_its_budget_is_at_its_end(budget: dict[str, int], interrupted: bool, tmp_path: Path) -> None:
+    """All that the budget names, as config.yaml has it of the settings; the run has 2 updates of 70 tokens."""
+    config = {"run": RunSettings(budget=BudgetSettings(**budget))}
+    report_sources.run(tmp_path / "run", [RIGHT] * 8, facts={"num_problems": 999}, config=config)
+    told = compose(read_sources([tmp_path / "run"]), command="").answers.distrust
+    assert any(words.startswith("Interrupted") for words in told) == interrupted
 
 
 def test_the_page_tells_what_was_measured(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from flow_dpo.report.document import Answers
 from flow_dpo.report.run_answers import run_answers
 from flow_dpo.report.run_data import ChoicePair, JudgedCandidate
 from flow_dpo.report.sources import RunSource, read_source, read_sources
+from flow_dpo.runs.settings import RunSettings
+from flow_dpo.trackers.settings import TrackingSettings
 from tests.support import report_sources
 from tests.support.comparison_runs import comparison
 from tests.support.record_examples import PREDICTION
@@ -183,10 +185,14 @@ def test_a_run_before_its_first_batch(tmp_path: Path) -> None:
     assert found.learned == ()
 
 
+def settings(seed: int, name: str) -> RunSettings:
+    return RunSettings(seed=seed, output_dir=name, tracking=TrackingSettings(run_name=name))
+
+
 def test_runs_that_differ_in_their_seed_alone_are_read_over_seeds(tmp_path: Path) -> None:
     made = [
         report_sources.run(tmp_path / str(seed), [WRONG] * 32 + [RIGHT] * (28 + seed) + [WRONG] * (4 - seed), batch=32,
-                           config={"run": {"seed": seed, "output_dir": str(seed)}})
+                           config={"run": settings(seed, str(seed))})
         for seed in range(3)
     ]  # fmt: skip
     # Rises of 28, 29 and 30 of 32 problems; the half of a t-interval is 4.303 / sqrt(3) standard deviations of 1 / 32.
@@ -195,7 +201,7 @@ def test_runs_that_differ_in_their_seed_alone_are_read_over_seeds(tmp_path: Path
     assert answers(*made).learned[0] == expected
     # The same seed once more is no other seed.
     again = report_sources.run(tmp_path / "again", [WRONG] * 64, batch=32,
-                               config={"run": {"seed": 0, "output_dir": "again"}})  # fmt: skip
+                               config={"run": settings(0, "again")})  # fmt: skip
     assert answers(*made, again).learned[0] == expected
     assert answers(*made).learned[1].startswith("0: Accuracy rose by 87.5 points")
     seeds = "3 seeds of one setting: an interval over seeds is of other seeds; each run's own is of other problems."

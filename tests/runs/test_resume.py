@@ -15,10 +15,13 @@ from flow_dpo.cli import train as commands
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.learner.learner import Learner
 from flow_dpo.runs import run_folder, runtime
+from flow_dpo.runs.callbacks.run_keeper import last_saved
 from flow_dpo.runs.files import read_jsonl
+from flow_dpo.runs.records import read_metrics, rows_up_to, versions_after
 from tests.support.run_equality import assert_same_run
 
-WORDS = ("--max_problems", "20", "--problems_per_batch", "8", "--examples_per_update", "12")
+WORDS = ("--max_problems", "20", "--problems_per_batch", "8", "--examples_per_update", "12", "--save_updates", "3")
+"""Versions 1, 3 and 5 after its batches: 3 is saved on the way, and 5 at the end."""
 
 
 def train(folder: Path, *more: str) -> int:
@@ -53,6 +56,34 @@ def test_resumed_after_ctrl_c(after: int, whole: Path, tmp_path: Path, monkeypat
     # Only the folder need be named: the settings are the run's own.
     assert commands.train(["--output_dir", str(tmp_path / "run"), "--resume"]) == 0
     assert_same_run(whole, tmp_path / "run")
+
+
+def test_which_adapters_are_saved_follows_from_the_versions_alone(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [last_saved(versions, 8) for versions in ([], [2, 7], [2, 8, 9], [2, 9, 16, 17])] == [0, 0, 8, 17]
+    assert last_saved([2, 9], 0) == 0
+    rows = read_metrics(whole / "metrics.jsonl")
+    assert versions_after(rows) == [1, 3, 5]
+    assert versions_after(rows) == [row["learn/version"] + row["learn/updates"] for row in rows]
+    assert [len(rows_up_to(rows, version)) for version in range(6)] == [0, 1, 1, 2, 2, 3]
+    # An interruption saves version 1, too, which changes nothing of what is saved later.
+    interrupt(tmp_path / "run", monkeypatch, after=1)
+    assert saved(tmp_path / "run") == {"1"}
+    assert commands.train(["--output_dir", str(tmp_path / "run"), "--resume"]) == 0
+    assert (saved(whole), saved(tmp_path / "run")) == ({"3", "5"}, {"1", "3", "5"})
+    # Ended between a checkpoint and the adapters that were to be saved with it.
+    shutil.copytree(tmp_path / "run", tmp_path / "late")
+    shutil.rmtree(tmp_path / "late" / "checkpoints" / "00000020")
+    for folder in (tmp_path / "late" / "adapters").iterdir():
+        shutil.rmtree(folder / "3")
+    assert commands.train(["--output_dir", str(tmp_path / "late"), "--resume"]) == 0
+    assert_same_run(whole, tmp_path / "late")
+
+
+def saved(run: Path) -> set[str]:
+    """Versions whose adapters all roles have."""
+    return set.intersection(*({path.name for path in role.iterdir()} for role in (run / "adapters").iterdir()))
 
 
 def test_rare_checkpoints_change_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent.parent
 PROBLEMS, BATCH = 96, 8
 WORDS = (
     "train", "--max_problems", str(PROBLEMS), "--problems_per_batch", str(BATCH), "--examples_per_update", "8",
-    "--run.lag", "1", "--workers.shard", "4", "--num_threads", "1", "--save_updates", "0",
+    "--run.lag", "1", "--workers.shard", "4", "--num_threads", "1", "--save_updates", "3",
 )  # fmt: skip
 ON_RAY = ("--workers", "ray", "--workers.num", "2", "--workers.start_s", "300")
 LIMIT_S = 600.0

@@ -34,8 +34,9 @@ from flow_dpo.models import adapter_files
 from flow_dpo.runs import run_folder
 from tests.support.run_equality import assert_same_run
 
-WORDS = ("--max_problems", "8", "--problems_per_batch", "3", "--examples_per_update", "6", "--num_threads", "1")
-"""Three batches; each has an update, and leaves pairs that wait for the next."""
+WORDS = ("--max_problems", "8", "--problems_per_batch", "3", "--examples_per_update", "6", "--num_threads", "1",
+         "--save_updates", "1")  # fmt: skip
+"""Three batches; they have updates, and leave pairs that wait for the next. Adapters are saved on the way."""
 LATE = (
     "matplotlib.pyplot",
     "matplotlib.backends.backend_agg",

@@ -12,10 +12,12 @@ import pytest
 
 import flow_dpo
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.runs.callbacks.lifecycle import RunInfo
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.trackers import settings as trackers
 from flow_dpo.trackers.clients import as_code
-from flow_dpo.trackers.tracking import MARKS
+from flow_dpo.trackers.settings import TrackingSettings
+from flow_dpo.trackers.tracking import MARKS, Tracking
 
 MINE = '''
 import json
@@ -111,6 +113,7 @@ def test_one_curve_over_an_interruption_and_a_tracker_that_fails(
     begun = calls(mine, "begin")
     assert [call[2] for call in begun if call[2] is not None] == ["an id"] * 4, "both went on by their id"
     assert begun[0][1] == "first"
+    assert {call[1] for call in calls(mine, "table")} == {1, 3}, "every second batch; the fifth was lost"
     assert json.loads((tmp_path / "run" / MARKS).read_text())[f"{mine}:Mine"] == {"id": "an id", "step": 6}
     tree = read_jsonl(tmp_path / "run" / "trees.jsonl")[0]
     [shown] = calls(mine, "table")[0][2]
@@ -124,6 +127,43 @@ def test_one_curve_over_an_interruption_and_a_tracker_that_fails(
     patterns = [re.sub(r"<\w+>", "[^/]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">")) for name in named]
     for name in calls(mine, "log")[-1][2]:
         assert any(re.fullmatch(pattern, name) for pattern in patterns), f"{name} is not in docs/trackers.md"
+
+
+def test_an_evaluation_reaches_a_tracker_once_whenever_it_is_made(mine: Path, tmp_path: Path) -> None:
+    """At the start, where nothing was seen yet, and when a run is resumed that ended in the middle of one."""
+    name = f"{mine}:Mine"
+
+    def begun(*, seen: int, resume: bool = True) -> Tracking:
+        settings = {"run": {"resume": resume}, "objective": {"beta": 1.0}}
+        found = Tracking(TrackingSettings(report_to=name, table_batches=2, table_rows=1))
+        (tmp_path / "metrics.jsonl").write_text("".join(map(metrics_row, range(1, seen + 1))))
+        found.on_run_begin(
+            RunInfo(path=tmp_path, settings=settings, facts={}, resumed=seen > 0, problems_seen=seen, num_problems=9)
+        )
+        return found
+
+    first = begun(seen=0, resume=False)
+    for version in (0, 0):
+        first.on_evaluation("eval", {"accuracy": 0.25}, version)
+    first.on_evaluation("progressive", {"accuracy": 0.5}, 0)
+    first.on_batch(json.loads(metrics_row(1)), [], [])  # killed before the evaluation that was due
+    again = begun(seen=1)
+    for version in (0, 3):
+        again.on_evaluation("eval", {"accuracy": version / 10}, version)
+    again.on_evaluation("other", {"accuracy": 1.0}, 3)
+    begun(seen=1).on_evaluation("eval", {"accuracy": 0.3}, 3)
+    sent = [(step, found) for _, step, found in calls(mine, "log") if "progressive/accuracy" not in found]
+    assert sent == [
+        (0, {"eval/eval/accuracy": 0.25}), (1, {"eval/eval/accuracy": 0.3}), (1, {"eval/other/accuracy": 1.0})
+    ]  # fmt: skip
+    marks = {"id": "an id", "step": 1, "evaluated": {"eval": 3, "other": 3}}
+    assert json.loads((tmp_path / MARKS).read_text()) == {name: marks}
+
+
+def metrics_row(seen: int) -> str:
+    measures = ("accuracy", "low", "high", "window_accuracy", "window_low", "window_high")
+    row = {f"progressive/{name}": 0.5 for name in measures}
+    return json.dumps({"schema": "metrics/1", "problems_seen": seen, **row}) + "\n"
 
 
 def test_what_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

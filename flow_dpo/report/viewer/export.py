@@ -10,7 +10,8 @@
     view.json                               tells that the folder is such a copy
 
 Invariant: the page is the server's, file by file, and so is every value, save what is not here; no path and no command
-of this machine is in the copy.
+of this machine is in the copy. Names that may be paths are cut field by field, by the rule of `runs.local_names`; of
+notes, which are free text, first the folders that are known, then whatever looks like a path.
 """
 
 from __future__ import annotations
@@ -29,12 +30,18 @@ from flow_dpo.core.errors import ConfigError, StorageError
 from flow_dpo.report.viewer.library import Library
 from flow_dpo.report.viewer.queries import MOST
 from flow_dpo.runs import headers
+from flow_dpo.runs.local_names import is_local, last_part
 from flow_dpo.runs.writable import check_writable
 
 MARK = "view.json"
 _STATIC = '<meta name="flow-dpo-static" content="">'
-_PATHS = re.compile(r"(?<![^\s=,])(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[^\s/\\,]+[/\\])*(?=[^\s/\\,])")
-"""The folders of a path that does not begin here."""
+_BEGIN = r"(?:~|\.{1,2}|[A-Za-z]:)?[/\\]"
+_QUOTED = re.compile(rf"""(?P<quote>['"`]){_BEGIN}[^'"`\n]*?(?P<last>[^'"`\n/\\]+)[/\\]*(?P=quote)""")
+"""A path in quotes, which may hold spaces."""
+_FOLDERS = re.compile(rf"""(?:(?<![^\s=,;([{{'"`])|(?<=:)(?!//)){_BEGIN}(?:[^\s/\\,'"`]+[/\\])*(?=[^\s/\\,'"`])""")
+"""The folders of a path without quotes; where it holds a space, nobody can tell where it ends."""
+_FREE = ("notes", "reason")
+"""What of an item is free text that a program wrote: what could not be read, and why a verdict is as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +96,12 @@ def _write(library: Library, folder: Path, num_items: int) -> Copied:
             content = content.replace(b"<head>", f"<head>\n    {_STATIC}".encode(), 1)
         (folder / each.name).write_bytes(content)
     # 2. The items of each source.
-    found = library.get("sources", {})
+    found = library.described(_without_folders)
+    known = _known_folders(library)
     for source in found["sources"]:
         if "command" in source["facts"]:  # it may hold addresses and names of its author's
             source["facts"]["command"] = None
-        # "/data/mine.jsonl/train": the file, and its split.
-        dataset = source["facts"].get("dataset")
-        if dataset and _PATHS.match(dataset):
-            source["facts"]["dataset"] = "/".join(dataset.split("/")[-2:])
-    found = _without_paths(found)
+    found["notes"] = [{**note, "text": without_paths(note["text"], known)} for note in found["notes"]]
     chosen = {source.id: _chosen(library, source.id, num_items) for source in library.sources}
     written = 0
     for id, rows in chosen.items():
@@ -106,7 +110,8 @@ def _write(library: Library, folder: Path, num_items: int) -> Copied:
         written += _put(data, ("items", id), {**answer, "rows": rows, "total": len(rows), "all": len(rows)})
         written += _put(data, ("curves", id), library.get("curves", {"source": id}))
         for n in sorted(here):
-            written += _put(data, ("item", id, str(n)), _item(library, id, n, chosen))
+            item = _without_paths(_item(library, id, n, chosen), known)
+            written += _put(data, ("item", id, str(n)), item)
     # 3. What is here.
     for source in found["sources"]:
         source |= {"copied": len(chosen.get(source["id"], ())), "path": source["name"]}
@@ -145,10 +150,36 @@ def _put(data: Path, key: Iterable[str], value: Any) -> int:
     return (data / f"{name}.js").write_bytes(text.encode("ascii"))
 
 
-def _without_paths(value: Any) -> Any:
-    """A copy of what is known of the sources, in which paths are cut to their last parts."""
+def _without_folders(value: str, root: Path, *, is_path: bool = False) -> str:
+    """A name as it may leave this machine (`facts.Named`): a path by its last part, an id of the hub whole."""
+    return last_part(value) if is_path or is_local(value, root) else value
+
+
+def _known_folders(library: Library) -> list[str]:
+    """Folders that notes may name, the longest first: those that were named, those of the sources, home and this one,
+    with all that they lie in."""
+    near = [folder for path in library.paths for folder in (path, path.absolute(), path.resolve())]
+    near += [*(source.path for source in library.sources), Path.cwd(), Path.home()]
+    found = {folder for path in near for folder in (path, *path.parents) if folder != folder.parent}
+    return sorted(map(str, found), key=len, reverse=True)
+
+
+def _without_paths(value: Any, folders: Sequence[str], *, free: bool = False) -> Any:
+    """A copy of a value whose notes and reasons are `without_paths`; `free`: this is one of them."""
     if isinstance(value, str):
-        return _PATHS.sub("", value)
+        return without_paths(value, folders) if free else value
     if isinstance(value, Mapping):
-        return {name: _without_paths(each) for name, each in value.items()}
-    return [_without_paths(each) for each in value] if isinstance(value, list) else value
+        return {name: _without_paths(each, folders, free=name in _FREE) for name, each in value.items()}
+    return [_without_paths(each, folders, free=free) for each in value] if isinstance(value, list) else value
+
+
+def without_paths(words: str, folders: Sequence[str] = ()) -> str:
+    """A free text in which paths are cut to their last parts: those in quotes, those in these folders, the longest
+    first, and whatever else looks like one."""
+    words = _QUOTED.sub(r"\g<quote>\g<last>\g<quote>", words)
+    for folder in folders:
+        here = rf"(?<![\w.~/\\-]){re.escape(folder)}"
+        words = re.sub(rf"{here}[/\\]+(?:[^\s/\\,'\"`]+[/\\]+)*(?=[^\s/\\])", "", words)
+        name = last_part(folder).replace("\\", "\\\\")
+        words = re.sub(rf"{here}(?![\w-])", name, words)
+    return _FOLDERS.sub("", words)

@@ -3,21 +3,24 @@
     headers, notes = read_headers(source)
     facts_of(source, headers, batches, totals)      {"recipe": "flow-dpo", "model": "seed", "accuracy": 0.93, ...}
 
-Invariant: a file that is missing, broken or foreign costs its facts, which are None then; a broken one has a note.
+Invariant: a file that is missing, broken or foreign costs its facts, which are None then; a broken one has a note. What
+may be a path of this machine (model, data, code, folders) is shown as `named` has it, so that a copy can cut it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flow_dpo.core.errors import DataError, FlowDpoError
 from flow_dpo.report.viewer.curves import Batches
 from flow_dpo.report.viewer.found import ViewSource, opened
 from flow_dpo.report.viewer.lines import integer, mapping, number, parse_line, read_lines, text
+from flow_dpo.runs.local_names import begun_in
 from flow_dpo.runs.resolve import read_settings
 
 _LARGEST = 8 * 2**20
@@ -32,6 +35,8 @@ HEADERS = {
 STARTED = "timeline.jsonl"
 """Its first row tells when a run began to sample."""
 Facts = dict[str, Any]
+_Show = Callable[..., str | None]
+"""`_shown` for one source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,29 +88,62 @@ def _object(path: Path) -> Mapping[str, Any]:
     return parse_line(path.read_bytes())
 
 
-def facts_of(source: ViewSource, headers: Mapping[str, Mapping[str, Any]], batches: Batches, totals: Totals) -> Facts:
-    """The facts of a source, by its kind; every one is there, None where it is not known."""
-    if source.kind == "run":
-        return _of_run(headers["config.yaml"], headers["run.json"], headers.get(STARTED, {}), batches, totals)
-    if source.kind == "evaluation":
-        return _of_evaluation(headers["summary.json"], totals.sampled)
-    if source.kind == "traces":
-        return _of_traces(headers["traces.json"], totals)
-    return _of_judgements(headers["judge.json"], headers["summary.json"], totals)
+class Named(Protocol):
+    """How a name is shown that may be a path of this machine."""
+
+    def __call__(self, value: str, root: Path, *, is_path: bool = False) -> str:
+        """The name of a model, of data or of code; a relative path begins at `root`. `is_path`: it is one for sure."""
+        ...
 
 
-def _of_run(
-    settings: Mapping[str, Any], facts: Mapping[str, Any], first: Mapping[str, Any], batches: Batches, totals: Totals
+def as_it_stands(value: str, root: Path, *, is_path: bool = False) -> str:
+    """The name itself."""
+    return value
+
+
+def facts_of(
+    source: ViewSource,
+    headers: Mapping[str, Mapping[str, Any]],
+    batches: Batches,
+    totals: Totals,
+    named: Named = as_it_stands,
 ) -> Facts:
+    """The facts of a source, by its kind; every one is there, None where it is not known."""
+    show = partial(_shown, named, begun_in(source.path, _output_dir(headers)))
+    if source.kind == "run":
+        return _of_run(headers, batches, totals, show)
+    if source.kind == "evaluation":
+        return _of_evaluation(headers["summary.json"], totals.sampled, show)
+    if source.kind == "traces":
+        return _of_traces(headers["traces.json"], totals, show)
+    return _of_judgements(headers["judge.json"], headers["summary.json"], totals, show)
+
+
+def _shown(named: Named, root: Path, value: str | None, *, is_path: bool = False) -> str | None:
+    return named(value, root, is_path=is_path) if value else value
+
+
+def _output_dir(headers: Mapping[str, Mapping[str, Any]]) -> object:
+    """The folder that a command was given, by the first header that names it."""
+    for header in headers.values():
+        settings = mapping(header.get("settings"))
+        for section in (mapping(header.get("run")), settings, mapping(settings.get("generate"))):
+            if section.get("output_dir"):
+                return section["output_dir"]
+    return None
+
+
+def _of_run(headers: Mapping[str, Mapping[str, Any]], batches: Batches, totals: Totals, show: _Show) -> Facts:
+    settings, facts, first = headers["config.yaml"], headers["run.json"], headers.get(STARTED, {})
     model, data = mapping(settings.get("model")), mapping(settings.get("data"))
     seconds, updates, sampled = batches.seconds(), batches.updates(), batches.sampled()
     flow = text(settings.get("flow_source"))
     return {
-        "recipe": text(settings.get("recipe")),
-        "flow": flow or None,
+        "recipe": show(text(settings.get("recipe"))),
+        "flow": show(flow) or None,
         "preset": text(settings.get("preset")) or None,
-        "model": text(facts.get("model")) or text(model.get("model_name_or_path")),
-        "dataset": _dataset(data),
+        "model": show(text(facts.get("model")) or text(model.get("model_name_or_path"))),
+        "dataset": _dataset(data, show),
         "problems_seen": batches.ends[-1] if batches.ends else 0,
         "num_problems": integer(facts.get("num_problems")),
         "accuracy": batches.last("progressive/window_accuracy"),
@@ -135,14 +173,19 @@ def _roles(batches: Batches) -> list[str]:
     return [name.removeprefix("nodes/") for name in batches.series if name.startswith("nodes/")]
 
 
-def _dataset(data: Mapping[str, Any]) -> str | None:
+def _dataset(data: Mapping[str, Any], show: _Show) -> str | None:
     """The data set, its configuration and its split: "openai/gsm8k/main/train"."""
-    names = ("dataset_name", "dataset_config", "dataset_split")
-    parts = [part for name in names if (part := text(data.get(name)))]
-    return "/".join(parts) or None
+    name, *rest = (text(data.get(f"dataset_{part}")) for part in ("name", "config", "split"))
+    return "/".join(part for part in (show(name), *rest) if part) or None
 
 
-def _of_evaluation(summary: Mapping[str, Any], num_sampled: int) -> Facts:
+def _with_split(dataset: str | None, show: _Show) -> str | None:
+    """A data set as evaluations and traces name it, with its split: "openai/gsm8k/test"."""
+    name, slash, split = (dataset or "").rpartition("/")
+    return f"{show(name)}{slash}{split}" if slash else show(dataset)
+
+
+def _of_evaluation(summary: Mapping[str, Any], num_sampled: int, show: _Show) -> Facts:
     interval = summary.get("interval")
     low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
     settings = mapping(summary.get("settings"))
@@ -154,16 +197,16 @@ def _of_evaluation(summary: Mapping[str, Any], num_sampled: int) -> Facts:
         "num_problems": integer(summary.get("num_problems")) if summary else num_sampled,
         "num_draws": integer(summary.get("num_draws")),
         "ungraded": integer(summary.get("num_ungraded")),
-        "dataset": text(summary.get("dataset")),
-        "model": text(summary.get("model")),
-        "who": _who(summary, settings) if summary else None,
+        "dataset": _with_split(text(summary.get("dataset")), show),
+        "model": show(text(summary.get("model"))),
+        "who": _who(summary, settings, show) if summary else None,
         "decoding": _decoding(mapping(summary.get("decoding"))),
         "tokens_sampled": integer(summary.get("tokens")),
         "command": text(summary.get("command")),
     }
 
 
-def _who(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _who(summary: Mapping[str, Any], settings: Mapping[str, Any], show: _Show) -> str:
     """Who was measured: "flow, adapters of runs/gsm8k"."""
     if summary.get("candidates"):
         what = "Stop on a fixed set of candidates"
@@ -171,7 +214,8 @@ def _who(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         what = "single model" if settings.get("mode") == "single" else "attempts" if summary.get("votes") else "flow"
     if not summary.get("adapters"):
         return f"untrained {what}"
-    return f"{what}, adapters of {text(settings.get('run')) or text(settings.get('adapter')) or 'an unnamed run'}"
+    source = text(settings.get("run")) or text(settings.get("adapter"))
+    return f"{what}, adapters of {show(source, is_path=True) or 'an unnamed run'}"
 
 
 def _decoding(decoding: Mapping[str, Any]) -> str | None:
@@ -191,22 +235,22 @@ def _parsed(content: bytes) -> Mapping[str, Any]:
         return {}
 
 
-def _of_traces(header: Mapping[str, Any], totals: Totals) -> Facts:
+def _of_traces(header: Mapping[str, Any], totals: Totals, show: _Show) -> Facts:
     counts, cost = mapping(header.get("counts")), mapping(header.get("cost"))
     return {
         "num": totals.num,
         "problems": integer(counts.get("num_problems_sampled")),
         "num_problems": integer(header.get("num_problems")),
         "source": text(header.get("source")),
-        "dataset": text(header.get("dataset")),
-        "model": text(header.get("model")),
+        "dataset": _with_split(text(header.get("dataset")), show),
+        "model": show(text(header.get("model"))),
         "tokens_sampled": integer(cost.get("tokens_sampled")),
         "seconds": number(cost.get("seconds")),
         "command": text(header.get("command")),
     }
 
 
-def _of_judgements(header: Mapping[str, Any], summary: Mapping[str, Any], totals: Totals) -> Facts:
+def _of_judgements(header: Mapping[str, Any], summary: Mapping[str, Any], totals: Totals, show: _Show) -> Facts:
     pairs = mapping(summary.get("pairs"))
     return {
         "wins_a": integer(pairs.get("a")),
@@ -215,9 +259,9 @@ def _of_judgements(header: Mapping[str, Any], summary: Mapping[str, Any], totals
         "unparsed": integer(pairs.get("unparsed")),
         "num_pairs": integer(header.get("num_pairs")),
         "num": totals.num,
-        "judge": text(header.get("judge")),
+        "judge": show(text(header.get("judge"))),
         "dataset": None,
-        "sides": [text(mapping(side).get("path")) for side in _list(header.get("traces"))],
+        "sides": [show(text(mapping(side).get("path")), is_path=True) for side in _list(header.get("traces"))],
         "command": text(header.get("command")),
     }
 

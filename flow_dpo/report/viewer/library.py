@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from flow_dpo.core.errors import DataError, StorageError
 from flow_dpo.report.viewer import queries
+from flow_dpo.report.viewer.facts import Named, as_it_stands
 from flow_dpo.report.viewer.found import Note, ViewSource, find_sources
 from flow_dpo.report.viewer.index import Index
 from flow_dpo.report.viewer.items import Missing, item
@@ -83,6 +84,11 @@ class Library:
             self._temporary.cleanup()
 
     @property
+    def paths(self) -> list[Path]:
+        """What was named."""
+        return list(self._paths)
+
+    @property
     def sources(self) -> list[ViewSource]:
         """The sources, in the order in which they are shown."""
         return [shelf.source for shelf in self._shelves.values()]
@@ -108,16 +114,21 @@ class Library:
 
     def _sources(self, params: Mapping[str, str]) -> dict[str, Any]:
         queries.refuse_unknown(params, frozenset())
-        shelves = list(self._shelves.values())
-        notes = [*self._notes, *(note for shelf in shelves for note in shelf.notes())]
-        return {
-            "title": ", ".join(dict.fromkeys(path.resolve().name or str(path) for path in self._paths)),
-            "static": False,
-            "sources": [shelf.value() for shelf in shelves],
-            "notes": [
-                {"source": note.source, "file": note.file, "line": note.line, "text": note.text} for note in notes
-            ],
-        }
+        return self.described()
+
+    def described(self, named: Named = as_it_stands) -> dict[str, Any]:
+        """What `get` answers of "sources", where `named` is how names are shown that may be paths."""
+        with self._in_front():
+            shelves = list(self._shelves.values())
+            notes = [*self._notes, *(note for shelf in shelves for note in shelf.notes())]
+            return {
+                "title": ", ".join(dict.fromkeys(path.resolve().name or str(path) for path in self._paths)),
+                "static": False,
+                "sources": [shelf.value(named) for shelf in shelves],
+                "notes": [
+                    {"source": note.source, "file": note.file, "line": note.line, "text": note.text} for note in notes
+                ],
+            }
 
     def _curves(self, params: Mapping[str, str]) -> dict[str, Any]:
         queries.refuse_unknown(params, frozenset({"source"}))

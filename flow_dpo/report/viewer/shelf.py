@@ -20,13 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.errors import DataError, StorageError
+from flow_dpo.report.budgets import is_spent
 from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.curves import Batches
-from flow_dpo.report.viewer.facts import HEADERS, STARTED, Totals, facts_of, first_row, read_headers
+from flow_dpo.report.viewer.facts import (
+    HEADERS,
+    STARTED,
+    Named,
+    Totals,
+    as_it_stands,
+    facts_of,
+    first_row,
+    read_headers,
+)
 from flow_dpo.report.viewer.followed import SampledProblems, TokenTable
 from flow_dpo.report.viewer.found import Note, ViewSource, opened
 from flow_dpo.report.viewer.index import Index
-from flow_dpo.report.viewer.lines import mapping, number, text
+from flow_dpo.report.viewer.lines import mapping, text
 
 _GROWING_S = 60.0
 """Seconds after which a file that was seen to grow no longer tells that somebody writes to it."""
@@ -140,21 +150,18 @@ class Shelf:
         wanted = self._headers["run.json"].get("num_problems")
         if isinstance(wanted, int) and self.batches.ends and self.batches.ends[-1] >= wanted:
             return True
-        settings, spent = mapping(self._headers["config.yaml"].get("run")), self.batches.spent()
-        limits = {name: number(settings.get(f"budget_{name}")) for name in spent}
-        given = {name: limit for name, limit in limits.items() if limit}
-        return bool(given) and all(spent[name] >= limit for name, limit in given.items())
+        return is_spent(self._headers["config.yaml"], self.batches.spent())
 
     # ---- answers -----------------------------------------------------------------------------------------------------
 
-    def value(self) -> dict[str, Any]:
-        """The source in the table of sources."""
+    def value(self, named: Named = as_it_stands) -> dict[str, Any]:
+        """The source in the table of sources; `named` is how what may be a path is shown."""
         counted, index = self._counted, self.index
         with self._lock:
             totals = replace(counted.totals, sampled=self._sampled.num)
             if not counted.whole:  # a part of a sum would be taken for the whole of it
                 totals = replace(totals, pairs=None, scored=None, tokens=None)
-            facts = facts_of(self.source, self._headers, self.batches, totals)
+            facts = facts_of(self.source, self._headers, self.batches, totals, named)
         return {
             "id": self.source.id,
             "name": self.source.name,

@@ -3,13 +3,14 @@
     keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run)
     learn(..., callbacks=[keeper, ...])
 
-Invariant: the file sizes in a checkpoint cover whole batches only; whatever was written after them is cut off when the
-run is resumed.
+Invariants: the file sizes in a checkpoint cover whole batches only; whatever was written after them is cut off when the
+run is resumed. Which adapters `save_updates` saves follows from the rows of metrics.jsonl alone, so that a resumed run
+saves those that it would have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from safetensors import SafetensorError
@@ -27,7 +28,7 @@ from flow_dpo.runs import replay, run_folder, tree_records
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.journal import JournalWorkers
-from flow_dpo.runs.records import Metrics, PairRow, ScoredRow, read_metrics, read_rows
+from flow_dpo.runs.records import Metrics, PairRow, ScoredRow, read_metrics, read_rows, versions_after
 from flow_dpo.runs.settings import RunSettings
 from flow_dpo.runs.tree_rows import TokenRow, TreeForm
 
@@ -54,10 +55,14 @@ class RunKeeper:
         self._every, self._save_updates = saving.checkpoint_batches, saving.save_updates
         self._form: TreeForm = saving.budget.records
         self._checkpoints = Checkpoints(folder.path)
-        self._saved = learner.version
+        rows = read_metrics(folder.path / "metrics.jsonl") if self._save_updates else []
+        self._saved = last_saved(versions_after(rows), self._save_updates)
+        """The version that was saved last because it was due; not one that an interruption saved."""
         self._written_at = validation.num_seen or -1
         self._batches = 0
         self._in_flight, self._journal = in_flight, journal
+        if self._saved and self._saved == learner.version:  # it may have ended between the checkpoint and this
+            self._publish()
 
     def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Write one batch, and a checkpoint where one is due."""
@@ -80,6 +85,7 @@ class RunKeeper:
             self.checkpoint()
         if due:
             self._publish()
+            self._saved = self._learner.version
 
     def checkpoint(self) -> None:
         """Write a checkpoint of the present state, unless there is one already."""
@@ -103,9 +109,8 @@ class RunKeeper:
         found = self._checkpoints.newest()
         if found is not None:
             checkpoint, loop = found
-            self._saved = loop["policy_version"]
             with self._writing():
-                run_folder.publish_adapters(checkpoint, self._folder.path, self._saved)
+                run_folder.publish_adapters(checkpoint, self._folder.path, loop["policy_version"])
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -116,6 +121,15 @@ class RunKeeper:
                 f"could not write to {self._folder.path}: {error}; everything up to the last checkpoint is whole: make "
                 f"room, and resume"
             ) from error
+
+
+def last_saved(versions: Iterable[int], every: int) -> int:
+    """The version that was saved last, of those after each batch, where one is saved whenever `every` updates have
+    passed; 0 where none was."""
+    saved = 0
+    for version in versions if every else ():
+        saved = version if version - saved >= every else saved
+    return saved
 
 
 def _example_texts(renderer: Renderer, example: Example) -> dict[str, str]:

@@ -11,10 +11,13 @@ import pytest
 
 from flow_dpo.cli import view
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.report.viewer.export import Copied, export
+from flow_dpo.evaluate.headers import JudgeHeader
+from flow_dpo.report.viewer.export import Copied, export, without_paths
 from flow_dpo.report.viewer.library import Library
 from flow_dpo.report.viewer.server import page_file
-from tests.support.report_sources import HOSTILE, run
+from flow_dpo.runs.headers import write_header
+from tests.support.record_examples import JUDGEMENT
+from tests.support.report_sources import HOSTILE, evaluation, run
 
 
 @pytest.fixture
@@ -91,6 +94,78 @@ def test_no_path_and_no_command_leaves_this_machine(runs: list[Path], tmp_path: 
         library.wait()
         assert library.get("sources", {})["sources"][0]["facts"]["command"]
     assert source["facts"]["command"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/Users/alice/My Drive/models/qwen", "qwen"), (r"C:\Users\Alice Smith\models\q", "q"), ("~/models/q", "q"),
+        ("models/here", "here"), ("runs/secret/train", "train"), ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+        ("data/mine.jsonl", "mine.jsonl"), ("seed", "seed"),
+    ],
+)  # fmt: skip
+def test_names_of_models_and_data_are_cut_where_they_are_paths(name: str, shown: str, tmp_path: Path) -> None:
+    """Relative ones are looked up where the command began, wherever the copy is made; ids of the hub stay whole."""
+    (tmp_path / "models" / "here").mkdir(parents=True)
+    settings = {
+        "run": {"output_dir": "runs/one"}, "flow_source": "flow code/mine.py:Mine", "recipe": "/home/me/a b/r.py:Own",
+        "data": {"dataset_name": name, "dataset_config": "main", "dataset_split": "train"},
+    }  # fmt: skip
+    one = run(tmp_path / "runs" / "one", [("wrong",) * 5], config=settings, facts={"model": name})
+    two, three = evaluation(tmp_path / "runs" / "two", run="/home/alice smith/secret/runs/train"), tmp_path / "three"
+    summary = json.loads((two / "summary.json").read_text())
+    summary |= {"model": name, "dataset": f"{name}/test"}
+    summary["settings"]["output_dir"] = "runs/two"
+    (two / "summary.json").write_text(json.dumps(summary))
+    three.mkdir()
+    (three / "judgements.jsonl").write_text(json.dumps(JUDGEMENT) + "\n")
+    sides = [{"path": "/home/me/my traces/a"}, {"path": "secret/b"}]
+    header = {"question": {"settings": {}}, "num_pairs": 1, "judge": "/home/me/judge", "traces": sides}
+    write_header(three / "judge.json", JudgeHeader, header)
+    _, values = copy([one, two, three], tmp_path / "site", 1)
+    facts = [source["facts"] for source in values["sources"]["sources"]]
+    assert (facts[0]["model"], facts[0]["dataset"]) == (shown, f"{shown}/main/train")
+    assert (facts[0]["flow"], facts[0]["recipe"]) == ("mine.py:Mine", "r.py:Own")
+    assert (facts[1]["model"], facts[1]["dataset"]) == (shown, f"{shown}/test")
+    assert facts[1]["who"] == "flow, adapters of train"
+    assert (facts[2]["judge"], facts[2]["sides"]) == ("judge", ["a", "b"])
+    with Library([one, two], cache=tmp_path / "cache") as library:
+        library.wait()
+        assert [each["facts"]["model"] for each in library.get("sources", {})["sources"]] == [name, name]
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("it cannot be read: [Errno 13] Permission denied: '/home/me/x/config.yaml'",
+         "it cannot be read: [Errno 13] Permission denied: 'config.yaml'"),
+        ("found '/home/bob jones/a b/c d.yaml' and \"C:\\Users\\Al Bo\\q\"", "found 'c d.yaml' and \"q\""),
+        ("/home/al smith/runs/one cannot be read: no room", "one cannot be read: no room"),
+        ("could not write /home/al smith/runs/one/deep/x.json: no room", "could not write x.json: no room"),
+        ("/home/al smithers is another", "al smithers is another"),
+        ("(~/x/y), file=/a/b, at:/c/d", "(y), file=b, at:d"),
+        ("see https://e.org/a/b: 1/2 of 3 / 4, and/or", "see https://e.org/a/b: 1/2 of 3 / 4, and/or"),
+    ],
+)  # fmt: skip
+def test_paths_in_notes_are_cut(words: str, shown: str) -> None:
+    assert without_paths(words, ["/home/al smith/runs/one", "/home/al smith/runs", "/home/al smith"]) == shown
+
+
+def test_a_reason_and_a_note_leave_without_their_paths(runs: list[Path], tmp_path: Path) -> None:
+    """What models and people wrote stays as it is."""
+    trees = (runs[0] / "trees.jsonl").read_bytes().splitlines(True)
+    row = json.loads(trees[0])
+    row["rollouts"][0]["verdict"] = {"status": "ungraded", "reason": "could not read '/home/al smith/x.py'"}
+    row["rollouts"][0]["text"] = "the file '/home/a b/c'"
+    (runs[0] / "trees.jsonl").write_bytes(json.dumps(row).encode() + b"\n" + b"".join(trees[1:]))
+    (runs[0] / "run.json").write_text("[")
+    _, values = copy(runs, tmp_path / "site", 3)
+    rollout = values["item/one/0"]["rollouts"][0]
+    assert rollout["reason"] == "could not read 'x.py'"
+    assert rollout["text"] == "the file '/home/a b/c'"
+    notes = [note["text"] for note in values["sources"]["notes"]]
+    assert notes
+    assert not any("/" in words for words in notes)
 
 
 def test_a_folder_of_another_kind_is_left_alone(runs: list[Path], tmp_path: Path, capsys: Any) -> None:

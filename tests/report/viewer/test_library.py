@@ -22,6 +22,7 @@ from flow_dpo.report.viewer.found import find_sources
 from flow_dpo.report.viewer.items import Missing
 from flow_dpo.report.viewer.library import Library
 from flow_dpo.runs.headers import RunFacts, TracesHeader, write_header
+from flow_dpo.runs.settings import BudgetSettings, RunSettings
 from tests.support.record_examples import HEADER, JUDGEMENT, TRACE
 from tests.support.report_sources import evaluation, run
 
@@ -204,7 +205,7 @@ def test_a_run_that_is_half_indexed_is_neither_torn_nor_summed_up(
 
 @pytest.mark.parametrize(("budget", "state"), [(3, "finished"), (4, "interrupted")])
 def test_a_run_that_spent_its_budget_is_finished(budget: int, state: str, tmp_path: Path) -> None:
-    config = {"run": {"budget_tokens": 0, "budget_updates": budget, "budget_verdicts": None}}
+    config = {"run": RunSettings(budget=BudgetSettings(budget_updates=budget, budget_verdicts=1))}
     one = run(tmp_path / "one", VERDICTS * 6, facts={"num_problems": 999}, config=config)
     with opened([one], tmp_path / "cache") as library:
         assert by_id(library)["one"]["state"] == state

@@ -1,0 +1,31 @@
+"""Whether a run ended because its budget was spent: it is at its end then, though problems are left.
+
+    is_spent({"run": {"budget": {"budget_updates": 3}}}, {"tokens": 900, "verdicts": 40, "updates": 3})     # True
+
+Invariant: what a budget means is `runs.callbacks.budget`'s: a run ends when all that it names is spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def limits(settings: Mapping[str, Any]) -> dict[str, float]:
+    """The limits that a run's config.yaml sets, by what they are of ("tokens", "verdicts", "updates"); settings of
+    another shape set none."""
+    run = settings.get("run")
+    budget = run.get("budget") if isinstance(run, Mapping) else None
+    named = budget if isinstance(budget, Mapping) else {}
+    found = {name: named.get(f"budget_{name}") for name in ("tokens", "verdicts", "updates")}
+    return {
+        name: limit
+        for name, limit in found.items()
+        if isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit > 0
+    }
+
+
+def is_spent(settings: Mapping[str, Any], spent: Mapping[str, float]) -> bool:
+    """Whether the run has spent all that its budget names; never where it names nothing."""
+    given = limits(settings)
+    return bool(given) and all(spent[name] >= limit for name, limit in given.items())
