@@ -71,7 +71,7 @@ def _run(settings: TrainSettings, watching: WhileTrainingSettings) -> int:
         from flow_dpo.runs import training
         from flow_dpo.runs.given_objects import GivenObjects
 
-    made = watchers(settings.runtime.data, watching)
+    made = watchers(settings.runtime.data, watching, settings.runtime.grading)
     training.run(settings, Console(), GivenObjects(watchers=made, report=page_of_run))
     return 0
 

@@ -263,10 +263,8 @@ def _table(path: str, place: str, wanted: str, **options: Any) -> Iterator[tuple
         table = datasets.load_dataset(path, **options)
         if isinstance(table, datasets.IterableDataset):
             table = table.decode(False)  # images and sounds stay as they are stored
-        features = table.features
-        is_narrow = any(kind in str(features) for kind in ("float16", "float32"))
-        for index, row in enumerate(table):
-            yield f"{place}, row {index}", cast(Row, _widened(row, features) if is_narrow else row)
+        for index, row in enumerate(as_written(table)):
+            yield f"{place}, row {index}", row
     except (OSError, ValueError, RuntimeError, ArithmeticError, ArrowException, DatasetsError) as error:
         raise DataError(
             f"expected {wanted}, found {type(error).__name__}: {str(error)[:300]}; check the name, or give another "
@@ -274,14 +272,25 @@ def _table(path: str, place: str, wanted: str, **options: Any) -> Iterator[tuple
         ) from error
 
 
-def _widened(value: Any, feature: Any) -> Any:
-    """A cell with numbers of half or single precision as they were written: 0.1, not 0.10000000149011612."""
-    if isinstance(value, dict):
-        inner = cast("dict[str, Any]", value)
-        return {name: _widened(each, feature[name]) for name, each in inner.items()}
+def as_written(table: Any) -> Iterator[Row]:
+    """The rows of a table of the `datasets` library, as their texts were: a class by its name and not by its number,
+    None where it has none, and 0.1 in single precision as 0.1, not 0.10000000149011612."""
+    features = table.features
+    to_change = features is not None and any(kind in str(features) for kind in ("ClassLabel", "float16", "float32"))
+    for row in table:
+        yield cast(Row, _written(row, features) if to_change else row)
+
+
+def _written(value: Any, feature: Any) -> Any:
+    """A cell as it was written, by its feature."""
+    if isinstance(value, dict) and isinstance(feature, dict):
+        inner, parts = cast("dict[str, Any]", value), cast("dict[str, Any]", feature)
+        return {name: _written(each, parts.get(name)) for name, each in inner.items()}
     if isinstance(value, list):
-        part = feature[0] if isinstance(feature, list) else feature.feature
-        return [_widened(each, part) for each in cast("list[Any]", value)]
+        part = cast("list[Any]", feature)[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+        return [_written(each, part) for each in cast("list[Any]", value)]
+    if isinstance(value, int) and hasattr(feature, "int2str"):
+        return feature.int2str(value) if value >= 0 else None
     kind = getattr(feature, "dtype", "")
     if not isinstance(value, float) or kind not in ("float16", "float32"):
         return value

@@ -21,6 +21,7 @@ from typing import Any
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.data.columns import BadRow, Row, listed, usual
+from flow_dpo.data.files import as_written
 from flow_dpo.data.problems import ENDLESS, DataSettings, ProblemSet, RowReader, load_problems
 from flow_dpo.data.question_template import QuestionTemplate
 from flow_dpo.data.schemas import KNOWN, Schema
@@ -55,7 +56,7 @@ def _problems(data: Any, settings: DataSettings, columns: bool) -> Iterator[Prob
         )
     if not isinstance(data, Iterable):
         raise ConfigError(f"expected the name of a data set, problems or rows with columns, found {data!r:.80}")
-    every: Iterator[Any] = iter(data)
+    every: Iterator[Any] = as_written(data) if hasattr(data, "features") else iter(data)
     if _is_endless(data) and settings.max_problems is None:
         every = _cut(every)
     first = list(itertools.islice(every, _LOOK_AT))

@@ -38,6 +38,8 @@ from flow_dpo.runs.given_objects import Watcher
 from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.run_folder import plain
 from flow_dpo.runs.runtime import Runtime
+from flow_dpo.verify.grader import GradingSettings
+from flow_dpo.workers.grading import reward_functions
 
 FILE = "evaluations.jsonl"
 Notify = Callable[[str, Mapping[str, Any], int], None]
@@ -61,24 +63,38 @@ class EvaluationPlan:
     def __post_init__(self) -> None:
         if self.every < 0 or self.delay < 0:
             raise ConfigError(f"expected every and delay of 0 or more, found {self.every} and {self.delay}")
-        if self.settings.draws or self.settings.candidates:
+        refuse_unmeasured(self.settings)
+
+
+def refuse_unmeasured(settings: EvaluationSettings) -> None:
+    """Raise `ConfigError` for settings of which `measure` makes nothing: it measures the flow and a single pass, and
+    writes no folder."""
+    defaults = EvaluationSettings()
+    for name in ("draws", "candidates", "mode", "output_dir"):
+        value = getattr(settings, name)
+        if value != getattr(defaults, name):
             raise ConfigError(
-                "expected an evaluation of the flow while it is trained, found draws or candidates; measure those "
-                "with evaluate_flow afterwards"
+                f"expected an evaluation of the flow and of a single pass, which writes no folder of its own, found "
+                f"evaluation.{name}={value!r:.80}; leave it out, or measure with evaluate_flow({name}=...)"
             )
 
 
-def watchers(data: DataSettings, settings: WhileTrainingSettings) -> tuple[Watcher, ...]:
-    """What evaluates a run on its own data set's held-out split; nothing where that is not wanted.
+def watchers(data: DataSettings, settings: WhileTrainingSettings, grading: GradingSettings) -> tuple[Watcher, ...]:
+    """What evaluates a run on its own data set's held-out split; nothing where that is not wanted. Where `grading`
+    names reward functions, the problems keep their columns, as those that are trained on.
 
-    Raises `DataError` where there is no such split.
+    Raises `DataError` where there is no such split, `ConfigError` where it has not the columns that functions ask for.
     """
     if not settings.eval_steps:
         return ()
     held_out = replace(
         data, dataset_split=settings.eval_split, max_problems=settings.eval_problems, skip_problems=0, shuffle_seed=None
     )
-    plan = EvaluationPlan(problems=load(held_out).problems, every=settings.eval_steps)
+    rewards = reward_functions(grading, None)
+    problems = load(held_out, columns=rewards is not None).problems
+    if rewards is not None:
+        rewards.check_columns(problems[0])
+    plan = EvaluationPlan(problems=problems, every=settings.eval_steps)
     return (partial(Evaluator, plan),)
 
 

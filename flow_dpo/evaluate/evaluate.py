@@ -74,6 +74,11 @@ class EvaluationSettings:
                 f"expected the candidates of {self.candidates} alone, found what is to be sampled beside it; leave out "
                 "--draws, --num_samples, --mode and --trained_on where --candidates is given"
             )
+        if self.exclude_overlap and not self.trained_on.strip(" ,"):
+            raise ConfigError(
+                "expected trained_on with exclude_overlap, found none: name with --trained_on the run folders or "
+                "traces whose problems are to be left out"
+            )
         if self.draws and self.num_samples > 1:
             raise ConfigError(
                 f"expected draws or num_samples, found both: {self.draws} and {self.num_samples}; --draws judges each "

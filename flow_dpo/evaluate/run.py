@@ -23,7 +23,7 @@ from flow_dpo.core.explore import Explore, Siblings
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.protocols import RolloutWorkers
 from flow_dpo.core.types import Adapter, Problem, Role
-from flow_dpo.data.problems import DataSettings
+from flow_dpo.data.problems import DataSettings, load
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.evaluate import candidates, contamination
 from flow_dpo.evaluate.evaluate import (
@@ -36,6 +36,7 @@ from flow_dpo.evaluate.evaluate import (
     write_predictions,
 )
 from flow_dpo.evaluate.teacher_forced import teacher_forced
+from flow_dpo.models.context_window import fitting_problems
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import load_adapters, one_attempt, sampled_flow
@@ -53,7 +54,7 @@ from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
 from flow_dpo.runs.published import names_a_run
 from flow_dpo.runs.records import Prediction
-from flow_dpo.runs.resolve import command_line, nearest
+from flow_dpo.runs.resolve import command_line, nearest, resolve
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
 from flow_dpo.runs.writable import check_writable
@@ -77,17 +78,20 @@ def evaluate_flow(
     """Sample and grade rollouts of problems without learning; the summary, as `flow-dpo evaluate` writes it.
 
     `source` is a run folder, a model's name, or a runtime in which something may have been learned. Of a run, `dataset`
-    is by default the one that it was trained on; its test split is taken. Any setting of the command may be given by
-    its name: `evaluate_flow(run, greedy=False, num_samples=8)`. Only with an `output_dir` is anything written.
+    is by default the one that it was trained on; its test split is taken. Of a runtime it is by default the problems
+    that it was opened with. Any setting of the command may be given by its name: `evaluate_flow(run, greedy=False,
+    num_samples=8)`; of a runtime those of the evaluation and of the data. Only with an `output_dir`, which a runtime
+    has not, is anything written.
+
+    Raises `ConfigError` for a setting that has no meaning there, `DataError` where a data set is not what it should be.
     """
     overrides = {**(settings or {}), **more}
     grader = grader_of(grader, reward_funcs, reward_weights)
     given = GivenObjects(grader=grader, engine=engine, flow=flow)
     if isinstance(source, Runtime):
-        columns = isinstance(source.backends.grader, RewardGrader)
-        settings_of_rows = DataSettings(dataset_split="test", max_problems=max_problems)
-        chosen = problem_set(dataset, settings_of_rows, columns=columns)
-        return _measure_open(source, replace(given, problems=chosen), overrides)
+        own = {"output_dir": output_dir, "max_problems": max_problems}
+        own = {name: value for name, value in own.items() if value is not None}
+        return _measure_open(source, given, {**own, **overrides}, dataset)
     data = dataset if isinstance(dataset, str) else None
     overrides = {
         "data.dataset_split": "test",
@@ -242,20 +246,22 @@ def _facts(
     runtime: Runtime, settings: RuntimeSettings, given: GivenObjects, fixed: candidates.FixedSet | None
 ) -> dict[str, Any]:
     """What the summary says of the model, the data and the command."""
-    dataset = f"{settings.data.dataset_name}/{settings.data.dataset_split}"
     facts = {
         "model": runtime.loaded.name,
         "tokenizer": runtime.renderer.fingerprint(),
-        "dataset": dataset if fixed is None else fixed.header.get("dataset"),
+        "dataset": given.dataset(settings.data) if fixed is None else fixed.header.get("dataset"),
         "data_fingerprint": runtime.problems.fingerprint,
         "command": command_line(),
         **run_folder.environment(),
     }
     facts |= {"int8": True} if getattr(settings.engine, "int8", False) else {}
+    facts |= {"handed_over": True} if given.problems is not None else {}
     return facts | ({"given": given.record()} if given.record() else {})
 
 
-def _measure_open(runtime: Runtime, given: GivenObjects, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _measure_open(
+    runtime: Runtime, given: GivenObjects, overrides: Mapping[str, Any], dataset: Rows | None = None
+) -> dict[str, Any]:
     """Evaluate with the model and the adapters of an open runtime."""
     if given.grader is not None or given.engine is not None:
         raise ConfigError("an open runtime has its engine and its grader; give them to open_runtime")
@@ -263,16 +269,17 @@ def _measure_open(runtime: Runtime, given: GivenObjects, overrides: Mapping[str,
     flow = given.flow or (recipe.flow if recipe is not None else None)
     if flow is None:
         raise ConfigError("expected a flow, for the runtime was opened without one; add flow=...")
-    known = [field.name for field in fields(EvaluationSettings)]
-    for name in overrides:
-        if name.removeprefix("evaluation.") not in known:
-            raise ConfigError(f"unknown setting {name} of an open runtime; {nearest(name, known).replace('--', '')}")
-    settings = EvaluationSettings(**{name.removeprefix("evaluation."): value for name, value in overrides.items()})
+    settings, data = _settings_of_open(overrides, dataset)
     work = _work(flow, settings)
-    problems = list(runtime.fitting if given.problems is None else given.problems)
     if work.fixed is not None:
-        problems = list(work.fixed.problems())
+        if dataset is not None or data != _OF_OPEN:
+            raise ConfigError("a fixed set of candidates is judged whole; leave out the data set and its settings")
+        problems, named = list(work.fixed.problems()), work.fixed.header.get("dataset")
         candidates.check_fits(work.fixed, runtime.renderer.fingerprint(), runtime.loaded.name, problems)
+    else:
+        problems, named = _problems_of_open(runtime, dataset, data)
+        problems = fitting_problems(work.flow, runtime.renderer, problems, runtime.loaded.context_tokens)
+    problems, found = contamination.check(problems, settings.trained_on, exclude=settings.exclude_overlap)
     _, result = work.measure(
         recipe.explore if recipe is not None else Siblings(),
         problems,
@@ -281,4 +288,47 @@ def _measure_open(runtime: Runtime, given: GivenObjects, overrides: Mapping[str,
         runtime.adapters_in_force,
         settings,
     )
-    return result
+    return result | {"dataset": named, "overlap": found}
+
+
+_OF_OPEN = DataSettings(dataset_split="test")
+
+
+def _settings_of_open(overrides: Mapping[str, Any], dataset: Rows | None) -> tuple[EvaluationSettings, DataSettings]:
+    """What is measured of an open runtime, and which problems. Raises `ConfigError` for what has no meaning there."""
+    sections = {"evaluation": EvaluationSettings(), "data": _OF_OPEN}
+    known = [field.name for section in sections.values() for field in fields(section)]
+    for name in overrides:
+        if name.rpartition(".")[2] not in known or name.rpartition(".")[0] not in ("", *sections):
+            raise ConfigError(f"unknown setting {name} of an open runtime; {nearest(name, known).replace('--', '')}")
+    values = {name: run_folder.plain(value) for name, value in overrides.items() if value is not None}
+    parsed = resolve("flow_dpo.evaluate_flow", "", (), sections, values=values)
+    settings, data = parsed["evaluation"], parsed["data"]
+    if {"output_dir", "evaluation.output_dir"} & values.keys():
+        raise ConfigError(
+            f"expected no output_dir with an open runtime, found {settings.output_dir}: what it has learned is in no "
+            "folder that a record could name; take a run folder, or keep the summary that is returned"
+        )
+    if data.dataset_name != _OF_OPEN.dataset_name:
+        raise ConfigError("expected the data set as an argument: evaluate_flow(runtime, NAME); found dataset_name")
+    choice = replace(_OF_OPEN, max_problems=data.max_problems, skip_problems=data.skip_problems)
+    if dataset is None and data != replace(choice, shuffle_seed=data.shuffle_seed):
+        raise ConfigError(
+            "expected a data set with settings of how it is read, found none; name one, or leave them out"
+        )
+    return settings, data
+
+
+def _problems_of_open(runtime: Runtime, dataset: Rows | None, data: DataSettings) -> tuple[list[Problem], str]:
+    """The problems to measure, of the data set or those that the runtime was opened with, and their set's name."""
+    if dataset is None and not runtime.fitting:
+        raise ConfigError(
+            "expected a data set, for the runtime was opened without problems; name one, or pass problems"
+        )
+    columns = isinstance(runtime.backends.grader, RewardGrader)
+    if isinstance(dataset, str):
+        data = replace(data, dataset_name=dataset)
+        return list(load(data, columns=columns)), GivenObjects().dataset(data)
+    chosen = problem_set(runtime.fitting if dataset is None else dataset, data, columns=columns)
+    given = GivenObjects(problems=chosen)
+    return list(chosen or ()), given.dataset(data)

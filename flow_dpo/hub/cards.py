@@ -106,14 +106,17 @@ def _card(header: ModelCardData, template: str, **values: Any) -> str:
 
 
 def _results(origin: Origin, figures: Figures) -> list[EvalResult] | None:
-    """Evaluations for the header's model-index, whose metrics the hub shows beside the card."""
+    """Evaluations for the header's model-index, whose metrics the hub shows beside the card: of data sets that have a
+    name, for it asks for one."""
     found: list[EvalResult] = []
     for one in figures.evaluations:
+        if one.handed_over:
+            continue
         name, _, split = one.dataset.rpartition("/")
         found.append(
             EvalResult(
                 task_type="text-generation",
-                dataset_type=name if _DATASET.fullmatch(name) else origin.dataset,
+                dataset_type=name or one.dataset,
                 dataset_name=name or one.dataset,
                 dataset_split=split,
                 metric_type="accuracy",

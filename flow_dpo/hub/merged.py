@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flow_dpo.core.types import Role
 from flow_dpo.engines.merged_lora import save_merged
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import load_model
-from flow_dpo.runs.given_objects import GivenObjects, sampling_settings
+from flow_dpo.models.settings import LoraSettings, ModelSettings
+from flow_dpo.runs.adapters import run_settings
+from flow_dpo.runs.resolve import resolve
 
 
 def write_merged(run: Path, adapters: Mapping[Role, Path], folder: Path) -> dict[Role, Path]:
@@ -20,7 +23,7 @@ def write_merged(run: Path, adapters: Mapping[Role, Path], folder: Path) -> dict
 
     Raises `ModelError` where the adapters cannot be merged.
     """
-    sections = sampling_settings("flow_dpo.push_to_hub", str(run), {}, {}, GivenObjects())
+    sections = _sections(run)
     loaded = load_model(sections["model"])
     policy = Policy(loaded.model, tuple(adapters), sections["lora"], seed=0)
     for role, path in adapters.items():
@@ -33,3 +36,13 @@ def write_merged(run: Path, adapters: Mapping[Role, Path], folder: Path) -> dict
         written[role] = save_merged(policy, role, folder / role)
         tokenizer.save_pretrained(folder / role)
     return written
+
+
+def _sections(run: Path) -> dict[str, Any]:
+    """The run's settings of the model and of the adapters, whatever the recipe and the flow were that it was given."""
+    found = run_settings(run)
+    known = {name: found[name] for name in ("model", "lora") if name in found}
+    sections = {"model": ModelSettings(), "lora": LoraSettings()}
+    return resolve(
+        "flow_dpo.push_to_hub", "", (), sections, brings=lambda _: (known, f"{run}/config.yaml"), trusted=True
+    )

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
@@ -39,6 +39,8 @@ from flow_dpo.workers.grading import grades_by_rewards
 log = logging.getLogger("flow_dpo")
 OBJECT = GIVEN
 """What the record calls something that was handed over as an object and that no name stands for."""
+HANDED_OVER = "handed over"
+"""What the record calls problems that were handed over and are of no one source."""
 Watcher = Callable[[Recipe, Runtime, Callable[[str, Mapping[str, Any], int], None]], Callback]
 """Called with the recipe in force, the open runtime, and what every callback's `on_evaluation` is called by."""
 _PARTS = ("flow", "explore", "credit", "objective")
@@ -79,6 +81,13 @@ class GivenObjects:
         names = {name: _described(value) for name, value in found.items() if value is not None}
         return names | ({"grader": self.grader.describe()} if isinstance(self.grader, RewardFunctions) else {})
 
+    def dataset(self, data: DataSettings) -> str:
+        """The data set for a record: its name and split, or of problems that were handed over their own source, where
+        they have one in common; `HANDED_OVER` otherwise, as of rows."""
+        if self.problems is None:
+            return f"{data.dataset_name}/{data.dataset_split}"
+        return source_of(self.problems)
+
     def as_they_are(self) -> Collection[str]:
         """The parts of the recipe that settings do not touch."""
         return _PARTS if self.recipe is not None else ("flow",) if self.flow is not None else ()
@@ -87,6 +96,19 @@ class GivenObjects:
         """Content of config.yaml: the settings, with objects by where they are defined."""
         found = {name: recordable(value) for name, value in settings.sections().items()}
         return found | {"engine_kind": OBJECT, "engine": {}} if callable(self.engine) else found
+
+
+class ChosenProblems(ProblemSet):
+    """Problems that were chosen and shuffled already, by the settings that are handed over with them."""
+
+    __slots__ = ()
+
+
+def source_of(problems: Iterable[Problem]) -> str:
+    """The data set and split that all problems are of; `HANDED_OVER` where they are of several, or of none."""
+    found = {problem.source for problem in problems}
+    one = found.pop() if len(found) == 1 else ""
+    return HANDED_OVER if not one or one.startswith(f"{GIVEN}/") else one
 
 
 def graded_as_given(given: GivenObjects | None, run: str | None, grading: GradingSettings) -> GivenObjects:
@@ -122,18 +144,28 @@ Rows = str | Sequence[Problem] | ProblemSet | Iterable[Mapping[str, Any]]
 
 def problem_set(data: Rows | None, settings: DataSettings, *, columns: bool = False) -> ProblemSet | None:
     """The problems where they are objects; None where a data set is named. Rows are read by the settings
-    (`data.rows`); problems are taken as they are, at most `max_problems` of them.
+    (`data.rows`), and rows and lists of problems are chosen and shuffled by them; of a `ProblemSet`, which was chosen
+    when it was made, at most `max_problems` are taken.
 
-    Raises `ConfigError` for what is neither, and for two problems of one id; `DataError` as `problems_from`.
+    Raises `ConfigError` for what is neither, for two problems of one id, and for a `ProblemSet` that is to be chosen
+    from again; `DataError` as `problems_from`.
     """
     if data is None or isinstance(data, str):
         return None
+    again = settings.skip_problems or settings.shuffle_seed is not None
+    if isinstance(data, ProblemSet) and again and not isinstance(data, ChosenProblems):
+        raise ConfigError(
+            "expected rows or a list of problems with skip_problems and shuffle_seed, found a ProblemSet, which was "
+            "chosen when it was made; give them to load_problems, or pass list(problems)"
+        )
     if not (isinstance(data, ProblemSet) or _are_problems(data)):
         return problems_from(data, settings, columns=columns)
-    chosen: tuple[Problem, ...] = tuple(data)[: settings.max_problems]  # pyright: ignore[reportAssignmentType]
-    repeated = [id for id, count in Counter(problem.id for problem in chosen).items() if count > 1]
+    repeated = [id for id, count in Counter(each.id for each in cast("Iterable[Problem]", data)).items() if count > 1]
     if repeated:
         raise ConfigError(f"expected an id of its own for every problem, found {repeated[0]!r} more than once")
+    if not isinstance(data, ProblemSet):
+        return problems_from(data, settings, columns=True)  # the caller's own, with a gold answer or without
+    chosen = data.problems[: settings.max_problems]
     return ProblemSet(problems=chosen, fingerprint=fingerprint(chosen))
 
 
@@ -211,6 +243,11 @@ def sampling_settings(
     base = {} if run is None else run_settings(run, of_hub=of_hub)
     if given.recipe is not None or given.flow is not None:
         base = {name: value for name, value in base.items() if name not in ("recipe", *_PARTS)}
+    elif base.get("recipe") == OBJECT and settings.get("recipe") is None:
+        raise ConfigError(
+            f"expected the flow that {source} was trained with, which it was given as an object, found none; hand it "
+            "over again with flow="
+        )
     values = {"model.model_name_or_path": source} if run is None else {}
     values |= {"engine_kind": given.engine} if isinstance(given.engine, str) else {}
     every: dict[str, Any] = {}

@@ -7,6 +7,7 @@ The command `flow-dpo generate` parses its flags and calls `generate_run`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,11 +18,13 @@ from rich.console import Console
 
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.flow import Flow
+from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Adapter, Problem, Role
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import is_trained, load_adapters, sampled_flow, trace_pass
 from flow_dpo.runs.given_objects import (
+    OBJECT,
     GivenObjects,
     Rows,
     graded_as_given,
@@ -55,6 +58,7 @@ def generate_traces(
     dataset: Rows | None = None,
     *,
     output_dir: str | Path = "runs/traces",
+    recipe: Recipe | None = None,
     flow: Flow[Any] | None = None,
     grader: GraderSource | None = None,
     reward_funcs: Any = None,
@@ -67,15 +71,18 @@ def generate_traces(
     """Sample verified solutions into `output_dir`, as `flow-dpo generate` does, and read them back.
 
     `source` is a run folder, whose newest adapters are sampled on the data set that they were trained on unless another
-    is given, or a model's name. Any setting of the command may be given by its name: `num_samples=4`.
+    is given, or a model's name. `recipe` and `flow` are those of a run that was trained with objects. Any setting of
+    the command may be given by its name: `num_samples=4`.
     """
     grader = grader_of(grader, reward_funcs, reward_weights)
-    given = GivenObjects(grader=grader, engine=engine, flow=flow)
+    given = GivenObjects(grader=grader, engine=engine, recipe=recipe, flow=flow)
     data = dataset if isinstance(dataset, str) else None
     values = {"data.dataset_name": data, "data.max_problems": max_problems, **(settings or {}), **more}
     sections = {"generate": GenerateSettings(), "selection": SelectionSettings()}
     found = sampling_settings("flow_dpo.generate_traces", str(source), sections, values, given)
     given = handed_over(given, dataset, found)
+    if given.problems is not None:
+        found["data"] = replace(found["data"], dataset_name=OBJECT)
     run = str(source) if names_a_run(str(source)) else None
     generate = replace(found["generate"], output_dir=str(output_dir))
     path = generate_run({**found, "speaking": SpeakingSettings(run=run), "generate": generate}, given)
@@ -113,7 +120,7 @@ def generate_run(
         ) as runtime,
     ):  # fmt: skip
         adapters = load_adapters(runtime.policy, parsed["speaking"])
-        header = _header(parsed, runtime, adapters)
+        header = _header(parsed, runtime, adapters, given.dataset(runtime_settings.data))
         problems = _only_of(runtime.fitting, settings.problems_of)
         batch, under_way = runtime.whole_shards(settings.batch_problems), runtime.problems_under_way(1)
         header |= {"num_problems": len(problems)}
@@ -150,9 +157,11 @@ _ADVICE = {
 }
 
 
-def _header(parsed: Mapping[str, Any], runtime: Runtime, adapters: Mapping[Role, Adapter]) -> dict[str, Any]:
+def _header(
+    parsed: Mapping[str, Any], runtime: Runtime, adapters: Mapping[Role, Adapter], dataset: str
+) -> dict[str, Any]:
     """What traces.json says of how the traces are made."""
-    settings, data = parsed["generate"], RuntimeSettings.from_sections(parsed).data
+    settings = parsed["generate"]
     return {
         "source": settings.source(trained=any(map(is_trained, adapters.values()))),
         "selection": parsed["selection"].rule() if settings.mode != "ground_truth" else GROUND_TRUTH_RULE,
@@ -161,16 +170,28 @@ def _header(parsed: Mapping[str, Any], runtime: Runtime, adapters: Mapping[Role,
         "model": runtime.loaded.name,
         "tokenizer": runtime.renderer.fingerprint(),
         "adapters": {role: adapter.path for role, adapter in adapters.items()},
-        "dataset": f"{data.dataset_name}/{data.dataset_split}",
+        _DIGESTS: {role: _digest(adapter) for role, adapter in adapters.items()},
+        "dataset": dataset,
         "data_fingerprint": runtime.problems.fingerprint,
         **run_folder.environment(),
     }
 
 
+_DIGESTS = "adapters_sha256"
+
+
+def _digest(adapter: Adapter) -> str:
+    """SHA-256 of an adapter's files, in hexadecimal digits."""
+    found = hashlib.sha256()
+    for file in sorted(Path(adapter.path).glob("adapter_*")):
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
 def _tally_so_far(path: Path, header: Mapping[str, Any]) -> Tally:
     """The counts of an interrupted folder of traces, which the same command continues with; none of a new one.
 
-    Raises `ConfigError` where it was made otherwise.
+    Raises `ConfigError` where it was made otherwise, or by other adapters: of a run that has learned since.
     """
     known = interrupted(path)
     if known is None:
@@ -187,6 +208,14 @@ def _tally_so_far(path: Path, header: Mapping[str, Any]) -> Tally:
         raise ConfigError(
             f"output_dir {path} holds traces that were interrupted and made otherwise ({', '.join(differing)}); give "
             "the same command to continue with them, or name another folder with --output_dir"
+        )
+    # Of a folder from before they were noted, the files are those of the same path.
+    if known.get("adapters", {}) != now["adapters"] or known.get(_DIGESTS, now[_DIGESTS]) != now[_DIGESTS]:
+        then, found = (", ".join(each.get("adapters", {}).values()) or "none" for each in (known, now))
+        raise ConfigError(
+            f"output_dir {path} holds traces that were interrupted, of the adapters {then}, found "
+            f"{'other files there' if found == then else found}: the run has learned since; name another folder with "
+            "--output_dir for traces of the adapters as they are now"
         )
     return Tally.of(known)
 

@@ -131,12 +131,22 @@ class TransformersCallbacks:
         prefix = "eval_" if name in ("", "eval") else f"eval_{name}_"
         found = {f"{prefix}{key}": value for key, value in metrics.items() if isinstance(value, (int, float))}
         self._log({**found, "epoch": self.state.epoch})
-        self._tell("on_evaluate", metrics=found)
+        self._tell("on_evaluate", but=self._waiting(name, found), metrics=found)
         self._keep_best(found)
         rows = [{"problems_seen": self._seen, **{name: getattr(self.state, name) for name in _KEPT}}]
         rows[0]["callbacks"] = [each.state() if hasattr(each, "state") else None for each, _ in self._callbacks]
         with (self._path / STATE).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def _waiting(self, name: str, metrics: Mapping[str, float]) -> tuple[type, ...]:
+        """Who is not told of an evaluation: early stopping, of progressive accuracies, where it follows a metric of the
+        held-out problems that are evaluated besides. It would take each of them for an evaluation without the metric,
+        and say so."""
+        from transformers import EarlyStoppingCallback
+
+        given = getattr(self._given, "eval_strategy", None)
+        others = getattr(given, "value", given) in ("steps", "epoch")
+        return (EarlyStoppingCallback,) if name == "progressive" and others and self._best not in metrics else ()
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
         """End, whatever ended the run."""
@@ -149,13 +159,18 @@ class TransformersCallbacks:
 
     def _keep_best(self, metrics: Mapping[str, float]) -> None:
         assert self.args is not None
-        name = str(self.args.metric_for_best_model)
-        value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
+        value = metrics.get(self._best)
         if value is None:
             return
         best = self.state.best_metric
         if best is None or (value > best if self.args.greater_is_better else value < best):
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+
+    @property
+    def _best(self) -> str:
+        """The metric that says which version is best, as evaluations name it."""
+        name = str(getattr(self.args, "metric_for_best_model", None))
+        return name if name.startswith("eval_") else f"eval_{name}"
 
     def _take_up(self) -> None:
         """Put state and callbacks back to where the resumed run's last evaluation before its checkpoint left them."""
@@ -178,9 +193,12 @@ class TransformersCallbacks:
         self.state.log_history.append({**finite, "step": self.state.global_step})
         self._tell("on_log", logs=finite)
 
-    def _tell(self, event: str, **more: Any) -> None:
-        """Call an event of every callback, with the keywords that `Trainer` passes; `logs` are each one's own."""
+    def _tell(self, event: str, *, but: tuple[type, ...] = (), **more: Any) -> None:
+        """Call an event of every callback but those of some classes, with the keywords that `Trainer` passes; `logs`
+        are each one's own."""
         for callback, guard in self._callbacks:
+            if isinstance(callback, but):
+                continue
             own = {name: dict(value) for name, value in more.items()}
             given = {"model": self._model, "processing_class": self._processing_class, **own}
             for name in ("optimizer", "lr_scheduler", "train_dataloader", "eval_dataloader"):

@@ -224,6 +224,8 @@ def _set_in(config: Any) -> dict[str, Any]:
         default = every[name].default
         if default is not MISSING and value != default:
             found[name] = value
+    if getattr(config.eval_strategy, "value", config.eval_strategy) == "steps":
+        found["eval_steps"] = config.eval_steps  # also where it is what is derived of logging_steps
     if "bf16" in every and every["bf16"].default is None:  # derived of fp16, whatever was set
         found.pop("bf16", None)
     return found

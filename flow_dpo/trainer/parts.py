@@ -13,8 +13,12 @@ from typing import Any
 
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.data.problems import DataSettings
+from flow_dpo.evaluate.evaluate import EvaluationSettings
+from flow_dpo.runs.resolve import resolve
 from flow_dpo.runs.setting_names import Names
 from flow_dpo.runs.settings import default_settings
+from flow_dpo.traces.settings import GenerateSettings
+from flow_dpo.traces.trace import SelectionSettings
 
 _AFTERWARDS = ("evaluation", "generate", "selection")
 """Groups of settings of what comes after training."""
@@ -22,6 +26,13 @@ _SAMPLES = ("model", "lora", "grading", "engine", "engine_kind", "workers", "flo
 """Groups of settings of what samples."""
 _CHOICE = ("dataset_name", "dataset_split", "max_problems", "skip_problems", "shuffle_seed")
 """Settings of which problems are taken; the others say how they are read."""
+
+
+def of_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of these settings that say which problems are taken and how they are read, without their group's name."""
+    known = {each.name for each in fields(DataSettings)}
+    named = {name.removeprefix("data."): value for name, value in settings.items()}
+    return {name: value for name, value in named.items() if name in known}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +53,16 @@ class Parts:
     def group(self, *groups: str) -> dict[str, Any]:
         """Those of what comes after training, of these groups."""
         return {name: value for name, value in self.afterwards.items() if name.partition(".")[0] in groups}
+
+    def evaluation(self) -> EvaluationSettings:
+        """The settings of evaluations. Raises `ConfigError` for a name or a value of what comes after training that is
+        none."""
+        sections = {
+            "evaluation": EvaluationSettings(),
+            "generate": GenerateSettings(),
+            "selection": SelectionSettings(),
+        }
+        return resolve("FlowDPOTrainer", "", (), sections, values=dict(self.afterwards))["evaluation"]
 
     def sampling(self) -> dict[str, Any]:
         """What an evaluation of a model needs that no run folder describes yet."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,20 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.data.problems import ProblemSet, load
-from flow_dpo.evaluate.during import EvaluationPlan, Evaluator, measure, read_evaluations
+from flow_dpo.evaluate import contamination
+from flow_dpo.evaluate.during import (
+    EvaluationPlan,
+    Evaluator,
+    calibrated_as,
+    measure,
+    refuse_unmeasured,
+)
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import default_preset, default_recipe, load_recipe
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import load_adapters
-from flow_dpo.runs.given_objects import GivenObjects, grader_of, sampling_settings
-from flow_dpo.runs.records import read_metrics
+from flow_dpo.runs.adapters import calibration, load_adapters
+from flow_dpo.runs.given_objects import ChosenProblems, GivenObjects, grader_of, sampling_settings
 from flow_dpo.runs.runtime import open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
 from flow_dpo.runs.training import TrainResult
@@ -38,23 +44,12 @@ from flow_dpo.traces.trace import TraceFile
 from flow_dpo.trackers.transformers_callbacks import TransformersCallbacks
 from flow_dpo.trainer import data, models, python_api
 from flow_dpo.trainer.adapters import lora_settings
-from flow_dpo.trainer.config import FlowDPOConfig
-from flow_dpo.trainer.fields import FIELDS
-from flow_dpo.trainer.habits import ARGUMENTS, ATTRIBUTES
+from flow_dpo.trainer.arguments import config_of, made, refuse, refuse_repository
+from flow_dpo.trainer.habits import ATTRIBUTES
 from flow_dpo.trainer.mapping import settings_of
-from flow_dpo.trainer.parts import Parts
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainState:
-    """Where a run stands, by the names of `transformers.TrainerState`."""
-
-    global_step: int = 0
-    """Updates so far: the version of the learner."""
-    max_steps: int = -1
-    """Updates after which the run ends; -1 where none are set."""
-    log_history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """The rows of metrics.jsonl, and "eval_..." of evaluations.jsonl, each with its "step"."""
+from flow_dpo.trainer.parts import Parts, of_data
+from flow_dpo.trainer.state import TrainState, prefixed, state_of
+from flow_dpo.verify.rewards import RewardFunctions
 
 
 class FlowDPOTrainer:
@@ -87,17 +82,20 @@ class FlowDPOTrainer:
 
         Raises `ConfigError` for what cannot be meant here, with what to use instead.
         """
-        _refuse(others)
-        self.args = config = _config(args)
+        refuse(others)
+        self.args = config = config_of(args)
+        refuse_repository(config)
         self.model = models.name_of(model)
         self.flow, self.recipe = flow, recipe
-        self.reward_funcs, self.callbacks = reward_funcs, _made(callbacks)
+        self.reward_funcs, self.callbacks = reward_funcs, made(callbacks)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.processing_class = processing_class
         found = {**models.settings_of_tokenizer(self.model, processing_class, config)}
         found |= {} if peft_config is None else lora_settings(peft_config)
         found |= settings_of(config, self._method())
         self._parts = Parts.of(found, self._method())
+        self._evaluation = self._parts.evaluation()
+        refuse_unmeasured(self._evaluation)
         self._grader = grader_of(None, reward_funcs, config.reward_weights)
         self._columns = self._grader is not None or bool(self._parts.run.get("grading.rewards"))
         """Whether reward functions grade, which read the data set's columns."""
@@ -124,10 +122,12 @@ class FlowDPOTrainer:
                 "output_dir starts one"
             )
         self._path = path
-        plan = self._plan()
+        plan, problems = self._plan(), self._train_problems()
+        if isinstance(problems, ProblemSet):
+            problems = ChosenProblems(problems=problems.problems, fingerprint=problems.fingerprint)
         result = python_api.train(
             self.model,
-            self._train_problems(),
+            problems,
             recipe=self.recipe,
             preset=config.preset,
             output_dir=path,
@@ -158,14 +158,17 @@ class FlowDPOTrainer:
         or without any before it was trained.
 
         The accuracies are `eval_accuracy` and `eval_single_accuracy`; each has its interval and counts beside it, as
-        `flow-dpo evaluate` writes them. The data set is `eval_dataset`, the trainer's, or the test split of the one
-        that was trained on by name. `more` are settings by name: `evaluate(greedy=False, num_samples=4)`.
+        `flow-dpo evaluate` writes them; with `trained_on` the overlap is `eval_overlap`. The data set is
+        `eval_dataset`, the trainer's, or the test split of the one that was trained on by name. `more` are settings by
+        name: `evaluate(greedy=False, num_samples=4)`. Raises `ConfigError` for those of which nothing is made here,
+        such as `draws`, which `flow_dpo.evaluate_flow` takes.
         """
-        given, chosen, overrides = self._held_out(eval_dataset, max_problems)
+        given, chosen, overrides = self._held_out(eval_dataset, {"max_problems": max_problems, **of_data(more)})
         overrides = {**self._basis(), **overrides, **self._parts.group("evaluation"), **more}
         sections = {"evaluation": EvaluationSettings()}
         found = sampling_settings("FlowDPOTrainer.evaluate", self._source, sections, overrides, given)
         settings: EvaluationSettings = found["evaluation"]
+        refuse_unmeasured(settings)
         with open_runtime(
             RuntimeSettings.from_sections(found),
             found["flow"],
@@ -174,8 +177,12 @@ class FlowDPOTrainer:
             problems=chosen,
         ) as runtime:
             adapters = load_adapters(runtime.policy, SpeakingSettings(run=self._run))
-            summaries = measure(runtime, found["flow"], found["explore"], runtime.fitting, adapters, settings)
-        return _prefixed(summaries, metric_key_prefix)
+            problems, overlap = contamination.check(
+                runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap
+            )
+            summaries = measure(runtime, found["flow"], found["explore"], problems, adapters, settings)
+        more = {} if overlap is None else {f"{metric_key_prefix}_overlap": overlap}
+        return prefixed(summaries, metric_key_prefix) | more
 
     def generate_traces(
         self,
@@ -190,15 +197,18 @@ class FlowDPOTrainer:
         if dataset is None:
             problems: str | ProblemSet | None = self._train_problems()
         else:
-            problems = dataset if isinstance(dataset, str) else self._held_out_problems(dataset)
+            problems = dataset if isinstance(dataset, str) else self._held_out_problems(dataset, **of_data(more))
+            more = more if isinstance(dataset, str) else {n: value for n, value in more.items() if not of_data({n: 0})}
         folder = Path(f"{self._folder}-traces") if output_dir is None else Path(output_dir)
         settings = {**self._basis(), **self._parts.group("generate", "selection"), **more}
+        given = self._given()
         return generate_traces(
             self._source,
             problems,
             output_dir=folder,
-            flow=self.flow,
-            grader=self._grader,
+            recipe=given.recipe,
+            flow=given.flow,
+            grader=given.grader,
             max_problems=max_problems,
             settings=settings,
         )
@@ -225,7 +235,7 @@ class FlowDPOTrainer:
 
     def add_callback(self, callback: Any) -> None:
         """One more callback of flow-dpo or of transformers, or its class, for the next `train`."""
-        self.callbacks += _made([callback])
+        self.callbacks += made([callback])
 
     def __getattr__(self, name: str) -> Any:
         known = ATTRIBUTES.get(name)
@@ -234,20 +244,7 @@ class FlowDPOTrainer:
     @property
     def state(self) -> TrainState:
         """Where the run in the folder stands, as it is on the disk now."""
-        path = self._folder / "metrics.jsonl"
-        rows = read_metrics(path) if path.exists() else []
-        history = [{**row, "step": int(row["learn/version"] + row["learn/updates"])} for row in rows]
-        by_version: dict[int, dict[str, Any]] = {}
-        for row in read_evaluations(self._folder):
-            summary = {name: value for name, value in row.items() if name not in ("version", "name", "problems_seen")}
-            by_version.setdefault(row["version"], {})[row["name"]] = summary
-        evaluated = [{**_prefixed(found, "eval"), "step": version} for version, found in by_version.items()]
-        steps = self.args.max_steps if self.args.max_steps and self.args.max_steps > 0 else -1
-        return TrainState(
-            global_step=history[-1]["step"] if history else 0,
-            max_steps=steps,
-            log_history=sorted([*history, *evaluated], key=lambda row: row["step"]),
-        )
+        return state_of(self._folder, self.args.max_steps)
 
     # ---- what is handed on -------------------------------------------------------------------------------------------
 
@@ -291,20 +288,28 @@ class FlowDPOTrainer:
         found = data.problems(self.train_dataset, self._parts.data(**cut), share=share, columns=self._columns)
         return self.train_dataset if found is None else found
 
+    def _given(self) -> GivenObjects:
+        """Recipe, flow and grader that are objects, with what the run has calibrated of the flow."""
+        recipe = self.recipe if isinstance(self.recipe, Recipe) else None
+        flow = recipe.flow if self.flow is None and recipe is not None else self.flow
+        if flow is not None and self._run:
+            flow = calibrated_as(flow, {f"flow/{name}": value for name, value in calibration(self._folder).items()})
+        return GivenObjects(recipe=recipe, flow=flow, grader=self._grader)
+
     def _held_out(
-        self, eval_dataset: Any, max_problems: int | None
+        self, eval_dataset: Any, choice: Mapping[str, Any]
     ) -> tuple[GivenObjects, ProblemSet | None, dict[str, Any]]:
         """The problems of an evaluation, as objects or by name in settings, and a recipe and flow that are objects."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        recipe = self.recipe if isinstance(self.recipe, Recipe) else None
-        given = GivenObjects(recipe=recipe, flow=self.flow, grader=self._grader)
+        given = self._given()
         overrides: dict[str, Any] = {"data.dataset_split": "test"}
         if dataset is None and not isinstance(self.train_dataset, str | None):
             raise ConfigError("expected an eval_dataset, for the problems that were trained on have no other split")
         if dataset is None or isinstance(dataset, str):
-            name = dataset or (None if self._run else self.train_dataset)
-            return given, None, overrides | {"data.dataset_name": name, "data.max_problems": max_problems}
-        found = self._held_out_problems(dataset, max_problems=max_problems)
+            # Also of a run's: a share of a named set is handed over, and the run's own name of it is none.
+            overrides |= {"data.dataset_name": dataset or self.train_dataset}
+            return given, None, overrides | {"data.max_problems": choice["max_problems"]}
+        found = self._held_out_problems(dataset, **choice)
         return replace(given, problems=found), found, overrides
 
     def _basis(self) -> dict[str, Any]:
@@ -326,13 +331,17 @@ class FlowDPOTrainer:
             problems = load(self._parts.held_out(dataset_name=dataset), columns=self._columns)
         else:
             problems = self._held_out_problems(dataset)
-        own = {name.removeprefix("evaluation."): value for name, value in self._parts.group("evaluation").items()}
+        if isinstance(self._grader, RewardFunctions):
+            for problem in list(problems or ())[:1]:
+                self._grader.check_columns(problem)
+        own = self._evaluation
+        kept, _ = contamination.check(list(problems or ()), own.trained_on, exclude=own.exclude_overlap)
         return EvaluationPlan(
-            problems=list(problems or ()),
+            problems=kept,
             every=int(config.eval_steps or 0) if config.eval_strategy == "steps" else 0,
             at_start=config.eval_on_start,
             delay=int(config.eval_delay),
-            settings=EvaluationSettings(**own),
+            settings=own,
         )
 
     def _every_callback(self) -> list[Any]:
@@ -358,39 +367,3 @@ class FlowDPOTrainer:
         runs = [str(each) for each in folder.parents if (each / "config.yaml").is_file()]
         hint = f"pass its folder, {runs[0]}" if runs else "call train() to start one"
         raise ConfigError(f"expected a run to resume in {folder}, found none; {hint}")
-
-
-def _refuse(others: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for arguments that are not ours: TRL's own with what to use instead."""
-    for name, value in others.items():
-        known = FIELDS.get(name)
-        if known is not None and known.fate == "refused" and value is None:
-            continue
-        if known is not None and known.fate == "refused":
-            raise ConfigError(f"FlowDPOTrainer takes no {name}: {known.words}")
-        hint = ARGUMENTS.get(name, "it is a field of FlowDPOConfig" if known is not None else "see its docstring")
-        raise ConfigError(f"FlowDPOTrainer takes no argument {name!r}; {hint}")
-
-
-def _made(callbacks: Any) -> list[Any]:
-    """The callbacks of a list, of which a class stands for an object of it, as in transformers."""
-    if callbacks is not None and not isinstance(callbacks, list | tuple):
-        raise ConfigError(f"expected a list of callbacks, found {callbacks!r:.80}; put it into a list")
-    return [each() if isinstance(each, type) else each for each in callbacks or ()]
-
-
-def _config(args: Any) -> FlowDPOConfig:
-    """The config that `args` are."""
-    if args is None:
-        return FlowDPOConfig()
-    if isinstance(args, FlowDPOConfig):
-        return args
-    if hasattr(args, "__dataclass_fields__") and hasattr(args, "per_device_train_batch_size"):
-        return FlowDPOConfig.from_trl(args)
-    raise ConfigError(f"expected args to be a FlowDPOConfig, or a config of TRL's, found {args!r:.80}")
-
-
-def _prefixed(summaries: Mapping[str, Mapping[str, Any]], prefix: str) -> dict[str, Any]:
-    """Summaries as one mapping: "eval_accuracy" of the flow, "eval_single_accuracy" of the single pass."""
-    names = {"flow": prefix, "single": f"{prefix}_single"}
-    return {f"{names[kind]}_{name}": value for kind, found in summaries.items() for name, value in found.items()}

@@ -76,10 +76,16 @@ def test_the_card_has_the_runs_own_figures(run: Path, hub: HubServer, tmp_path: 
     assert {"flow-dpo", "lora"} <= set(card.data.tags or ())
     [found] = card.data.eval_results or ()
     assert found.metric_value == round(result["accuracy"], 4)
-    assert found.dataset_split == "test"
+    assert (found.dataset_type, found.dataset_name, found.dataset_split) == ("seed", "seed", "test")
     assert 'PeftModel.from_pretrained(model, repo, subfolder="answer"' in card.text
     assert "--lora-modules answer=flow/answer stop=flow/stop" in card.text
     summary = json.loads((measured / "summary.json").read_text())
+    # Problems that were handed over are no data set of the hub, and not the one that was trained on.
+    (measured / "summary.json").write_text(json.dumps({**summary, "dataset": "handed over", "handed_over": True}))
+    flow_dpo.push_to_hub(run, "me/flow", evaluations=[measured])
+    card = ModelCard(hub.files("me/flow")["README.md"].decode())
+    assert not card.data.eval_results
+    assert "- Evaluation on problems that were handed over from Python, the flow" in card.text
     summary["adapters"] = {"answer": "elsewhere/answer/1"}
     (measured / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(ConfigError, match="newest adapters"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -15,10 +18,14 @@ from flow_dpo.cli import train as commands
 from flow_dpo.cli.evaluate import evaluate
 from flow_dpo.cli.generate import generate
 from flow_dpo.core.errors import ConfigError, DataError, EngineError
+from flow_dpo.core.protocols import Rollouts
+from flow_dpo.core.types import Adapter, Completion, Problem, Request, Sampling
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.learner.learner import Learner
 from flow_dpo.runs import resumption, run_folder, runtime, training
 from flow_dpo.runs.files import read_jsonl
+from flow_dpo.runs.journal import JournalEngine, JournalWorkers
+from flow_dpo.traces.trace import TraceFolder
 from tests.support.run_equality import assert_same_run
 
 WORDS = ("--max_problems", "6", "--problems_per_batch", "3", "--examples_per_update", "6", "--beta", "0.5")
@@ -163,6 +170,63 @@ def test_interrupted_while_it_sampled_the_user_chooses_between_bytes_and_time(
     assert (tmp_path / "quick" / "pairs.jsonl").read_bytes() == (whole / "pairs.jsonl").read_bytes()
 
 
+def test_what_other_adapters_sampled_is_not_taken_for_those_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
+) -> None:
+    """With a learning rate that --allow let through, the same version has other weights."""
+    folder, bare = tmp_path / "run", tmp_path / "bare"
+    interrupted(
+        monkeypatch, Learner, "update", lambda: train(folder, "--problems_per_batch", "2", "--examples_per_update", "2",
+                                                      "--checkpoint_batches", "9"), after=2,
+    )  # fmt: skip
+    batches = [row for row in read_jsonl(folder / "sampled.jsonl") if "problems" in row]
+    assert [row["policy_version"] for row in batches] == sorted({row["policy_version"] for row in batches})
+    assert len(batches) == 3
+    shutil.copytree(folder, bare)
+    (bare / "sampled.jsonl").unlink()
+    words = ["--resume", "--learning_rate", "0.01", "--allow", "learner.learning_rate"]
+    num_asked: list[int] = []
+    for each in (folder, bare):
+        asked.clear()
+        assert commands.train(["--output_dir", str(each), *words]) == 0
+        num_asked.append(len(asked))
+    assert num_asked[0] == num_asked[1] - batches[0]["num_completions"], "the first adapters are the same"
+    assert_same_run(bare, folder)
+
+
+def test_a_batch_is_known_by_the_weights_that_sampled_it(tmp_path: Path) -> None:
+    """In memory alone: the engine would be asked again for what is not known."""
+    problems, file = [Problem(id="p", question="", gold="")], tmp_path / "sampled.jsonl"
+    request = Request(role="answer", prompt_ids=(1,))
+    completion = Completion(
+        token_ids=(2,), logprobs=(0.0,), sampled_logprobs=(0.0,), finish_reason="length", policy_version=1
+    )
+
+    def sampled(weights: str, **more: Any) -> bool:
+        """Whether a batch under these weights is asked of the engine."""
+        inner, asked = Mock(), list[int]()
+        inner.submit.side_effect = lambda *_, **__: asked.append(1) or 0
+        inner.poll.side_effect = lambda: [(0, completion)] if asked else []
+        inner.take_stats.return_value = {}
+        engine = JournalEngine(inner)
+
+        def submit(*_: Any, seed: int) -> Future[Rollouts]:
+            engine.submit(request, Sampling(), seed=seed)
+            assert [each for _, each in engine.poll()] == [completion]
+            done = Future[Rollouts]()
+            done.set_result(Rollouts(trees=[], stats={}, spans=[]))
+            return done
+
+        journal = JournalWorkers(Mock(submit=submit), engine, file, weights=lambda: weights, **more)
+        journal.refresh({"answer": Adapter(role="answer", version=1)})
+        journal.submit(Mock(), Mock(), problems, seed=7)
+        journal.keep()
+        return bool(asked)
+
+    assert [sampled("a"), sampled("a"), sampled("b"), sampled("b"), sampled("a")] == [True, False, True, False, False]
+    assert sampled("a", context="another model")
+
+
 def test_other_versions_are_told_one_by_one() -> None:
     old = {"torch": "2.12.0", "numpy": "2.4.6", "peft": None}
     assert resumption._shown(old, {**old, "torch": "2.13.0"}) == "torch 2.12.0 then, 2.13.0 now"
@@ -218,6 +282,35 @@ def test_interrupted_traces_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert headers[0]["counts"] == headers[1]["counts"]
     assert headers[0]["complete"]
     assert headers[0]["cost"]["tokens_sampled"] == headers[1]["cost"]["tokens_sampled"]
+
+
+def test_traces_of_a_run_that_learned_on_are_not_continued(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first problems would be the old adapters', the rest the new ones'."""
+    run, folder = tmp_path / "run", tmp_path / "t"
+    shutil.copytree(whole, run)
+    words = ["--run", str(run), "--max_problems", "4", "--batch_problems", "2", "--num_samples", "1"]
+    again = [*words, "--mode", "single", "--output_dir", str(folder)]
+    interrupted(monkeypatch, TraceFolder, "append", lambda: generate(again), after=1)
+    assert json.loads((folder / "traces.json").read_text())["counts"]["num_problems_sampled"] == 2
+    adapters = run_folder.latest_adapters(run)
+    newer = {role: path.with_name(str(int(path.name) + 1)) for role, path in adapters.items()}
+    for role, path in adapters.items():
+        shutil.copytree(path, newer[role])
+    with pytest.raises(ConfigError, match=rf"of the adapters .*{adapters['answer']}.*, found .*{newer['answer']}.*:"):
+        generate(again)
+    for path in newer.values():
+        shutil.rmtree(path)
+    config = adapters["stop"] / "adapter_config.json"
+    config.write_text(config.read_text() + "\n")
+    with pytest.raises(ConfigError, match="found other files there: the run has learned since; name another folder"):
+        generate(again)
+    config.write_text(config.read_text()[:-1])
+    assert generate(again) == 0
+    header = json.loads((folder / "traces.json").read_text())
+    assert header["complete"]
+    assert header["counts"]["num_problems_sampled"] == 4
 
 
 def test_nothing_is_trained_that_was_not_updated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,13 +7,17 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import flow_dpo
 from flow_dpo.cli.main import main
 from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.data.problems import DataSettings
+from flow_dpo.evaluate.during import watchers
+from flow_dpo.evaluate.while_training import WhileTrainingSettings
+from flow_dpo.verify.grader import GradingSettings
 
 ROWS = [
     {"prompt": [{"role": "user", "content": f"Mia has {n} shells. She buys 4 shells. How many has she?"}], "least": 2}
@@ -116,3 +120,17 @@ def test_the_next_command_allows_the_code_that_the_run_was_given(
         main(["evaluate", *following[:-3], *following[-1:], "--max_problems", "2", "--output_dir", str(tmp_path / "e")])
         == 0
     )
+
+
+def test_held_out_problems_have_the_columns_that_functions_read(tmp_path: Path) -> None:
+    """And no gold answer, as those that are trained on; where they lack a column, nothing is begun."""
+    rewards = tmp_path / "limits.py"
+    rewards.write_text("def limit(completions, most):\n    return [float(len(each)) for each in completions]\n")
+    for split, row in (("train", {"most": 3}), ("test", {"most": 2.5}), ("other", {"least": 2})):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"prompt": "2 + 2 = ?", **row}) + "\n")
+    data, grading = DataSettings(dataset_name=str(tmp_path)), GradingSettings(rewards=(f"{rewards}:limit",))
+    [made] = watchers(data, WhileTrainingSettings(eval_steps=1), grading)
+    [problem] = cast("Any", made).args[0].problems
+    assert (problem.gold, problem.columns["most"]) == ("", 2.5)
+    with pytest.raises(ConfigError, match=r"expected the arguments of the reward function limit among .*found most"):
+        watchers(data, WhileTrainingSettings(eval_steps=1, eval_split="other"), grading)

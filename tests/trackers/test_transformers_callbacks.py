@@ -17,6 +17,7 @@ import flow_dpo
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.runs.callbacks.lifecycle import CallbackError
 from flow_dpo.runs.files import read_jsonl
+from flow_dpo.trackers.transformers_args import CallbackArguments
 from flow_dpo.trackers.transformers_callbacks import STATE, TransformersCallbacks
 
 
@@ -171,3 +172,31 @@ def test_the_trackers_of_transformers_run_unmodified(tmp_path: Path, monkeypatch
     with sqlite3.connect(database) as found:
         (num,) = found.execute("select count(*) from metrics").fetchone()
     assert num == logged + 4
+
+
+@pytest.mark.parametrize(
+    ("strategy", "metric", "told"),
+    [
+        ("steps", "accuracy", ["eval"]),  # it follows the held-out problems
+        ("steps", "progressive_accuracy", ["progressive", "eval"]),
+        (None, "accuracy", ["progressive", "eval"]),  # nothing else is evaluated: it says that its metric is missing
+    ],
+)
+def test_early_stopping_hears_of_the_evaluations_that_have_its_metric(
+    strategy: str | None, metric: str, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    def hears(self: Any, args: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
+        heard.append("eval" if "eval_accuracy" in metrics else "progressive")
+
+    monkeypatch.setattr(EarlyStoppingCallback, "on_evaluate", hears)
+    writes = Writes()
+    given = SimpleNamespace(eval_strategy=strategy, metric_for_best_model=metric)
+    driven = TransformersCallbacks([EarlyStoppingCallback(), writes], given)
+    driven.args = CallbackArguments(given, defaults={"eval_strategy": "steps"}, settings={})
+    driven._path = tmp_path
+    driven.on_evaluation("progressive", {"accuracy": 0.5}, 1)
+    driven.on_evaluation("eval", {"accuracy": 0.5}, 1)
+    assert heard == told
+    assert [event for event, _ in writes.events].count("on_evaluate") == 2, "others hear of all"

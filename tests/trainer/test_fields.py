@@ -250,3 +250,12 @@ def test_trls_configs_are_read_by_what_was_set_in_them(tmp_path: Path) -> None:
         FlowDPOConfig.from_trl(quiet(grpo_class, output_dir=str(tmp_path), top_entropy_quantile=0.2))
     trainer = FlowDPOTrainer("seed", args=there)
     assert trainer.args.learning_rate == 1e-3
+
+
+def test_eval_steps_of_trls_configs_are_read_where_they_are_what_trl_derives(tmp_path: Path) -> None:
+    for make in trl_classes():
+        for given, expected in (({"eval_steps": 10, "logging_steps": 10}, 10), ({"logging_steps": 7}, 7)):
+            with warnings.catch_warnings(action="ignore"):
+                there = make(output_dir=str(tmp_path), use_cpu=True, bf16=False, eval_strategy="steps", **given)
+            read = FlowDPOConfig.from_trl(there)
+            assert (read.eval_strategy, read.eval_steps) == ("steps", expected)

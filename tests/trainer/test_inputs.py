@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 import flow_dpo
 from flow_dpo import FlowDpoError
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.data.problems import DataSettings
 from flow_dpo.models.load import SEED_FOLDER
 from flow_dpo.trainer.adapters import lora_settings
@@ -194,3 +195,47 @@ def test_what_is_typed_from_habit_is_answered() -> None:
     assert [type(each) for each in trainer.callbacks] == [Counts, Counts]
     with pytest.raises(FlowDpoError, match="expected a list of callbacks"):
         FlowDPOTrainer("seed", callbacks=Counts())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"settings": {"evaluation.gredy": True}}, "evaluation.gredy.*evaluation.greedy"),
+        ({"settings": {"evaluation.num_samples": "four"}}, "evaluation.num_samples.*four"),
+        ({"settings": {"generate.num_sample": 3}}, "generate.num_sample"),
+        ({"settings": {"evaluation.draws": 4}}, r"found evaluation.draws=4; .*evaluate_flow\(draws="),
+        ({"settings": {"evaluation.exclude_overlap": True}}, "expected trained_on with exclude_overlap, found none"),
+        ({"push_to_hub": True, "hub_model_id": "a/b/c"}, "hub_model_id, with push_to_hub: expected a repository"),
+        ({"push_to_hub": True, "output_dir": "runs/a b"}, "hub_model_id, with push_to_hub: expected a repository"),
+    ],
+)
+def test_what_would_fail_after_the_first_batches_is_refused_by_name_before(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        FlowDPOTrainer("seed", args=FlowDPOConfig(**given))
+
+
+def test_numbers_of_an_evaluation_may_be_texts_as_on_the_command_line() -> None:
+    made = FlowDPOTrainer("seed", args=FlowDPOConfig(settings={"evaluation.batch_problems": "4"}))
+    assert made._evaluation.batch_problems == 4
+
+
+def test_an_evaluation_refuses_settings_of_which_it_makes_nothing_and_reads_those_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Opened(Exception):
+        """Carries the problems."""
+
+    def opened(*_: Any, problems: Any, **__: Any) -> Any:
+        raise Opened([problem.question for problem in problems])
+
+    monkeypatch.setattr("flow_dpo.trainer.trainer.open_runtime", opened)
+    trainer = FlowDPOTrainer("seed", args=FlowDPOConfig(output_dir=tmp_path / "run"), eval_dataset=ROWS)
+    for more in ({"draws": 2}, {"candidates": "x"}, {"mode": "single"}, {"output_dir": "x"}, {"evaluation.draws": 2}):
+        [name] = [each.removeprefix("evaluation.") for each in more]
+        with pytest.raises(FlowDpoError, match=rf"found evaluation.{name}=.*evaluate_flow"):
+            trainer.evaluate(**more)
+    with pytest.raises(FlowDpoError, match="expected trained_on with exclude_overlap"):
+        trainer.evaluate(exclude_overlap=True)
+    with pytest.raises(Opened) as found:
+        trainer.evaluate(skip_problems=1, max_problems=1)
+    assert found.value.args[0] == ["4 + 4 = ?"]

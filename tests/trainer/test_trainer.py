@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,30 @@ def test_another_recipe_with_an_adapter_shape_a_tokenizer_and_an_evaluation_at_t
     assert measured == [("flow", 0, 2), ("flow", trainer.state.global_step, 2)]
     assert "eval_single_accuracy" not in trainer.evaluate()
     assert trainer.save_model() == run.path
+
+
+def test_a_run_of_a_share_and_of_objects_is_evaluated_sampled_and_merged_by_its_trainer(tmp_path: Path) -> None:
+    """Its folder has no name for either: a share of a named set is handed over, and a recipe of one's own is one."""
+    from flow_dpo.hub.merged import write_merged
+
+    recipe = replace(flow_dpo.load_recipe("flow-dpo", "seed"), credit=flow_dpo.OutcomePairs())
+    args = config(tmp_path / "run", num_train_epochs=0.5, max_problems=16, eval_strategy="epoch")
+    held_out = flow_dpo.load_problems("seed", split="test", max_problems=4)
+    trainer = flow_dpo.FlowDPOTrainer("seed", args=args, train_dataset="seed", eval_dataset=held_out, recipe=recipe)
+    run = trainer.train()
+    assert run.progressive.num_seen == 8
+    # 1. With what the run has calibrated of the flow, as while it was under way.
+    rows = lines(run.path / "evaluations.jsonl")
+    found = trainer.evaluate()
+    assert [found["eval_tokens"], found["eval_single_tokens"]] == [row["tokens"] for row in rows]
+    trainer.eval_dataset = None
+    named = trainer.evaluate(max_problems=4, trained_on=str(run.path))
+    assert named["eval_tokens"] == found["eval_tokens"], "the test split of the set by its name"
+    assert named["eval_overlap"]["num_training_problems"] == 8
+    with pytest.raises(flow_dpo.FlowDpoError, match="given as an object, found none; hand it over again with flow="):
+        flow_dpo.evaluate_flow(run.path, "seed")
+    # 2. Traces of its recipe, and whole models.
+    traces = trainer.generate_traces(output_dir=tmp_path / "traces", num_samples=4)
+    assert {trace.dataset for trace in traces.traces} == {"seed/train"}
+    assert traces.header["dataset"] == "seed/train"
+    assert set(write_merged(run.path, run.adapters, tmp_path / "merged")) == {"answer", "stop"}
