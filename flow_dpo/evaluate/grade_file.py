@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ def verify_file(
 def _places(target: Path) -> tuple[Path, Path]:
     """Where verdicts and summary go."""
     named = target.suffix.lower() in (".jsonl", ".json")
-    if target.is_dir() or not (named or (target.suffix and target.is_file())):
+    # By `os.path`, for which a name that is too long is neither: it is refused as one that cannot be written to.
+    if os.path.isdir(target) or not (named or (target.suffix and os.path.isfile(target))):
         return target / "verdicts.jsonl", target / "summary.json"
     stem = target.name.removesuffix(target.suffix) if named else target.name
     return target, target.with_name(f"{stem}.summary.json")
