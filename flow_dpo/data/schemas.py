@@ -31,7 +31,7 @@ from flow_dpo.data.columns import (
     with_floats,
 )
 from flow_dpo.plugins.load import load_object
-from flow_dpo.verify.extract import after_answer_is, last_box, value_of_prose
+from flow_dpo.verify.extract import after_answer_is, last_box
 
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])")
 _LOOKS = re.compile(r"\\(?:left|right|[,!;])|\s|(?<=\\)[dt](?=frac)")
@@ -57,18 +57,15 @@ class Schema(NamedTuple):
 
 
 def gold_of_text(found: str, column: str) -> str:
-    r"""The final answer in an answer column: after "####", in the last box, after "answer is", the last value of a text
-    of several lines or sentences, or the text itself. Raises `BadRow` where it gives none.
-    """
+    r"""The final answer in an answer column: after "####", in the last box, after "answer is", or the text itself, of
+    which the verifier reads the value (`extract.gold_answer`). Raises `BadRow` where there is none."""
     box = last_box(found)
     if "####" in found:
         gold = found.rpartition("####")[2].strip()
     elif box is not None:
         gold = box
     else:
-        gold = after_answer_is(found) or value_of_prose(found)
-        if gold is None:
-            raise BadRow(f"expected a gold answer in {column!r}, found words without a value: {found[:60]!r}")
+        gold = after_answer_is(found) or found
     return usable(gold.strip(), column)
 
 

@@ -14,6 +14,7 @@ Invariant: whatever the program is, this returns within `wall_s`, and the child 
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import os
 import re
@@ -99,15 +100,25 @@ def run_program(
 
 
 def _check_test(test: str) -> None:
-    from flow_dpo.verify.sandbox_worker import BUILTINS, MODULES  # needs a platform with limits
+    """Raise `ValueError` for a test that the sandbox cannot evaluate, or that any program would pass."""
+    from flow_dpo.verify.sandbox_worker import BUILTINS, MODULES, Refused, check  # needs a platform with limits
 
     try:
-        names = {node.id for node in ast.walk(ast.parse(test, mode="eval")) if isinstance(node, ast.Name)}
-    except SyntaxError as error:
+        tree = ast.parse(test.strip(), mode="eval")
+        check(ast.Module(body=[ast.Expr(value=tree.body)], type_ignores=[]))
+    except (SyntaxError, Refused) as error:
         raise ValueError(
-            f"expected a test that is an expression, such as double(2) == 4, found {test!r:.200}"
+            f"expected a test that is an expression of the sandbox's grammar, such as double(2) == 4, found "
+            f"{test!r:.200}: {error}"
         ) from error
-    if names <= {*BUILTINS, *MODULES, "print"}:
+    # Names that the test binds itself, as in a comprehension, are none of the program's.
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    own |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    free = {node.id for node in names} - own - {*BUILTINS, *MODULES, "print"}
+    if strange := sorted(free & set(dir(builtins))):
+        raise ValueError(f"expected a test by the sandbox's built-ins ({', '.join(BUILTINS)}), found {strange[0]}")
+    if not free:
         raise ValueError(
             f"expected a test that calls what the program defines, by no built-in's name, found {test!r:.200}"
         )

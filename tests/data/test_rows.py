@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.data.columns import MISSING, find
-from flow_dpo.data.problems import load_problems
+from flow_dpo.data.problems import DataSettings, load, load_problems
 from flow_dpo.data.schemas import boxed_gold
+from flow_dpo.verify.verifier import Verifier
 from tests.data.test_problems import DATA, needs_data, written
 
 VERL: dict[str, Any] = {
@@ -381,10 +382,15 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
     assert message in str(caught.value)
 
 
-def test_the_gold_answer_of_a_worked_solution_is_its_last_value(tmp_path: Path) -> None:
-    answers = ["She adds 5 and 3.\nSo she has 8 apples.", "48/2 = 24\n48+24 = 72", "He has 72 clips.", "Tuesday",
-               "x = 5", "Roses are red\nViolets are blue"]  # fmt: skip
+def test_a_worked_solution_is_a_gold_answer_of_which_the_verifier_reads_the_value(tmp_path: Path) -> None:
+    """The text stays as it is, for graders of one's own and reward functions."""
+    answers = ["She adds 5 and 3.\nSo she has 8 apples.", "48/2 = 24\n48+24 = 72", "He has 72 clips.",
+               "Roses are red\nViolets are blue"]  # fmt: skip
     rows = [{"question": f"Q{at}", "answer": answer} for at, answer in enumerate(answers)]
-    found = load_problems(written(tmp_path, rows))
-    assert [problem.gold for problem in found.problems] == ["8 apples", "72", "72 clips", "Tuesday", "x = 5"]
-    assert found.skipped_reasons == {"expected a gold answer in 'answer'": 1}
+    for columns in (False, True):
+        found = load(DataSettings(dataset_name=written(tmp_path, rows)), columns=columns).problems
+        assert [problem.gold for problem in found] == answers
+    with Verifier() as verifier:
+        said = ["\\boxed{8}", "\\boxed{72}", "\\boxed{72}", "\\boxed{blue}"]
+        verdicts = verifier.grade_many([(problem.gold, each, True) for problem, each in zip(found, said, strict=True)])
+    assert [verdict.status for verdict in verdicts] == ["correct", "correct", "correct", "ungraded"]

@@ -232,8 +232,16 @@ def test_unit_tests_of_code_are_a_reward() -> None:
     assert unit_tests.passed(texts, [tests, tests, tests, []]) == [1.0, 0.5, 0.0, None]
     with pytest.raises(ValueError, match="calls what the program defines"):
         unit_tests.passed(["def f(x): return 1"], [["sum([1, 2]) == 3"]])
-    with pytest.raises(ValueError, match="that is an expression"):
-        unit_tests.passed(["def f(x): return 1"], [["f(1) = 3"]])
+    for test in ("all(max([n, 0]) == n for n in range(5))", "[sorted(x) for x in ([2, 1], [])] == [[1, 2], []]",
+                 "(lambda x: x)(1) == 1", "sum(x for x in [1, 2]) == 3"):  # fmt: skip
+        with pytest.raises(ValueError, match="calls what the program defines"):
+            unit_tests.passed(["def max(xs): return 0\nx = n = 1"], [[test]])
+    for test in ("f(1) = 3", "f(1).isalpha()"):
+        with pytest.raises(ValueError, match="that is an expression"):
+            unit_tests.passed(["def f(x): return 1"], [[test]])
+    with pytest.raises(ValueError, match="found isinstance"):
+        unit_tests.passed(["def f(x): return 1"], [["isinstance(f(2), int)"]])
+    assert unit_tests.passed(["def f(x): return 1"], [[" f(2) == 1", "[f(n) for n in range(2)] == [1, 1]"]]) == [1.0]
 
 
 @pytest.mark.parametrize(
