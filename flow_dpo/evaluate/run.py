@@ -272,7 +272,7 @@ def _measure_open(
     settings, data = _settings_of_open(overrides, dataset)
     work = _work(flow, settings)
     if work.fixed is not None:
-        if dataset is not None or data != _OF_OPEN:
+        if dataset is not None or _of_data(overrides):
             raise ConfigError("a fixed set of candidates is judged whole; leave out the data set and its settings")
         problems, named = list(work.fixed.problems()), work.fixed.header.get("dataset")
         candidates.check_fits(work.fixed, runtime.renderer.fingerprint(), runtime.loaded.name, problems)
@@ -309,14 +309,21 @@ def _settings_of_open(overrides: Mapping[str, Any], dataset: Rows | None) -> tup
             f"expected no output_dir with an open runtime, found {settings.output_dir}: what it has learned is in no "
             "folder that a record could name; take a run folder, or keep the summary that is returned"
         )
-    if data.dataset_name != _OF_OPEN.dataset_name:
+    chosen = _of_data(values)
+    if "dataset_name" in chosen:
         raise ConfigError("expected the data set as an argument: evaluate_flow(runtime, NAME); found dataset_name")
-    choice = replace(_OF_OPEN, max_problems=data.max_problems, skip_problems=data.skip_problems)
-    if dataset is None and data != replace(choice, shuffle_seed=data.shuffle_seed):
+    if dataset is None and (read := sorted(chosen - {"max_problems", "skip_problems", "shuffle_seed"})):
         raise ConfigError(
-            "expected a data set with settings of how it is read, found none; name one, or leave them out"
+            f"expected a data set with {', '.join(read)}, which says how one is read, found none; name one, or leave "
+            "it out"
         )
     return settings, data
+
+
+def _of_data(overrides: Mapping[str, Any]) -> set[str]:
+    """The settings of data that were given, by their short names."""
+    given = {name.rpartition(".")[2] for name, value in overrides.items() if value is not None}
+    return given & {field.name for field in fields(DataSettings)}
 
 
 def _problems_of_open(runtime: Runtime, dataset: Rows | None, data: DataSettings) -> tuple[list[Problem], str]:

@@ -104,7 +104,7 @@ class PassSettings:
 
     minibatches: int = 1
     """Updates of a pass over a batch, for which so many times `examples_per_update` are gathered; of all there are (0,
-    or "learn", which makes no fewer), equal parts. From the second on the policy has moved: a clip has work to do."""
+    or "learn", which makes about so many or more), equal parts. From the second on a clip has something to do."""
     epochs_per_batch: int = 1
     """Passes over each batch (PPO's epochs)."""
     short_batch: ShortBatch = "wait"

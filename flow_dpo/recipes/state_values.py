@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from statistics import fmean
 
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.explore import Group, Siblings
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Node, Rollout, Tree
 from flow_dpo.core.types import Request
@@ -33,16 +34,20 @@ def refuse_without_probes(recipe: Recipe, least: int = 1, why: str = "they are w
 
 
 def refuse_without_siblings(recipe: Recipe) -> None:
-    """Raise `ConfigError` for an exploration by which no node would ever have a sibling to be paired with."""
-    for name, least in (("num_alternatives", 1), ("num_rollouts", 2)):
-        num = getattr(recipe.explore, name, None)
-        if num is not None and num >= least:
-            return
-        if num is not None:
-            raise ConfigError(
-                f"expected --explore.{name} of {least} or more, found {num}: a pair is of two that were sampled from "
-                "one prompt, and alone a rollout teaches nothing"
-            )
+    """Raise `ConfigError` for rollouts of a problem by which no node would ever have a sibling to be paired with. Of
+    other explorations nobody knows by their fields."""
+    explore = recipe.explore
+    if isinstance(explore, Siblings):
+        name, least, num = "num_alternatives", 1, explore.num_alternatives
+    elif isinstance(explore, Group):
+        name, least, num = "num_rollouts", 2, explore.num_rollouts
+    else:
+        return
+    if num < least:
+        raise ConfigError(
+            f"expected --explore.{name} of {least} or more, found {num}: a pair is of two that were sampled from one "
+            "prompt, and alone a rollout teaches nothing"
+        )
 
 
 def state_values(tree: Tree) -> dict[Request, float]:

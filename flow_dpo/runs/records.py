@@ -15,9 +15,8 @@ and field. Whoever changes the columns of a kind raises the number in its `SCHEM
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -333,9 +332,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [row.row() for row in read_rows(path, Metrics)]
 
 
-def versions_after(rows: Iterable[Mapping[str, Any]]) -> list[int]:
-    """The version of the adapters after each batch of a run, by all its rows from the first on."""
-    return list(accumulate(int(row.get("learn/updates") or 0) for row in rows))
+def versions_after(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The version of the adapters after each batch of a run: that before the next one, for a round of CPL that starts
+    again from the first adapters has one of its own; after the last batch, by its updates."""
+    return [*(int(row["learn/version"]) for row in rows[1:]), *(_after(row) for row in rows[-1:])]
+
+
+def _after(row: Mapping[str, Any]) -> int:
+    return int(row["learn/version"]) + int(row["learn/updates"])
 
 
 def rows_up_to(rows: Sequence[Mapping[str, Any]], version: int) -> Sequence[Mapping[str, Any]]:

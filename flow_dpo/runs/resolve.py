@@ -96,6 +96,20 @@ class Given:
             base = {name: value for name, value in base.items() if name not in ("engine", "engine_kind")}
         return replace(self, layers=((origin, base), *self.layers))
 
+    def with_size(self) -> Given:
+        """The same with `problems_per_update` 0 where a later layer gives `examples_per_update`, which counts then."""
+        named = [{name.rpartition(".")[2] for name, _ in leaves(values) if "roles." not in name}
+                 for _, values in self.layers]  # fmt: skip
+        examples, problems = (
+            max((at for at, names in enumerate(named) if name in names), default=-1)
+            for name in ("examples_per_update", "problems_per_update")
+        )
+        if not 0 <= problems < examples:
+            return self
+        origin, values = self.layers[examples]
+        layer = origin, {**values, "learner.passes.problems_per_update": 0 if origin else "0"}
+        return replace(self, layers=(*self.layers[:examples], layer, *self.layers[examples + 1 :]))
+
     def find(self, name: str) -> tuple[Any, str]:
         """The value of a setting and the file that sets it; None and "" where it was not given."""
         for origin, values in reversed(self.layers):
@@ -205,6 +219,7 @@ def resolve(
         given = given.over(*brings(given))
         if not trusted:
             given.refuse_unasked()
+    given = given.with_size()
     found = sections(given) if callable(sections) else sections
     if "help" in given.layers[-1][1]:
         _show_help(Page(prog=prog, what=description, doc=doc, others=others.upper()), found, given)

@@ -49,6 +49,8 @@ class Tracking:
         self._marks: dict[str, dict[str, Any]] = {}
         self._done: dict[str, int] = {}
         self._path, self._seen, self._batches = Path(), 0, 0
+        self._unmarked = set[str]()
+        """Of a run from before evaluations were marked: what they may have got is known by its step alone."""
 
     def on_run_begin(self, run: RunInfo) -> None:
         """Open every tracker, and send what it lacks of a run that is resumed."""
@@ -59,6 +61,8 @@ class Tracking:
         self._batches = len(rows)
         for name in self._settings.trackers:
             known = self._marks.get(name, {})
+            if known and "evaluated" not in known:
+                self._unmarked.add(name)
             guard = Guard(name)
             with guard:
                 tracker = make(name)
@@ -97,9 +101,11 @@ class Tracking:
             return
         found = {f"eval/{name}/{key}": value for key, value in _finite(metrics).items()}
         for key, (tracker, guard) in self._trackers.items():
-            if guard.failed or self._marks[key].get("evaluated", {}).get(name, -1) >= version:
+            evaluated = self._marks[key].setdefault("evaluated", {})
+            early = key in self._unmarked and self._seen <= self._done[key]
+            if guard.failed or early or evaluated.get(name, -1) >= version:
                 continue
-            self._marks[key].setdefault("evaluated", {})[name] = version
+            evaluated[name] = version
             self._write()  # first, as in `_send`
             with guard:
                 tracker.log(found, self._seen)

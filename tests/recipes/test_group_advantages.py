@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from flow_dpo.cli import train
+from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Solution, Status
 from flow_dpo.learner.pool import Queue
+from flow_dpo.recipes import presets
 from flow_dpo.recipes.group_advantages import GroupAdvantages
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.presets import RECIPES
+from flow_dpo.recipes.state_values import refuse_without_siblings
 from flow_dpo.runs.files import read_jsonl
 from tests.support.tree_builders import completion, graded, problem, request, valued
 
@@ -264,3 +267,11 @@ def test_a_runs_advantages_and_loss_recomputed_from_its_folder(tmp_path: Path) -
         tokens = sum(lengths[key] for key in mine)
         wanted = -sum(expected[key] * lengths[key] for key in mine) / tokens
         assert row["learn/answer/loss"] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_what_may_teach_is_not_refused() -> None:
+    """Siblings of a search or of forks: `num_rollouts` is of something else there, 1 of each child or chain."""
+    search, forks = presets.load_recipe("cpl", "small"), presets.load_recipe("treerl", "small")
+    for recipe in (search, replace(forks, explore=replace(forks.explore, num_rollouts=1))):  # type: ignore[type-var]
+        assert recipe.explore.num_rollouts == 1  # type: ignore[attr-defined]
+        refuse_without_siblings(replace(recipe, credit=OutcomePairs()))

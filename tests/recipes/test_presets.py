@@ -259,7 +259,7 @@ def test_a_papers_own_temperature_is_kept_on_a_small_model(name: str, small: flo
 
 
 @pytest.mark.parametrize("name", presets.RECIPES)
-def test_flags_of_the_run_mean_the_run_in_every_recipe(name: str) -> None:
+def test_flags_of_the_run_mean_the_run_in_every_recipe(name: str, tmp_path: Path) -> None:
     """No part of a recipe has a setting of the same name, so that a short flag is not refused."""
     words = [
         "--recipe",
@@ -278,6 +278,12 @@ def test_flags_of_the_run_mean_the_run_in_every_recipe(name: str) -> None:
     assert settings.learner.passes.problems_per_update == 0, "of a preset, it would be in the place of what was given"
     both = train.parse_train("flow-dpo train", [*words, "--problems_per_update", "7"], {})
     assert both.learner.passes.problems_per_update == 7
+    # Settings of a run hold both; what is typed beside them counts.
+    settings_of_run = tmp_path / "config.yaml"
+    settings_of_run.write_text("learner: {examples_per_update: 16, passes: {problems_per_update: 4}}")
+    for more, size in (([], 4), (["--examples_per_update", "64"], 0), (["--problems_per_update", "9"], 9)):
+        found = train.parse_train("flow-dpo train", ["--recipe", name, "--config", str(settings_of_run), *more], {})
+        assert found.learner.passes.problems_per_update == size
 
 
 def test_unknown_names_are_refused() -> None:

@@ -317,7 +317,7 @@ def step_dpo(run: Recorded) -> Pairs:
 
 def rpo(run: Recorded) -> Pairs:
     """Of all right-wrong combinations at the states of the first right rollout, three a problem, drawn; each problem
-    weighs as much as any other of them."""
+    weighs as much as one with three."""
     found: Pairs = {}
     for tree in run.trees:
         paths = [rollout for rollout in tree["rollouts"] if not rollout["probe"]]
@@ -336,11 +336,9 @@ def rpo(run: Recorded) -> Pairs:
         kept = {(row["node"], row["rejected_node"]) for row in run.pairs if row["problem_id"] == name(tree)}
         assert kept <= every
         assert len(kept) == min(3, len(every))
-        found |= {(name(tree), *pair): (1.0, 1 / len(kept)) for pair in kept}
-    sizes = Counter(key[0] for key in found)
-    assert max(sizes.values()) == 3
-    mean = len(found) / len(sizes)  # all problems are of one batch
-    return {key: (margin, mean * weight) for key, (margin, weight) in found.items()}
+        found |= {(name(tree), *pair): (1.0, 3 / len(kept)) for pair in kept}
+    assert max(Counter(key[0] for key in found).values()) == 3
+    return found
 
 
 PAIRS: dict[str, Callable[[Recorded], Pairs]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from statistics import fmean
 
 import pytest
 import torch
@@ -120,13 +119,11 @@ def test_all_combinations_at_every_state() -> None:
 def test_problems_weigh_alike_and_keep_so_many() -> None:
     one = drawn()
     few = graded(drawn(), "correct", "correct", "wrong", *["wrong"] * 4)  # one pair
-    # An update's mean over pairs is the mean over problems of each one's mean.
+    # As much as a problem of 8 pairs, whatever else is in the batch; without a cut, as the mean problem.
     pairs = BranchPairs()([one, few])
-    assert [p.weight for p in pairs] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
-    losses = [1.0, 2.0, 6.0, 5.0]
-    weighted = sum(p.weight * loss for p, loss in zip(pairs, losses, strict=True)) / len(pairs)
-    assert weighted == pytest.approx((fmean(losses[:3]) + losses[3]) / 2)
-    assert [p.weight for p in BranchPairs()([few])] == [1.0]
+    assert [p.weight for p in pairs] == pytest.approx([8 / 3, 8 / 3, 8 / 3, 8.0])
+    assert [p.weight for p in BranchPairs()([few])] == [8.0]
+    assert [p.weight for p in BranchPairs(max_pairs=0)([one, few])] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
     kept = BranchPairs(max_pairs=2, by_problem=False)([one])
     assert len(kept) == 2
     assert kept == BranchPairs(max_pairs=2, by_problem=False)([one])

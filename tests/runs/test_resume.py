@@ -67,6 +67,10 @@ def test_which_adapters_are_saved_follows_from_the_versions_alone(
     assert versions_after(rows) == [1, 3, 5]
     assert versions_after(rows) == [row["learn/version"] + row["learn/updates"] for row in rows]
     assert [len(rows_up_to(rows, version)) for version in range(6)] == [0, 1, 1, 2, 2, 3]
+    # A round that begins with other adapters is a version of its own, which no update made.
+    rounds = [{"learn/version": version, "learn/updates": 3} for version in (0, 3, 7, 10)]
+    assert versions_after(rounds) == [3, 7, 10, 13]
+    assert [len(rows_up_to(rounds, version)) for version in (3, 6, 7, 12, 13, 14)] == [1, 1, 2, 3, 4, 4]
     # An interruption saves version 1, too, which changes nothing of what is saved later.
     interrupt(tmp_path / "run", monkeypatch, after=1)
     assert saved(tmp_path / "run") == {"1"}

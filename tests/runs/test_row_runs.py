@@ -152,8 +152,10 @@ def test_an_open_runtime_is_measured_on_what_is_named_and_refuses_the_rest(tmp_p
             ((sums,), {"output_dir": str(tmp_path / "out")}, "expected no output_dir with an open runtime"),
             ((sums,), {"trained_on": "no/such/run"}, "expected a run folder or traces in no/such/run"),
             ((sums,), {"exclude_overlap": True}, "expected trained_on with exclude_overlap"),
-            ((), {"dataset_config": "main"}, "expected a data set with settings of how it is read"),
+            ((), {"dataset_config": "main"}, "expected a data set with dataset_config, which says how one is read"),
+            ((), {"data.dataset_split": "test"}, "expected a data set with dataset_split, which says how one is read"),
             ((), {"dataset_name": sums}, "expected the data set as an argument"),
+            ((), {"dataset_name": "seed"}, "expected the data set as an argument"),
         ):
             with pytest.raises((ConfigError, DataError), match=words):
                 measured(*given, **more)

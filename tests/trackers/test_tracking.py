@@ -158,6 +158,11 @@ def test_an_evaluation_reaches_a_tracker_once_whenever_it_is_made(mine: Path, tm
     ]  # fmt: skip
     marks = {"id": "an id", "step": 1, "evaluated": {"eval": 3, "other": 3}}
     assert json.loads((tmp_path / MARKS).read_text()) == {name: marks}
+    # Of a run from before evaluations were marked its step is all that is known: nothing is sent behind it.
+    (tmp_path / MARKS).write_text(json.dumps({name: {"id": "an id", "step": 4}}))
+    for seen, version in ((3, 5), (5, 7)):
+        begun(seen=seen).on_evaluation("eval", {"accuracy": 0.4}, version)
+    assert [step for _, step, found in calls(mine, "log") if found == {"eval/eval/accuracy": 0.4}] == [5]
 
 
 def metrics_row(seen: int) -> str:

@@ -38,8 +38,8 @@ class BranchPairs:
     """A pair is left out where prompt and completion of a side are this long or longer; the authors' is 922, 0.9 of
     their cut-off of 1,024 (1,382 on MATH). 0 leaves out none."""
     by_problem: bool = True
-    """Weigh pairs so that each problem with any weighs as much as another: the mean number of its batch's problems over
-    its own. The authors draw a problem a step, so that those with many pairs are not preferred."""
+    """Weigh pairs so that each problem with any weighs as much as one that keeps `max_pairs` (their mean number where
+    that is 0). The authors draw a problem a step, so that those with many pairs are not preferred."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "max_pairs", "max_pair_tokens", "min_margin")
@@ -51,9 +51,9 @@ class BranchPairs:
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees, tree by tree, state by state."""
         found = [kept for tree in trees if (kept := self._kept(tree, _pairs(tree, self.min_margin)))]
-        mean = sum(map(len, found)) / max(len(found), 1)
+        whole = self.max_pairs or sum(map(len, found)) / max(len(found), 1)
         return [
-            replace(pair, weight=mean / len(pairs)) if self.by_problem else pair for pairs in found for pair in pairs
+            replace(pair, weight=whole / len(pairs)) if self.by_problem else pair for pairs in found for pair in pairs
         ]
 
     def _kept(self, tree: Tree, pairs: list[Pair]) -> list[Pair]:

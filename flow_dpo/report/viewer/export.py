@@ -35,8 +35,9 @@ from flow_dpo.runs.writable import check_writable
 
 MARK = "view.json"
 _STATIC = '<meta name="flow-dpo-static" content="">'
-_BEGIN = r"(?:~|\.{1,2}|[A-Za-z]:)?[/\\]"
-_QUOTED = re.compile(rf"""(?P<quote>['"`]){_BEGIN}[^'"`\n]*?(?P<last>[^'"`\n/\\]+)[/\\]*(?P=quote)""")
+_BEGIN = r"(?:(?:~|\.{1,2}|[A-Za-z]:)[/\\]|/|\\\\)"
+"""Where a path begins: a backslash alone is TeX's."""
+_QUOTED = re.compile(rf"""(?P<quote>['"`]){_BEGIN}[^'"`\n]{{0,1000}}?(?P<last>[^'"`\n/\\]{{1,300}})[/\\]*(?P=quote)""")
 """A path in quotes, which may hold spaces."""
 _FOLDERS = re.compile(rf"""(?:(?<![^\s=,;([{{'"`])|(?<=:)(?!//)){_BEGIN}(?:[^\s/\\,'"`]+[/\\])*(?=[^\s/\\,'"`])""")
 """The folders of a path without quotes; where it holds a space, nobody can tell where it ends."""

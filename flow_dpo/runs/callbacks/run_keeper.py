@@ -56,7 +56,7 @@ class RunKeeper:
         self._form: TreeForm = saving.budget.records
         self._checkpoints = Checkpoints(folder.path)
         rows = read_metrics(folder.path / "metrics.jsonl") if self._save_updates else []
-        self._saved = last_saved(versions_after(rows), self._save_updates)
+        self._saved = last_saved([*versions_after(rows)[:-1], learner.version], self._save_updates)
         """The version that was saved last because it was due; not one that an interruption saved."""
         self._written_at = validation.num_seen or -1
         self._batches = 0

@@ -144,6 +144,8 @@ def test_names_of_models_and_data_are_cut_where_they_are_paths(name: str, shown:
         ("could not write /home/al smith/runs/one/deep/x.json: no room", "could not write x.json: no room"),
         ("/home/al smithers is another", "al smithers is another"),
         ("(~/x/y), file=/a/b, at:/c/d", "(y), file=b, at:d"),
+        (r"expected \boxed{3/4}, found '\frac{\sqrt{2}}{2}'", r"expected \boxed{3/4}, found '\frac{\sqrt{2}}{2}'"),
+        (r"in C:\a\b, .\c\d and \\host\e\f", "in b, d and f"),
         ("see https://e.org/a/b: 1/2 of 3 / 4, and/or", "see https://e.org/a/b: 1/2 of 3 / 4, and/or"),
     ],
 )  # fmt: skip
