@@ -239,7 +239,7 @@ class _Sentence:
         return bool(
             re.search(r"\b(?:to get|giving|to give|we get|leaving)\b[^.]*\d", behind)
             or re.match(
-                r" (?:means|leaves|brings|results in|amounts to|adds up to"
+                r" (?:means|leaves(?! (?:an? )?remainder\b)|brings|results in|amounts to|adds up to"
                 r"|(?:is|makes|gives|comes to) (?:\w+ )?a (?:grand )?total)\b[^.]*\d",
                 behind,
             )

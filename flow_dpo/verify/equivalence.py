@@ -200,8 +200,13 @@ def _without_unit(text: str) -> tuple[str, str]:
     return text, ""
 
 
-_UNIT_WORDS = re.compile(r"(?:\b(?:[mckd]?m|in|ft|yd)[23]\b|\^ ?\{? ?-?[1-9] ?\}?|\bper \d+ |[A-Za-z .,'/{}()%-])*")
-"""What may stand behind a formula as its unit: of digits an exponent, and "per 10 eggs". ("42 maybe 43" is not 42.)"""
+_UNIT_WORDS = re.compile(
+    r"(?:(?<=[A-Za-z])(?<!and)(?<!or)(?<!root)(?<!choose)(?<!power)(?<!from)(?<!to)(?<!until)(?<!through)\d{1,3}"
+    r"|\^ ?\{? ?-?[1-9] ?\}?|\bper \d+ |\b(?:in (?:19|20)\d\d|on day \d+)\b"
+    r"|\(\d[\d.]* [A-Za-z][A-Za-z .]*\)|[A-Za-z .,'/{}()%-])*"
+)
+"""What may stand behind a formula as its unit: of digits an exponent, "per 10 eggs", those of a name ("CO2"), a date
+and what a remark in brackets counts ("5 apples (2 red)"). ("42 maybe 43" is not 42.)"""
 _BEFORE_UNIT = frozenset("0123456789)}!%abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 

@@ -20,17 +20,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import Literal
 
 from flow_dpo.verify.boxes import BRACES, MAX_BOXES, box_is_open, boxed, last_box
-from flow_dpo.verify.canonical import canonical
 from flow_dpo.verify.claim import MAX_SENTENCE, claim, sentence_at
 from flow_dpo.verify.doubt import breaks_off, claims_nothing, plans_on, supposes, taken_back
-from flow_dpo.verify.equivalence import MAX_CHARS, Group, Quantity, read, same
 from flow_dpo.verify.expressions import whole_text
-from flow_dpo.verify.grammar import CONCLUDES, VERBS
+from flow_dpo.verify.prose import value_of_prose
 
 Extractor = Literal["box", "answer_is", "number"]
 
@@ -93,54 +90,10 @@ def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
 def gold_answer(gold: str) -> str:
     r"""The answer inside a gold field, which may be dressed: "$9$", "\boxed{9}", "The answer is 9", a whole solution.
 
-    "" where it is empty, or prose that gives no value.
+    "" where it is empty, or prose that gives no value, or more than one that may be meant (`prose`).
     """
     box = last_box(gold)
     return (after_answer_is(gold) or value_of_prose(gold) or "").strip() if box is None else box
-
-
-@lru_cache(maxsize=4_096)
-def value_of_prose(gold: str) -> str | None:
-    """The last value of a gold text that is prose: several lines, or a sentence. None where that gives none.
-
-    A short text is returned as it is: "5 apples", "x = 5", "(0, 1]", "Tuesday", "June 20", "no solution". Lines that
-    state different values ("x = 3" and "x = 5") are no solution with a last value: None.
-    """
-    lines = [line.strip() for line in gold.splitlines() if line.strip()]
-    if not _is_prose(gold, lines):
-        return gold
-    if len(lines) > 1 and all(_STATES_A_VALUE.fullmatch(line) for line in lines):
-        return lines[-1] if all(same(line, lines[-1]) for line in lines[:-1]) else None
-    return extract_answer(gold, ended=True, rule=AnswerRule(which="anywhere"))
-
-
-_STATES_A_VALUE = re.compile(r"(?:[A-Za-z] ?= ?)?[-+]?\$?[\d./,]+")
-_SENTENCE_WORDS = VERBS | CONCLUDES | {"he", "she", "they", "it", "we", "there", "i", "you", "total", "altogether"}
-MAX_NAME_WORDS = 12
-"""A line of more words is no name."""
-
-
-def _is_prose(gold: str, lines: list[str]) -> bool:
-    """Is a gold text several lines or a sentence, rather than a value or a name?"""
-    if " " not in gold.strip() and len(lines) < 2:
-        return False
-    reading = read(canonical(gold)) if len(gold) <= MAX_CHARS else None
-    if len(lines) > 1:
-        value = isinstance(reading, Quantity) or (reading is not None and "\\" in gold)  # a line that is broken in two
-        return "\\begin{" not in gold and (not value or all(_STATES_A_VALUE.fullmatch(line) for line in lines))
-    words = gold.split()
-    if len(words) > MAX_NAME_WORDS and "\\" not in gold:
-        return True
-    readable = reading is not None and (not isinstance(reading, Group) or None not in reading.parts)
-    if readable or not re.match(r"\W{0,3}(?:[A-Za-z][A-Za-z]|[AI] )", gold) or re.search(_CONDITION, gold):
-        return False
-    plain = [word.strip(".,;:!()*_").lower() for word in words]
-    ends = gold.rstrip().endswith((".", "!")) and sum(word.isalpha() and word.islower() for word in words) > 0
-    return len(words) > 1 and (not _SENTENCE_WORDS.isdisjoint(plain) or (ends and len(words) > 2))
-
-
-_CONDITION = re.compile(r"\\text|\\mid|\||\b(?:if|otherwise|such that|unless|for all)\b")
-"""Of a formula with words around it, of which the last value is not the answer."""
 
 
 _END_TOKENS = re.compile(r"(?:\s*(?:</s>|<\|\w{1,20}\|>|<(?:eos|pad|eot|end_of_turn)>|\[/INST\]))+\s*\Z")

@@ -88,12 +88,19 @@ VERBS = _words(
     "it's that's there's he's she's"
 )
 RESULT = re.compile(  # what a sentence comes to behind another value: "..., so 85", "..., leaving 85", "a total of 85"
-    r"\b(?:i\.e\.|that is,|namely\b|in other words\b|so(?! far\b| that\b| many\b| much\b|-)\b"
-    r"|therefore\b|thus\b|hence\b|thereby\b"
-    r"|(?<!of a )(?<!of the )(?<!from a )(?<!from the )(?:(?:grand|combined) )?total (?:\w+ )?of\b)"
-    r"|(?:,|\bthus|\bthereby|\band|[\u2013\u2014]| -) ?(?:now |only |just )?(?:totall?ing|leaving|resulting in"
-    r"|(?:making|costing|earning)(?! up\b| [^,.]{0,30}\d[^,.]{0,20} (?:each|apiece|an? (?:day|hour|week|month|year))\b)"
-    r"|giving(?! [^,.]{0,30}\d[^,.]{0,30} (?:to|away)\b)|amounting to|adding up to|meaning|bringing|yielding|producing"
+    r"\b(?:i\.e\.|that is,|namely\b|in other words\b"
+    r"|(?:so(?! far\b| that\b| many\b| much\b|-)|therefore|thus|hence|thereby(?! [a-z]+ing\b))\b"
+    r"(?! \S{1,9} (?:more|less|fewer)\b)"
+    # a total: behind a comma, or a rate; but "12 buses to carry a total of 600", "15 out of a total of 20"
+    r"|(?:(?<=[,;\u2013\u2014] )(?:(?!to\b|out\b|of\b|from\b)[A-Za-z]+ ){0,4}?"
+    r"|(?<=each )(?:for|in) (?:an? |the )?(?:\w+ )?)total (?:\w+ )?of\b)"
+    r"|(?:,|\bthus|\bthereby|\band|[\u2013\u2014]| -) ?(?:now |only |just )?(?:totall?ing|resulting in"
+    r"|leaving(?! (?:an? )?remainder\b| [^,.]{0,30}\b(?:left ?over|over|to spare|unused)\b)"
+    r"|(?:making|costing|earning)(?! up\b| [^,.]{0,30}\d[^,.]{0,20} (?:each|apiece|per [a-z]+"
+    r"|an? (?:day|hour|week|month|year|piece|pound|item))\b"
+    r"| \S{1,9} (?:\w+ )?(?:trips|visits|rounds|stops|laps|deliveries)\b| the number of\b)"
+    r"|giving(?! [^,.]{0,30}\d[^,.]{0,30} (?:to|away)\b)|amounting to|adding up to|meaning(?= [^\w,]{0,3}\d)"
+    r"|bringing|yielding|producing"
     r"|equall?ing|coming to"
     r"|for(?= [^\w,]{0,3}\d(?!\S* (?:minute|hour|day|week|month|year)s?\b)[^,.]{0,30}"
     r" (?:in total|in all|altogether)\b))\b",
@@ -120,3 +127,8 @@ NO_NAMES = _words(
     "what going obvious simple needed required asked to for on at ready important based useful satisfactory "
     "acceptable"
 )
+PLACES = _words(
+    "on at when where unless except from between by with without after before since in of to until as nor page step "
+    "number part case day year week grade class question problem option statement"
+)
+"""Words before a number that only places or numbers something."""

@@ -23,6 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from flow_dpo.core.types import Verdict
+from flow_dpo.verify.canonical import canonical
 from flow_dpo.verify.equivalence import MAX_CHARS, for_algebra, same
 from flow_dpo.verify.extract import NO_ANSWER, AnswerRule, extract_answer, gold_answer
 from flow_dpo.verify.worker_pool import Finding, GradingPool
@@ -119,7 +120,7 @@ class Verifier:
             # Nobody reads a sentence of thousands of digits to its end: the numeral is whole, or it is none.
             whole = re.search(rf"(?<!\d){answer}(?!\d)", text) is not None
             answer = answer if whole else text.strip()
-        return accepted, answer, _without_algebra(accepted, answer, blank=not gold.strip())
+        return accepted, answer, _without_algebra(accepted, answer, field=gold)
 
     def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
         """The pool's findings, each pair's once."""
@@ -140,11 +141,15 @@ class Verifier:
         return [known[pair] for pair in pairs]
 
 
-def _without_algebra(gold: str, answer: str | None, *, blank: bool) -> Verdict | None:
-    """The verdict where it needs no child process; None where algebra has to look. `blank`: the gold field was."""
+def _without_algebra(gold: str, answer: str | None, *, field: str) -> Verdict | None:
+    """The verdict where it needs no child process; None where algebra has to look. `field`: the gold one as written."""
+    if answer is not None and _trimmed(answer) == _trimmed(field) != "":
+        return Verdict(status="correct", answer=_bounded(answer))
     if not gold:
-        reason = "the gold answer is empty" if blank else "the gold answer cannot be parsed: no value in it"
-        return Verdict(status="ungraded", answer=answer and _bounded(answer), reason=reason)
+        if answer is not None and field.strip() and len(field) <= MAX_CHARS and canonical(answer) == canonical(field):
+            return Verdict(status="correct", answer=_bounded(answer))
+        reason = "cannot be parsed: no value in it, or several" if field.strip() else "is empty"
+        return Verdict(status="ungraded", answer=answer and _bounded(answer), reason=f"the gold answer {reason}")
     if answer is None:
         return Verdict(status="wrong", reason=NO_ANSWER)
     equal = same(gold, answer)
@@ -158,6 +163,14 @@ def _without_algebra(gold: str, answer: str | None, *, blank: bool) -> Verdict |
                 status="wrong" if name == "answer" else "ungraded", answer=_bounded(answer), reason=f"{name}: {excess}"
             )
     return None
+
+
+def _trimmed(text: str) -> str:
+    r"""A text without what only dresses it: blanks, dollar signs, a full stop, `\text{}` around all of it."""
+    text = " ".join(text.split()).strip("$ ")
+    if text.startswith("\\text{") and text.endswith("}") and text.count("{") == 1:
+        text = text[len("\\text{") : -1]
+    return text.strip(" .")
 
 
 def _bounded(answer: str) -> str:

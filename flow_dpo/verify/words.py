@@ -157,15 +157,18 @@ _ABBREVIATIONS = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per h
 _CHANGES = frozenset([
     "not", "no", "wrong", "incorrect", "false", "less", "more", "fewer", "than", "plus", "minus", "mod", "modulo",
     "times", "over", "remainder", "r", "squared", "cubed", "to", "or", "half", "third", "quarter",
-    "factorial", "maybe", "perhaps", "possibly", "versus", "vs", "instead", "except", "excluding", *_SCALES,
+    "factorial", "maybe", "perhaps", "possibly", "versus", "vs", "instead", "except", *_SCALES,
 ])  # fmt: skip
 """Words that change what stands before them; where they are left, nothing is read."""
 _CHANGED = re.compile(
     r"\bshort of\b|\bat (?:the )?(?:very )?(?:most|least)\b|\bor so\b|\b(?:root|choose|power(?: of)?) [a-z]$"
-    r"|\b(?:subtracted|taken) from\b|\badded to\b"
-    r"|\b(?:increased|decreased|reduced|raised|multiplied|divided) (?:by|to)\b"
+    r"|\bsubtracted from\b|\badded to\b|\b(?:increased|decreased|reduced|multiplied|divided) (?:by|to)\b"
+    r"|\b(?:taken from|raised (?:by|to)) [a-z]$"
 )
 """Phrases that do."""
+_REMARK = re.compile(r"\(\d[\d.]* [A-Za-z][A-Za-z .]*\)")
+"""What a remark in brackets counts: "5 apples (2 red)"."""
+_STERLING = frozenset(["pound", "penny", "pence", "pennie", "shilling"])
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 
 
@@ -182,9 +185,14 @@ def is_unit(word: str) -> bool:
 
 
 def same_measure(one: str, other: str) -> bool:
-    """Whether two words name measures of one kind: "hours" and "minutes", but not "pounds" and "years"."""
-    found = [_measure(word) for word in (one, other)]
-    return found[0] is not None and found[1] is not None and found[0][:2] == found[1][:2]
+    """Whether two words may name parts of one amount: "hours" and "minutes", "months" and "days"; not "pounds" and
+    "years".
+    """
+    words = [word.lower().removesuffix("s") for word in (one, other)]
+    if {*words} <= _STERLING or words in (["degree", "minute"], ["degree", "second"]):
+        return True
+    kinds = [found and found[:2] for found in (_measure(one), _measure(other))]
+    return None not in kinds and (kinds[0] == kinds[1] or {*kinds} == {("time", 1), ("calendar", 1)})
 
 
 def unit(text: str) -> Unit | None:
@@ -195,7 +203,9 @@ def unit(text: str) -> Unit | None:
     if _CHANGED.search(text):
         raise ValueError(text)
     text = re.sub(r"^\s*(?:of )?an? ", "", text)
-    text = re.sub(r"\b([mckd]?m|in|ft|yd)([23])\b", r"\1^\2", text)  # "cm2"
+    text = re.sub(r"\b([mckd]?m|in|ft|yd|mi|s|sec|h|hr)([23])\b", r"\1^\2", text)  # "cm2"
+    text = re.sub(r"\b[A-Z][A-Za-z]*\d[A-Za-z0-9]*", "things", text)  # "CO2"
+    text = _REMARK.sub(lambda found: found[0] if _CHANGES & {*re.findall("[a-z]+", found[0].lower())} else "", text)
     text = re.sub(r"\bdegrees? (?:celsius|c)\b", "celsius", text, flags=re.IGNORECASE)
     text = re.sub(r"\bdegrees? (?:fahrenheit|f)\b", "fahrenheit", text, flags=re.IGNORECASE)
     text = re.sub(
@@ -213,8 +223,8 @@ def unit(text: str) -> Unit | None:
             word in ("a", "an", "each", "every") and at and (_measure(after) or ("",))[0] in ("time", "calendar")
         ):
             sign, reads = -1, True
-        elif token.isdecimal() and sign < 0 and int(token):  # "12 liters per 100 km"
-            size /= int(token)
+        elif token.isdecimal() and sign < 0 and int(token) and (_measure(after) or after.lower() in _POWERS):
+            size /= int(token)  # "12 liters per 100 km"; but things are counted, "37 dollars per 10 sandwiches"
         elif word in _POWERS and _measure(after):
             power = _POWERS[word]
         elif measure and reads:

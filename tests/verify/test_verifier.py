@@ -156,6 +156,13 @@ def test_a_gold_answer_in_words_is_read_or_ungraded(verifier: Verifier) -> None:
         ("Roses are red\nViolets are blue", "5", "ungraded"),
         ("Tom ate 5 apples", "5", "ungraded"),
         ("x = 3\nx = 5", "5", "ungraded"),
+        ("x = 3\nx = 5", "x = 3\nx = 5", "correct"),  # the field itself
+        ("1. 5\n2. 7", "7", "ungraded"),
+        ("It is 3:30 p.m.", "3:30 pm", "correct"),
+        ("It is 3:30 p.m.", "3:30 am", "wrong"),
+        ("(1, 2),\n(3, 4)", "(1, 2), (3, 4)", "correct"),
+        ("(1, 2),\n(3, 4)", "(3, 4)", "wrong"),
+        ("x < 3 or\nx > 5", "x > 5", "wrong"),
     ):
         assert verifier.grade(gold, f"\\boxed{{{answer}}}", ended=True).status == status, gold
 
