@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flow_dpo.runs.callbacks.budget import is_empty
+
 
 def limits(settings: Mapping[str, Any]) -> dict[str, float]:
     """The limits that a run's config.yaml sets, by what they are of ("tokens", "verdicts", "updates"); settings of
@@ -27,5 +29,4 @@ def limits(settings: Mapping[str, Any]) -> dict[str, float]:
 
 def is_spent(settings: Mapping[str, Any], spent: Mapping[str, float]) -> bool:
     """Whether the run has spent all that its budget names; never where it names nothing."""
-    given = limits(settings)
-    return bool(given) and all(spent[name] >= limit for name, limit in given.items())
+    return is_empty(limits(settings), spent)

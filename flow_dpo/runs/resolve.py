@@ -97,14 +97,15 @@ class Given:
         return replace(self, layers=((origin, base), *self.layers))
 
     def with_size(self) -> Given:
-        """The same with `problems_per_update` 0 where a later layer gives `examples_per_update`, which counts then."""
+        """The same with `problems_per_update` 0 where `examples_per_update` was given and it was not, or in an earlier
+        layer: a preset's or a run's own is not in the place of what was given."""
         named = [{name.rpartition(".")[2] for name, _ in leaves(values) if "roles." not in name}
                  for _, values in self.layers]  # fmt: skip
         examples, problems = (
             max((at for at, names in enumerate(named) if name in names), default=-1)
             for name in ("examples_per_update", "problems_per_update")
         )
-        if not 0 <= problems < examples:
+        if examples <= problems:
             return self
         origin, values = self.layers[examples]
         layer = origin, {**values, "learner.passes.problems_per_update": 0 if origin else "0"}

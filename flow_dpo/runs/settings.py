@@ -242,9 +242,6 @@ def named_settings(given: Given) -> TrainSettings:
         given.choice("engine_kind", engines.engine_names(), given.implied_engine or "local"),
         **{name: given.text(name) for name in OWN_PARTS},
     )
-    if given.find("learner.examples_per_update")[0] is not None:  # it counts, and not the preset's problems
-        passes = replace(found.learner.passes, problems_per_update=0)
-        found = replace(found, learner=replace(found.learner, passes=passes))
     if shape := starting_shape(given):
         # DPO's reference is the policy that training begins with.
         runtime = replace(found.runtime, lora=replace(found.runtime.lora, **shape))

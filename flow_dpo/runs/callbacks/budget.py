@@ -37,6 +37,11 @@ def _is_tokens(name: str) -> bool:
     return name.count("/") == 2 and name.endswith("/tokens")
 
 
+def is_empty(limits: Mapping[str, float], used: Mapping[str, float]) -> bool:
+    """Whether all that the limits name is spent; never where they name nothing."""
+    return bool(limits) and all(used[name] >= limit for name, limit in limits.items())
+
+
 class BudgetCallback:
     """A callback that counts what a run spends, and passes problems on until the budget is spent."""
 
@@ -51,7 +56,7 @@ class BudgetCallback:
     @property
     def empty(self) -> bool:
         """Whether all that the budget names is spent; never where it names nothing."""
-        return bool(self._limits) and all(self._spent[name] >= limit for name, limit in self._limits.items())
+        return is_empty(self._limits, self._spent)
 
     def on_batch(self, row: Mapping[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Count one batch."""
