@@ -56,6 +56,8 @@ def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
     of, "I put it in \\boxed{}", is none.)
     """
     text = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
+    if "<think>" in text:
+        return None  # a thought that is still open: what it tries out is no answer
     if text[-20:].rstrip().endswith((">", "]")):
         text = text[:-80] + _END_TOKENS.sub("", text[-80:])
     place = text if rule.which == "anywhere" else _last_line(text, ended)

@@ -49,6 +49,9 @@ ANYWHERE = AnswerRule(which="anywhere")
         ("\n\n", True, None),
         ("<think>Answer: 5</think>\nAnswer: 7\n", False, "7"),
         ("<think>Answer: 5</think>", True, None),
+        ("<think>Is it 4? No.\nAnswer: 5\n", False, None),
+        ("<think>Answer: 5", True, None),
+        ("<think>Answer: 5</think>\nAnswer: 7\n<think>Answer: 9\n", True, None),
     ],
 )
 def test_the_closed_last_line(text: str, ended: bool, answer: str | None) -> None:
