@@ -4,11 +4,12 @@
     cost.seconds(Run(read=3873, written=1744, steps=410))
     gpu_cost(GPUS["H100 SXM"], MODELS["8B"], context_tokens=300)
 
-On a CPU a token costs about as much read as written, so a flow's rate over one-shot requests, which hardly read, is
-bounded by what it reads. On a GPU a step reads all weights from memory once, however many tokens are in it: with few
-requests under way `c` is nearly all of it, with hundreds what is read costs as much as what is written.
+On a CPU, reading a token costs about as much as writing one. One-shot requests hardly read, so a flow's rate over
+theirs is bounded by what the flow reads. On a GPU, a step reads all weights from memory once, however many tokens are
+in it: with few requests under way `c` is nearly all of the cost; with hundreds, a token read costs as much as one
+written.
 
-The GPU's numbers are published peaks of its maker times the shares below: an estimate, nothing was measured on one.
+The GPU's costs are its maker's published peaks times the shares below: an estimate, nothing was measured on a GPU.
 """
 
 from __future__ import annotations

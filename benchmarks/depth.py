@@ -2,14 +2,16 @@
 
     python -m benchmarks.depth                # writes benchmarks/depth.png
 
-Counts, which no machine changes, on a random model of a few thousand weights; question of 150 tokens, chunks of 160.
+Token counts, which are the same on every machine, on a random model of a few thousand weights. The question has 150
+tokens, a chunk 160.
 
-- Learning: tokens that go through the model in one update of the two roles' pairs of a tree, as the learner counts
-  them, against those of every completion after its own prompt. Growth is the exponent of a power law fitted from 2 to
-  16 nodes, with the question's own tokens (which do not grow) taken off ours: 1 is linear, 2 quadratic.
-- Rollouts: prompt tokens read and tokens sampled on a flow whose Stop always goes on, alternatives at every node
-  sampled to the end, against reading every prompt whole. What is sampled grows with the square of the depth by
-  itself, so the growth is that of the cost of one sampled token over the last doubling: 1 is linear, 2 quadratic.
+- Learning: the tokens that go through the model in one update on both roles' pairs of a tree, as the learner counts
+  them, against computing every completion after its own prompt. Growth is the ratio of the tokens at 16 nodes to those
+  at 8: 2 is linear, 4 quadratic.
+- Rollouts: the prompt tokens read and the tokens sampled by a flow whose Stop never ends a rollout, with an alternative
+  at every node sampled to the end, against reading every prompt whole. The number of sampled tokens itself grows with
+  the square of the depth, so growth is that of the tokens computed per sampled token, from 8 to 16 nodes: 1 means that
+  it does not grow, 2 that it doubles with the depth.
 """
 
 from __future__ import annotations

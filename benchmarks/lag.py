@@ -1,14 +1,14 @@
 """Accuracy on the embedded seed by lag: what learning from rollouts of older adapters costs.
 
     python -m benchmarks.lag --output_dir runs/lag                      # nine runs of 1,000 problems, an hour
-    python -m benchmarks.lag --divide --output_dir runs/lag-divided     # batches as much smaller as more are under way
+    python -m benchmarks.lag --divide --output_dir runs/lag-divided     # smaller batches: as many problems in flight
 
-Trains at lag 0, 1 and 3 with each of three seeds and evaluates the adapters on held-out problems. Runs of one seed
-differ in the lag alone: the same problems, the same order. Compared with lag 0 are the accuracies by seed, their mean
-difference with its 95 % t-interval over the seeds, and the same of progressive validation over the last 250 problems.
-With `--divide` a batch at lag k has 1 / (k + 1) of the problems (and of Stop's updates), so that as many problems are
-under way as at lag 0. What is done already is not done again. Everything is written to lag.json in the folder. A run
-samples in this process: workers elsewhere would change no token.
+Trains at lag 0, 1 and 3 with each of three seeds and evaluates the adapters on held-out problems. Runs with the same
+seed differ only in the lag: they learn from the same problems in the same order. Each lag is compared with lag 0 by the
+accuracies of each seed and their mean difference with its 95 % t-interval over the seeds, and in the same way by the
+progressive validation of the last 250 problems. With `--divide` a batch at lag k has 1 / (k + 1) of the problems (and
+of Stop's updates), so as many problems are in flight as at lag 0. Finished runs are not repeated. Everything is written
+to lag.json in the folder. A run samples in this process; other workers would not change a token.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/lag"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lags", type=int, nargs="+", default=[1, 3])
-    parser.add_argument("--divide", action="store_true", help="keep the number of problems under way")
+    parser.add_argument("--divide", action="store_true", help="keep the number of problems in flight")
     parser.add_argument("--max_problems", type=int, default=1000)
     parser.add_argument("--num_held_out", type=int, default=1000)
     settings = parser.parse_args()

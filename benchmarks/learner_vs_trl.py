@@ -3,19 +3,19 @@
     python -m benchmarks.learner_vs_trl
     python -m benchmarks.learner_vs_trl --model_name_or_path FOLDER        # a real model in place of the random 0.5B
 
-Ours is `Learner.update` on both roles' pairs of one tree. TRL's is one `DPOTrainer` a role, LoRA as ours, whose
-optimisation steps are timed by a callback and summed. Both start with the same adapter, drawn by name and not zero, see
-the same pairs as the same token ids, take the same Adam steps, and do one untimed update on a small tree first. The
-work is the same if the losses agree, update by update: asserted.
+Ours is `Learner.update` on both roles' pairs of one tree. TRL's is one `DPOTrainer` a role, with the same LoRA as ours;
+a callback times its optimisation steps, and the times are summed. Both start from the same adapter, which is drawn by
+name and is not zero, get the same pairs as the same token ids, take the same Adam steps, and first do one untimed
+update on a small tree. The losses must agree, update by update: this is asserted, and shows that the work is the same.
 
-TRL at its best (`benchmarks.trl_dpo`): batches of 1, 2, 4 and 8 pairs, reference log-probabilities on the way or
-beforehand (counted: an online learner sees every pair once), gradient checkpointing on and off, bf16 autocast of a
-float32 model, or none of a bf16 one. Every combination is first tried once on a sample of the same work: Answer's pairs
-of the same tree, by a model with a twelfth (`--sample_share`) of the layers and of the vocabulary. The fastest
-(`--finalists`), the fastest in our precision, and the one with the least memory then take turns with ours on the whole,
-each `--repeats` times; the last computes its deepest micro-batch alone, in which its peak is. Ours has two ways, too:
-the fastest, and one that checkpoints layers, in rows of `--small_row_tokens`. Padding-free is switched off in TRL
-itself; dropout is zero.
+TRL is run at its best (`benchmarks.trl_dpo`): batches of 1, 2, 4 and 8 pairs, reference log-probabilities computed on
+the way or beforehand (which is counted: an online learner sees every pair once), gradient checkpointing on and off,
+bf16 autocast of a float32 model, or none of a bf16 one. Every combination is first tried once on a sample of the same
+work: Answer's pairs of the same tree, on a model with a twelfth (`--sample_share`) of the layers and of the vocabulary.
+The fastest (`--finalists`), the fastest in our precision, and the one with the least memory then take turns with ours
+on the whole work, each `--repeats` times. The one with the least memory computes only its deepest micro-batch, in which
+it has its peak. Ours has two configurations as well: the fastest, and one that checkpoints layers, in rows of
+`--small_row_tokens`. TRL itself switches padding-free off; dropout is zero.
 
 Target: prompt 150, chunks of 160, 6 nodes: 4 times as fast, 0.4 of the memory; chunks of 24, 10 nodes: 6 times as fast.
 """
@@ -48,14 +48,14 @@ TOLERANCE = {"float32": 2e-4, "bfloat16": 0.05}
 def options() -> argparse.ArgumentParser:
     parser = measuring.parser(__doc__)
     parser.add_argument("--models", nargs="+", default=["50m", "0.5b"])
-    parser.add_argument("--model_name_or_path", help="takes the place of 0.5b")
+    parser.add_argument("--model_name_or_path", help="a real model in place of the random 0.5b")
     parser.add_argument("--shapes", nargs="+", default=["long", "short"], choices=list(SHAPES))
     parser.add_argument("--updates", type=int, default=1, help="timed updates of each run")
-    parser.add_argument("--finalists", type=int, default=1, help="fastest ways of TRL that are repeated")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=list(BATCH_SIZES), help="of TRL to try")
-    parser.add_argument("--sample_share", type=int, default=12, help="parts of the model of which the search takes one")
-    parser.add_argument("--row_tokens", type=int, default=2048, help="of ours: tokens of one forward")
-    parser.add_argument("--small_row_tokens", type=int, default=1536, help="the same for the least memory")
+    parser.add_argument("--finalists", type=int, default=1, help="fastest TRL configurations to repeat")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=list(BATCH_SIZES), help="TRL batch sizes to try")
+    parser.add_argument("--sample_share", type=int, default=12, help="the search uses one part in this many")
+    parser.add_argument("--row_tokens", type=int, default=2048, help="tokens of one forward of ours")
+    parser.add_argument("--small_row_tokens", type=int, default=1536, help="the same for our least memory")
     parser.add_argument("--case", nargs=2, metavar=("MODEL", "SHAPE"), help=argparse.SUPPRESS)
     parser.add_argument("--ways", nargs="+", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--deepest", type=int, default=0, help=argparse.SUPPRESS)

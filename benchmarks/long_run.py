@@ -2,13 +2,14 @@
 
     python -m benchmarks.long_run
 
-One run of 2,000 problems on the embedded seed with the shipped preset. The seconds of a problem are those between rows
-of metrics.jsonl, by an outside clock, so that the record and the checkpoints are in them; memory is what the process
-holds when a row is written. Compared are the problems around the 200th and the last ones, as many of each. Behaviour
-changes as it learns: solutions get shorter and alternatives rarer, while question and verdict are read as before, so
-that more tokens are read for each that is sampled. Seconds of sampling are therefore given for a thousand sampled
-tokens, and for a thousand that went through the model, sampled or read: the first is what a token costs, the second
-whether computing one has become slower. Target: at most 1.1 times.
+One run of 2,000 problems on the embedded seed with the shipped preset. The seconds of a problem are measured from
+outside, between rows of metrics.jsonl, so they include the records and the checkpoints. Memory is what the process
+holds when a row is written. The problems around the 200th are compared with the last ones, the same number of each.
+
+A run's behaviour changes as it learns: solutions get shorter and alternatives rarer, while question and verdict are
+read as before, so more tokens are read for each sampled one. Seconds of sampling are therefore given per thousand
+sampled tokens, which is what a token costs, and per thousand tokens that went through the model, sampled or read, which
+shows whether computing a token has become slower. Target: at most 1.1 times.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MODULE = "benchmarks.long_run"
 def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--max_problems", type=int, default=2000)
-    parser.add_argument("--early", type=int, default=200, help="the problem that the last one is compared with")
+    parser.add_argument("--early", type=int, default=200, help="the problem to compare the last one with")
     parser.add_argument("--around", type=int, default=192, help="problems on each side of the comparison")
     settings = parser.parse_args()
     if settings.tiny:

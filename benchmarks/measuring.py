@@ -1,17 +1,17 @@
 """Measurement of the benchmarks: sides in separate processes, their ratio, and the files that keep it.
 
-A figure is a ratio of two sides that do the same work, and a target (`reach`). Each side runs in a process of its
-own, so that its time and its peak of memory are its own; the sides take turns, A B A B, and medians are compared. Every
-figure lands in `results.json`, merged by name, so that one benchmark can be run again alone:
+A figure is a ratio of two sides that do the same work, with a target (`reach`). Each side runs in a process of its own,
+so its time and its peak memory are its own. The sides take turns, A B A B, and their medians are compared. Every figure
+is kept in `results.json`, merged by name, so one benchmark can be run again alone:
 
     {"name": "learner 50m, 150 + 160 x 6: time", "ratio": 4.6, "spread": [4.5, 4.6, 4.8], "reach": ">= 4", "met": true,
      "command": "python -m benchmarks.learner_vs_trl", "machine": "...", "date": "2026-11-24"}
 
     python -m benchmarks.measuring          # the kept figures as a Markdown table
 
-The ratio is one of medians; its spread is the least, the median and the greatest of those of single turns.
-`details.json` beside it holds, by the same names, what the ratio was made of and which settings of a peer were tried.
-Invariant: a benchmark run with `--tiny` keeps nothing unless a place is named (`--results`).
+The ratio is the ratio of the medians. Its spread is the least, the median and the greatest ratio of single turns.
+`details.json` has, under the same names, what the ratio was made of and which settings of a peer were tried.
+Invariant: a benchmark run with `--tiny` keeps nothing unless a file is named (`--results`).
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--num_threads", type=int, default=1, help="CPU threads of each side")
     made.add_argument("--repeats", type=int, default=3, help="how often the sides take turns")
-    made.add_argument("--tiny", action="store_true", help="sizes that only show that the benchmark works")
-    made.add_argument("--results", type=Path, help=f"where figures are kept; {RESULTS.name} beside the benchmarks")
+    made.add_argument("--tiny", action="store_true", help="small sizes, only to show that the benchmark works")
+    made.add_argument("--results", type=Path, help=f"file for the figures; {RESULTS.name} beside the benchmarks")
     made.add_argument("--side", help=argparse.SUPPRESS)
     return made
 

@@ -3,21 +3,21 @@
     python -m benchmarks.online_dpo                                # a model of the seed's size
     python -m benchmarks.online_dpo --model_name_or_path FOLDER    # and a real model
 
-Two completions a prompt, the better by a cheap deterministic rule (`score`) is preferred, DPO with beta 0.1, LoRA of
-rank 8. Ours is the recipe `online-dpo` but for that rule: our loop, engine and learner on the flow `Single`, two
+Each prompt gets two completions; a cheap deterministic rule (`score`) says which is preferred. DPO has beta 0.1, LoRA
+rank 8. Ours is the recipe `online-dpo` except for that rule: our loop, engine and learner on the flow `Single`, two
 rollouts a prompt (`Group`). TRL's is `OnlineDPOTrainer`, first with its defaults (gradient checkpointing, which
-switches the cache of keys and values off), then with the cache on. The work is the same: same model, prompts in the
-same token ids (asserted), every answer exactly as long (the end token is not allowed), as many prompts an update, a
-pair from every prompt (of two equal answers TRL makes one too, we do not: there must be next to none, so the seed,
-whose answers are often equal, samples at temperature 1.5).
+switches the KV cache off), then with the cache on. The work is the same: the same model, prompts in the same token ids
+(asserted), every answer exactly as long (the end token is not allowed), as many prompts an update, and a pair from
+every prompt. TRL makes a pair of two equal answers too, and we do not, so there must be next to none: the seed, whose
+answers are often equal, samples at temperature 1.5.
 
-TRL's batch size is the fastest of those given (`--batch_sizes`), each with gradients accumulated to the same update,
-and so are our rows (`--row_tokens`: on the seed 2,048 take a few per cent less than 4,096);
-bf16 autocast for a bf16 model (TRL's default; with the cache on the faster of with and without), none for a float32
-one. The first update of each side is not timed.
-TRL 1.16 with vLLM 0.32 does not run on a CPU: beside it in one process (colocate) it fails at its first loading of
-weights, for vLLM's CPU layers have replaced their parameters ('Parameter' object has no attribute 'weight_loader'); its
-client of a server asks torch for an accelerator, which is None.
+TRL's batch size is the fastest of those given (`--batch_sizes`), each with gradients accumulated to the same update.
+Our rows are the fastest too (`--row_tokens`: on the seed 2,048 take a few per cent less than 4,096). A bf16 model runs
+under bf16 autocast (TRL's default; with the cache on, the faster of with and without), a float32 model without. The
+first update of each side is not timed.
+TRL 1.16 with vLLM 0.32 does not run on a CPU. In one process (colocate) it fails when it first loads weights, because
+vLLM's CPU layers have replaced their parameters ('Parameter' object has no attribute 'weight_loader'); its client for a
+server asks torch for an accelerator, which is None.
 Target: 5 times as many prompts a second as the defaults, 2 times as many as with the cache on.
 """
 
@@ -43,10 +43,10 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--model_name_or_path", help="a real model, measured after the seed")
     parser.add_argument("--only_given", action="store_true", help="leave the seed out")
     parser.add_argument("--prompts_per_update", type=int, default=32)
-    parser.add_argument("--updates", type=int, help="timed; 4 on the seed, 1 on a real model")
+    parser.add_argument("--updates", type=int, help="timed updates (default: 4 on the seed, 1 on a real model)")
     parser.add_argument("--max_tokens", type=int, default=64, help="length of every answer; 64 is TRL's default")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 32], help="of TRL; 8 is its default")
-    parser.add_argument("--row_tokens", type=int, default=2048, help="of ours: tokens of one forward of the learner")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 32], help="TRL batch sizes; its default is 8")
+    parser.add_argument("--row_tokens", type=int, default=2048, help="tokens of one forward of our learner")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     return parser
 

@@ -1,12 +1,12 @@
 """A baseline engine for the benchmarks: rollouts by transformers' `generate` alone.
 
-An engine for the benchmarks to compare with: one `generate` call for all due requests of one role (up to a batch),
-left padded, with keys and values inside the call and none kept between calls; a declared choice is one forward.
+One `generate` call serves all due requests of one role (up to a batch), left-padded. Keys and values are kept inside
+the call and not between calls. A declared choice is one forward.
 
     engine = GenerateEngine(peer_model(loaded.model, ("answer", "stop"), rank=8), end_ids={2}, max_batch_size=64)
 
 Invariant: completions are drawn from the same distribution as ours, at temperature 1 without truncation, and carry the
-log-probabilities that exploration needs; they are gathered on the way, so that no logits pile up.
+log-probabilities that exploration needs. These are gathered on the way, so logits do not pile up.
 """
 
 from __future__ import annotations

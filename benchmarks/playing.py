@@ -6,16 +6,17 @@
 Three sides, all with the roles' adapters on, sampling at temperature 1 without truncation:
 
 - ours: the flow with the local engine, explored as in training, with an alternative at every node;
-- calls: the same flow, exploration and problems with one `generate` call a chunk (`plain_play`): batched over all that
-  is due, up to the same batch size, keys and values inside a call, none between calls, like lengths together;
+- calls: the same flow, exploration and problems with one `generate` call a chunk (`plain_play`). A call batches
+  everything that is due, up to the same batch size, with similar lengths together; keys and values are kept inside a
+  call and not between calls;
 - whole: one uninterrupted batched `generate` on the Answer role's prompts, as long as the flow may write, with no flow,
   no Stop and no alternatives; the best of several batch sizes.
 
-On a real model ours is measured with weights in 8-bit integers as well (`--engine.int8`), where the processor has them.
+On a real model, ours is also measured with weights in 8-bit integers (`--engine.int8`) where the processor supports it.
 
-Counted are the tokens that were sampled, Stop's choices not. The first two draw other tokens, so rollouts differ a
-little in length; a rate does not depend on that. Target: on a model of half a billion parameters 5 times the calls'
-rate and 1.8 times the whole's, on the seed the whole's.
+Sampled tokens are counted, without Stop's choices. The first two sides draw different tokens, so their rollouts differ
+a little in length; a rate does not depend on that. Target: on a model of half a billion parameters, 5 times the rate of
+the calls and 1.8 times that of the whole; on the seed, the rate of the whole.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ def options() -> argparse.ArgumentParser:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", help="a real model, measured after the seed")
     parser.add_argument("--only_given", action="store_true", help="leave the seed out")
-    parser.add_argument("--num_problems", type=int, default=32, help="sampled together, as in training")
-    parser.add_argument("--rounds", type=int, help="how often so many; 8 on the seed, 1 on a real model")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 64, 128], help="of the whole's generate")
+    parser.add_argument("--num_problems", type=int, default=32, help="problems sampled together, as in training")
+    parser.add_argument("--rounds", type=int, help="how often (default: 8 on the seed, 1 on a real model)")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 64, 128], help="batch sizes of the whole")
     parser.add_argument(
-        "--without_calls", action="store_true", help="leave out a call a chunk: an hour on a real model"
+        "--without_calls", action="store_true", help="leave out the calls side, which takes an hour on a real model"
     )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     return parser

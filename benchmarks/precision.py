@@ -3,15 +3,15 @@
     python -m benchmarks.precision --model_name_or_path FOLDER
     python -m benchmarks.precision                                  # random weights of the same shapes
 
-Sampling is Flow-DPO's trees on a few problems (tokens a second), learning one update on both roles' pairs of a tree
-(seconds). Where the processor has such instructions they are taken from it by `ENVIRONMENTS`: oneDNN, which makes
-torch's products in bf16, is told of fewer; `ATEN_CPU_CAPABILITY` alone changes none of them. torch goes on naming the
-instructions, so `auto` is told that there are none (`prefers` of `models.precision.choose_dtype`). Each side reports
-by a trial how products in bf16 compare with those in float32 in its own process: below 1 says that the instructions are
-really gone, and that the trial would choose as `auto` does. `ONEDNN_VERBOSE=1` prints the kernels.
+Sampling is Flow-DPO's trees on a few problems (tokens a second); learning is one update on both roles' pairs of a tree
+(seconds). On a processor that has bf16 instructions, `ENVIRONMENTS` takes them away: oneDNN, which computes torch's
+bf16 products, is limited to an older instruction set; `ATEN_CPU_CAPABILITY` alone changes none of these products. torch
+still reports the instructions, so `auto` is given a `prefers` that denies them (`models.precision.choose_dtype`). Each
+side times bf16 products against float32 ones in its own process: below 1 shows that the instructions are really gone,
+and that the trial would choose as `auto` does. `ONEDNN_VERBOSE=1` prints the kernels.
 
-How many sequences are sampled together decides: a few are bound by memory, of which bf16 reads half, and it is then the
-faster one; with a training batch (`--num_problems`) arithmetic decides.
+The result depends on how many sequences are sampled together. A few are bound by memory, of which bf16 reads half, and
+bf16 is then faster; with a training batch (`--num_problems`) arithmetic decides.
 
 Target: 3 times as fast in both.
 """
@@ -38,9 +38,9 @@ ENVIRONMENTS = {
 def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", default="0.5b", help="a folder, or the size of a random model")
-    parser.add_argument("--num_problems", type=int, default=16, help="that are sampled together")
-    parser.add_argument("--max_chunks", type=int, default=1, help="of a sampled trunk")
-    parser.add_argument("--shape", type=int, nargs=3, default=[60, 16, 4], help="tokens, tokens and nodes of the tree")
+    parser.add_argument("--num_problems", type=int, default=16, help="problems sampled together")
+    parser.add_argument("--max_chunks", type=int, default=1, help="chunks of a sampled trunk, at most")
+    parser.add_argument("--shape", type=int, nargs=3, default=[60, 16, 4], help="prompt tokens, chunk tokens, nodes")
     parser.add_argument("--processors", nargs="+", default=list(ENVIRONMENTS), choices=list(ENVIRONMENTS))
     settings = parser.parse_args()
     if settings.tiny:

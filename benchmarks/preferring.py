@@ -1,7 +1,7 @@
 """A credit and a verifier by a fixed rule, for benchmarks where only the speed of learning matters.
 
-A credit and a verifier for benchmarks: every two siblings that differ are a preference, whatever was written, so that
-both sides of a comparison learn from as many pairs.
+Every two siblings that differ make a preference pair, whatever was written, so both sides of a comparison learn from
+the same number of pairs.
 
     Better(score=len)(trees)      # of each two siblings the longer is chosen
 """

@@ -3,16 +3,16 @@
     python -m benchmarks.profile_run                                            # the embedded seed, 320 problems
     python -m benchmarks.profile_run --model_name_or_path FOLDER                # and a real model, 32 problems
 
-The run is started as a user starts it. What the engine and the learner took is in its metrics.jsonl; when each row was
-written is seen from outside, and what lies between the rows and is in none of the metrics is the record: text, JSON,
-disk, checkpoints, progress bar. The lines add up to the whole by construction, those called "other" being what is left
-of a measured part: Python of flows, rendering and runner in rollouts; packing, the optimizer, checks and the engine's
-refresh in learning. Forwards are shared out by tokens: decoding, prompts, and Stop's.
+The run is started as a user starts it. Its metrics.jsonl has the time of the engine and of the learner. When each row
+is written is seen from outside; time between the rows that is in none of the metrics is the record: text, JSON, disk,
+checkpoints, progress bar. By construction the lines add up to the whole. A line called "other" is what is left of a
+measured part: in rollouts, the Python of flows, rendering and runner; in learning, packing, the optimizer, checks and
+the engine's refresh. The time of forwards is divided by tokens: decoding, prompts, and Stop's.
 
 Arithmetic on tokens is decode, prefill, Stop's scoring, drawing tokens, reference, policy forward and backward. Target,
-on a real model: at most 0.15 of the time from the first batch's start to the last row is anything else. Starting
-up (imports, loading) and finishing (last checkpoint, adapters, picture) happen once a run, have lines of their own and
-are left out of that share.
+on a real model: anything else takes at most 0.15 of the time from the first batch's start to the last row. Starting up
+(imports, loading) and finishing (last checkpoint, adapters, picture) happen once a run; they have lines of their own
+and are left out of that share.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", help="a real model, profiled after the seed")
     parser.add_argument("--only_given", action="store_true", help="leave the seed out")
-    parser.add_argument("--max_problems", type=int, help="320 on the seed, 32 on a real model")
+    parser.add_argument("--max_problems", type=int, help="default: 320 on the seed, 32 on a real model")
     settings = parser.parse_args()
     if settings.tiny:
         settings.max_problems = settings.max_problems or 64

@@ -2,9 +2,9 @@
 
     python -m benchmarks.quickstart
 
-`flow-dpo quickstart` as it is shipped, in a process of its own, by an outside clock. The rise is that of the windowed
-accuracy (250 problems, each before it was learned from), from the first full window to the last; from the first row's
-where no window fills. Target: at most 30 seconds on two otherwise idle cores, and a rise of at least 0.25.
+`flow-dpo quickstart` as shipped runs in a process of its own and is timed from outside. The rise is that of the
+windowed accuracy (250 problems, each before it was learned from), from the first full window to the last; where no
+window fills, from the first row. Target: at most 30 seconds on two otherwise idle cores, and a rise of at least 0.25.
 """
 
 from __future__ import annotations

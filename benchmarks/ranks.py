@@ -2,12 +2,12 @@
 
     python -m benchmarks.ranks                  # on two idle cores: a rank has one thread, and so has the one process
 
-One update of the random 50M model, on both roles' pairs of many trees, after an update that is not timed. The rows are
-those of a run (`--row_tokens`), of each role at least eight, so that there is something to deal. The work is the same
-if the weights are: their checksums are compared, bit for bit.
+One update of the random 50M model on both roles' pairs of many trees, after an update that is not timed. The rows are
+as long as in a run (`--row_tokens`), and each role has at least eight, so that there is something to distribute. The
+work is the same if the weights are: their checksums are compared, bit for bit.
 
-Target: 1.7 times as fast. The details have the processor's seconds of the first rank as well, which cores that others
-use do not spoil. What is left is what every rank does alike: cutting the rows, adding gradients, and Adam.
+Target: 1.7 times as fast. The details also have the processor seconds of the first rank, which do not suffer when other
+processes use the cores. The remaining cost is what every rank does alike: cutting the rows, adding gradients, and Adam.
 """
 
 from __future__ import annotations

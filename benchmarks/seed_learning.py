@@ -3,7 +3,7 @@
     python benchmarks/seed_learning.py --output_dir runs/seed_learning
 
 Trains on 1,000 problems with each of three seeds, evaluates the adapters and the base on held-out problems, and prints
-a Markdown table with means and 95 % t-intervals over the seeds. What is done already is not done again.
+a Markdown table with means and 95 % t-intervals over the seeds. What is already done is not done again.
 """
 
 from __future__ import annotations

@@ -2,27 +2,27 @@
 
     .venv-vllm/bin/python -m benchmarks.serving --model_name_or_path FOLDER       # or make bench-vllm
 
-Each side in a process of its own, in process and over HTTP with a server started for it:
+Each side has a process of its own, and runs with vLLM in process and over HTTP with a server started for it:
 
 - flow: the flow explored as the preset does, an alternative at every node, adapters of both roles loaded;
-- answers: the same vLLM with the same adapter, given as many tokens or a few more as one-shot requests on the Answer
-  role's prompts, whole batches of as many as the flow may have under way, without log-probabilities. Their rate is what
-  the flow's is compared with: target 0.8.
-- same: the very requests that the flow made to vLLM as plain one-shot requests, none of which waits for another, and
-  without log-probabilities: what the flow's order and our side of it cost. Other text is written, so that a chunk that
-  is read later on is no chunk that was written: some more tokens are computed than in the flow. No target.
+- answers: the same vLLM with the same adapter, writing as many tokens or a few more in one-shot requests on the Answer
+  role's prompts, in whole batches of as many as the flow may have under way, without log-probabilities. The flow's rate
+  is compared with theirs: target 0.8;
+- same: the flow's own requests to vLLM as plain one-shot requests, none of which waits for another, without
+  log-probabilities: this shows what the flow's order and our side of it cost. Other text is written, so a chunk that is
+  read later is not the chunk that was written, and some more tokens are computed than in the flow. No target.
 
 Each side also reports how many tokens a second go through the model, read ones included: a flow reads what it wrote
-(Stop each chunk, in its own prompt) where one-shot answers only write. What the trees' structure demands to be read
-(`tree_demand`) is compared with what was read: target 1.3. `serving_costs` says what seconds are made of.
+(Stop reads each chunk, in its own prompt), while one-shot answers only write. The tokens read are compared with those
+that the structure of the trees demands (`tree_demand`): target 1.3. `serving_costs` says what the seconds are made of.
 
-Counted are the tokens that completions hold, Stop's choices not. Of the prompt tokens of all requests to vLLM, those
+A rate counts the tokens of completions, without Stop's choices. Of the prompt tokens of all requests to vLLM, those
 that came from its prefix cache are compared with what the trees allow: every prefix that was prompted or sampled
-before, in order of the answers, but for the last token of each prompt, which must be computed; target 0.95. A cache of
-whole blocks cannot give all of it; what the blocks allow is among the details. Then a run of `flow-dpo train` with an
-update every 32 pairs, of which refreshing the adapters should take 5 % at most; the same run over HTTP whose server is
-killed and started again five times; and, for recipes of one role, what merged weights (`--engine.sync merged`) gain and
-cost.
+before, in order of the answers, except the last token of each prompt, which must be computed; target 0.95. A cache of
+whole blocks cannot reach all of it; the details say what the blocks allow. Three more parts follow: a run of `flow-dpo
+train` with an update every 32 pairs, of which refreshing the adapters should take 5 % at most; the same run over HTTP
+with a server that is killed and restarted five times; and, for recipes of one role, what merged weights (`--engine.sync
+merged`) gain and cost.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ PASSED_ON += ("partial_blocks",)
 def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", default="seed", help="a folder, or the embedded seed")
-    parser.add_argument("--dataset_name", default="seed", help="whose problems are sampled for speed")
-    parser.add_argument("--num_problems", type=int, default=32, help="sampled together, as in training")
+    parser.add_argument("--dataset_name", default="seed", help="data set for the speed part")
+    parser.add_argument("--num_problems", type=int, default=32, help="problems sampled together, as in training")
     parser.add_argument("--batch_size", type=int, default=128, help="requests under way at once, on every side")
-    parser.add_argument("--num_trained", type=int, default=64, help="problems of the run that refreshes")
-    parser.add_argument("--num_kills", type=int, default=5, help="of the server in the midst of a run")
+    parser.add_argument("--num_trained", type=int, default=64, help="problems of the training run")
+    parser.add_argument("--num_kills", type=int, default=5, help="kills of the server during a run")
     parser.add_argument("--partial_blocks", choices=("always", "never"), default="always")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all unless named; cost needs speed")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all; cost needs speed")
     parser.add_argument("--tokens", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--questions", type=Path, help=argparse.SUPPRESS)
     settings = parser.parse_args()

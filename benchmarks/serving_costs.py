@@ -3,8 +3,8 @@
     cost_runs(settings, "process")               # {"runs": [(tokens read, written, steps, seconds), ...]}
     cost_figures(runs, sides, "serving seed")    # errors on runs held out; the flow and one-shot requests predicted
 
-The shapes are other than the flow's, of random prompts that no cache holds, for both roles. The same counts of the flow
-and of one-shot requests at a GPU's cost (`cost_model.gpu_cost`) say what rate it may give: an estimate, no figure.
+The shapes are not those of the flow: random prompts that no cache holds, for both roles. The counts of the flow and of
+one-shot requests at a GPU's cost (`cost_model.gpu_cost`) tell which rate to expect there: an estimate, not a figure.
 """
 
 from __future__ import annotations

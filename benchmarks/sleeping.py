@@ -2,9 +2,9 @@
 
     run(workers=2, lag=1, problems=64, problems_per_batch=16, shard=4, sleep_s=0.005, learn_s=0.4)
 
-Every request to the engine takes `sleep_s`, every batch `learn_s` of learning, so that whatever else passes is the
-pool's own, and the model of throughput (`tools.scaling_plan`) can be held against a clock. Workers are threads of this
-process; what sleeps needs no processor.
+Every request to the engine takes `sleep_s` and learning from a batch takes `learn_s`. Any other time is the pool's own,
+and the throughput model (`tools.scaling_plan`) can be compared with a clock. Workers are threads of this process;
+sleeping needs no processor.
 """
 
 from __future__ import annotations

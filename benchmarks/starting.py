@@ -2,9 +2,10 @@
 
     python -m benchmarks.starting
 
-Each in a process of its own, user and system time together as the operating system counts it, medians of the repeats
-(of more than the other benchmarks make: each takes a second at most). What an interpreter takes that does nothing is in
-the details, and is not subtracted. Targets: `import flow_dpo` 0.15, `flow-dpo --help` 0.3, `flow-dpo train --help` 1.5.
+Each command runs in a process of its own. User and system time are added, as the operating system counts them. The
+figure is the median of the repeats, of which there are more than in other benchmarks, as each takes a second at most.
+The time of an interpreter that does nothing is in the details and is not subtracted. Targets: `import flow_dpo` 0.15,
+`flow-dpo --help` 0.3, `flow-dpo train --help` 1.5.
 """
 
 from __future__ import annotations

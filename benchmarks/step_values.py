@@ -3,15 +3,15 @@
     python -m benchmarks.step_values               of the base
     python -m benchmarks.step_values --run RUN     of a trained run's Answer
 
-States are those of one path a problem, drawn as the recipe `vineppo` draws it on the embedded seed: one before every
-step. A state's estimate is that of the recipe itself, its exploration and its credit with K completions a state; the
-truth is taken to be the mean over many other completions from the same state:
+The states are those of one path a problem, drawn as the recipe `vineppo` draws it on the embedded seed: one state
+before every step. A state's estimate is the recipe's own, by its exploration and its credit with K completions a state.
+The mean over many other completions from the same state is taken as the truth:
 
     state          K = 4: 1 1 0 1    estimate 0.75      256 others, 160 right    truth 0.625      error 0.125
 
-Bias is the mean error, with a 95 % interval that resamples problems, whose states are alike. The root mean squared
-error stands beside the one that unbiased estimates have by chance alone: the root of the mean of v (1 - v) / K, v the
-value, and of as much again for the truth's own draws.
+Bias is the mean error. Its 95 % interval resamples problems, because the states of one problem are alike. The root mean
+squared error is shown beside that which unbiased estimates have by chance alone: the root of the mean of v (1 - v) / K,
+where v is the value, plus the same term for the truth's own number of draws.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class State:
 
 def main() -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--run", help="a run folder whose Answer adapter is used; the base where none is named")
-    parser.add_argument("--named", help="what the figures call the run, where it lies elsewhere than where it did")
+    parser.add_argument("--run", help="run folder whose Answer adapter is used (default: the base)")
+    parser.add_argument("--named", help="name of the run in the figures, where its folder was moved")
     parser.add_argument("--num_problems", type=int, default=60)
-    parser.add_argument("--num_truth", type=int, default=256, help="completions that a state's truth is the mean of")
+    parser.add_argument("--num_truth", type=int, default=256, help="completions for the truth of a state")
     parser.add_argument("--completions", type=int, nargs="+", default=[4, 9], help="K: the seed's 4, the paper's 9")
     parser.add_argument("--seed", type=int, default=0)
     settings = parser.parse_args()

@@ -1,9 +1,9 @@
 """Tokens that a model must read for what a flow asked of it: the demand of the trees' structure, in tokens.
 
 The requests of each role form a trie of token prefixes. Every prefix must go through the model once, since its keys and
-values are needed; those that a completion drew and went on from go through it as they are written. The others must be
-read, and that is the demand: each role's instructions and questions, what the other role wrote, the words that close a
-question, and the last token of a chunk that another continues. With prompts of 3 tokens and chunks of 2:
+values are needed. Tokens that a completion drew and continued from go through it as they are written. All others must
+be read, and they are the demand: each role's instructions and questions, what the other role wrote, the words that
+close a question, and the last token of a chunk that another continues. With prompts of 3 tokens and chunks of 2:
 
     answer (1 2 3) -> 4 5      answer (1 2 3 4 5) -> 6 7      stop (1 9 4 5 8) -> Yes
     demanded: 1 2 3, the 5 that no step went on from, and Stop's own 1 9 4 5 8:  9 tokens to read for 4 written

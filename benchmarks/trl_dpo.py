@@ -1,15 +1,15 @@
-"""TRL's DPOTrainer on given pairs, in all the settings that may be its best.
+"""TRL's DPOTrainer on given pairs, in every configuration that could be its best.
 
-A way of running it is a tuple of flags of `benchmarks.learner_vs_trl`; every combination is a candidate:
+A configuration is a tuple of flags of `benchmarks.learner_vs_trl`; every combination is a candidate:
 
     --batch_size 1, 2, 4, 8      pairs of a micro-batch (at most those of an update), gradients accumulated
     --precompute                 reference log-probabilities beforehand; their forward passes are counted
     --checkpointing              gradient checkpointing
     --autocast, --no_autocast    bf16 autocast of a float32 model, or none of a bf16 one (TRL's default there)
 
-The optimisation steps are timed by a callback. Where a size does not divide the pairs of an update, its last
-micro-batch is smaller, and losses are weighted by their pairs, so that a step is on the mean over pairs whatever the
-size. Invariant: candidates differ in settings alone; model, pairs and the adapter's first weights are the same.
+A callback times the optimisation steps. Where a batch size does not divide the pairs of an update, the last micro-batch
+is smaller, and losses are weighted by their pairs, so a step is always on the mean over pairs. Invariant: candidates
+differ only in settings; model, pairs and the adapter's initial weights are the same.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=1, help=argparse.SUPPRESS)
     for name in ("precompute", "checkpointing", "autocast"):
         parser.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--no_autocast", action="store_true", help="of TRL, in bf16: do not try autocast")
+    parser.add_argument("--no_autocast", action="store_true", help="do not try TRL with autocast in bf16")
 
 
 def adapter_weights(name: str, like: Any, roles: Sequence[str] = ()) -> Any:

@@ -2,9 +2,9 @@
 
     trl(settings, "trl-grpo", 1e-3, seed=1)      {"problems_an_hour": ..., "seconds": ..., "accuracy": ..., ...}
 
-Both get their prompts as text that reaches them as the flow's own token ids (asserted), our verifier as reward, and
-LoRA on the layers that our preset reaches. Generation has its cache; training has no gradient checkpointing, which is
-faster, except where `way` names it.
+Both get their prompts as text that becomes the flow's own token ids (asserted), our verifier as reward, and LoRA on the
+layers that our preset reaches. Generation uses the KV cache. Training has no gradient checkpointing, which is faster,
+except where `way` names it.
 Invariant: accuracies are measured by this package's engine with the trainer's weights in it, as on our side.
 """
 

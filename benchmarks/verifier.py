@@ -2,8 +2,8 @@
 
     python -m benchmarks.verifier --dataset_names GSM8K_FOLDER MATH500_FOLDER
 
-Every gold answer of the data sets is graded twice, in the words of a solution: against itself, and against the gold of
-the next problem. What needs algebra goes to the child processes; pairs are graded once each, so no cache helps. The
+Every gold answer of the data sets is graded twice, worded as a solution: against itself, and against the gold answer of
+the next problem. Answers that need algebra go to the child processes. Each pair is graded once, so no cache helps. The
 work is that of `flow-dpo verify` without reading and writing files.
 """
 

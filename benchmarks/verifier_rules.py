@@ -3,14 +3,15 @@ r"""The verifier beside other graders' rules, on the same labelled cases: what e
     python -m benchmarks.verifier_rules --cases cases.jsonl --pairs tests/verify/hard_pairs.tsv
 
 `cases` are JSONL rows of gold, model_output and is_correct, graded as they are. `pairs` are rows of gold, answer and
-what is right; each rule gets them in the ending that it asks for ("#### 5", "The final answer is 5. I hope it is
-correct.", or a box), so that comparing is measured and not extraction. The rules are written after their documents:
+what is right. Each rule gets an answer in the ending that it asks for ("#### 5", "The final answer is 5. I hope it is
+correct.", or a box), so that comparison is measured and not extraction. The rules are written from their documentation:
 
 - lm-evaluation-harness, gsm8k strict-match: the first "#### number" as text; flexible-extract: the last number as text.
   Both drop ",", "$" and a final ".".
 - lm-evaluation-harness, minerva_math: what "Final Answer: The final answer is ... I hope it is correct." says, without
-  units and dressing; equal as text, or where sympy simplifies the difference of both to 0 (math-verify's grammar here).
-- math-verify 0.9, as its README calls it; lighteval's extractive match: the same with a box before everything else.
+  units and formatting; equal as text, or if sympy simplifies the difference of the two to 0 (math-verify's grammar
+  here).
+- math-verify 0.9, called as in its README; lighteval's extractive match: the same with a box before everything else.
 
 Invariant: a rule sees one case at a time, for at most five seconds.
 """
@@ -160,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, help="JSONL of gold, model_output, is_correct")
     parser.add_argument("--pairs", type=Path, help="TSV of kind, gold, answer, right or wrong")
-    parser.add_argument("--tiny", action="store_true", help="the first 20 of each, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="only the first 20 of each, to see that it runs")
     settings = parser.parse_args()
     most = 20 if settings.tiny else None
     logging.disable(logging.CRITICAL)

@@ -3,10 +3,10 @@
     python -m benchmarks.viewer
 
 A short run on the embedded seed is repeated under other problem ids until there are 100,000 trees with their pairs,
-scored and learned rows, 1.6 GiB. One process indexes it, which has to take at most 20 processor seconds (one thread
-does it all) and 100 MiB, and then answers: the first page of problems (1 second), every filter in every order (the
-slowest: 100 ms), a search (300 ms) and whole trees at random places (99 of 100 within 100 ms). Another process opens
-the finished index and shows the first page, which has to take at most a second from its start.
+scored and learned rows, 1.6 GiB. One process indexes it, in at most 20 processor seconds (one thread does it all) and
+100 MiB. It then answers: the first page of problems (1 second), every filter in every order (the slowest: 100 ms), a
+search (300 ms) and whole trees at random places (99 of 100 within 100 ms). Another process opens the finished index and
+shows the first page, at most a second after its start.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     with engine_of(settings, "http", loaded, preset) as (engine, ask_all): ...
 
-The engine is the one that commands build, and `ask_all` goes around it to the same vLLM.
+The engine is the one that commands build; `ask_all` bypasses it and asks the same vLLM.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     with serving(folder, log) as server: server.url
 
-For benchmarks and tests on this machine: on loopback, at a port that is free, with room for four adapters of rank 8.
+It is meant for this machine alone: on loopback, at a free port, with room for four adapters of rank 8.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Timestamps and memory of a run, observed from another process.
 
-A run is started as a user starts it, in a process of its own; its folder and its memory are looked at twenty times a
+A run is started as a user starts it, in a process of its own. Its folder and its memory are looked at twenty times a
 second. Nothing is added to the run itself.
 
     watched = watch(["train", "--max_problems", "64"], folder, num_threads=1)

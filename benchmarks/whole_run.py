@@ -3,23 +3,24 @@
     python -m benchmarks.whole_run                                              # the seed, to an accuracy
     python -m benchmarks.whole_run --only_given --model_name_or_path FOLDER --dataset_name SVAMP   # a few updates
 
-Ours are the recipes online-dpo, grpo and flow-dpo; TRL's its OnlineDPOTrainer and its GRPOTrainer, without gradient
+Ours are the recipes online-dpo, grpo and flow-dpo. TRL's are its OnlineDPOTrainer and its GRPOTrainer, without gradient
 checkpointing. All learn from the same problems by the same prompts (token for token, asserted), with LoRA of the same
-rank on the same layers, as many problems an update, as long answers, the same temperature and top-p, and the verifier
-of this package as reward; what else a method has is its own default. Sampling, grading, learning and refreshing are in
-the time, evaluations are not.
+rank on the same layers, as many problems an update, answers of the same length, the same temperature and top-p, and
+this package's verifier as reward. Every other setting of a method is its own default. Sampling, grading, learning and
+refreshing are in the time; evaluations are not.
 
-Every side may choose its learning rate: each of its rates (`--rates`) is run once and measured on a validation part of
+Every side may choose its learning rate. Each of its rates (`--rates`) is run once and measured on a validation part of
 the training split; the one that reaches the accuracy in the fewest seconds is run again `--repeats` times, with other
 seeds, and measured on the test split. An accuracy is that of one greedy pass of the answering adapter, by one engine
-for all sides, looked at every `--every` problems; a side is done when it reaches `--target`. A peer that never does has
-the time of its whole run, which is less than it would need (`hit` in the details). On a real model a run to an accuracy
-takes hours: there a fixed number of updates is timed, with the accuracy after them beside. A whole batch's logits take
-more memory there than 24 GiB, so TRL's trainers accumulate gradients, in each way that is named (`--online_dpo_ways`,
-`--grpo_ways`: a micro-batch of prompts, of completions, "2-checkpointing" with gradient checkpointing); the fastest
-counts. With half a billion parameters one prompt of online DPO fits into 16 GiB, and four completions of GRPO do not:
-run that with nothing else in memory. Online DPO generates no more at a time than a micro-batch has, and without a cache
-where it checkpoints. Our rows are of `--row_tokens`.
+for all sides, measured every `--every` problems. A side is done when it reaches `--target`. A peer that never does has
+the time of its whole run, which is less than it would need (`hit` in the details).
+
+On a real model a run to an accuracy takes hours, so a fixed number of updates is timed, with the accuracy after them
+beside it. A whole batch's logits take more than 24 GiB there, so TRL's trainers accumulate gradients, in each way that
+is named (`--online_dpo_ways`, `--grpo_ways`: a micro-batch of prompts, of completions; "2-checkpointing" adds gradient
+checkpointing); the fastest counts. With half a billion parameters, one prompt of online DPO fits into 16 GiB and four
+completions of GRPO do not: run that with nothing else in memory. Online DPO generates at most one micro-batch at a
+time, and without a cache where it checkpoints. Our rows have `--row_tokens`.
 """
 
 from __future__ import annotations
@@ -51,17 +52,17 @@ def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", help="a real model, measured after the seed")
     parser.add_argument("--only_given", action="store_true", help="leave the seed out")
-    parser.add_argument("--dataset_name", default="SVAMP", help="of the real model")
+    parser.add_argument("--dataset_name", default="SVAMP", help="data set of the real model")
     parser.add_argument("--target", type=float, default=0.85, help="accuracy to reach, on the seed")
-    parser.add_argument("--max_problems", type=int, default=1536, help="that a side may learn from, on the seed")
-    parser.add_argument("--every", type=int, default=64, help="problems between two looks at the accuracy")
-    parser.add_argument("--held_out", type=int, default=200, help="problems that an accuracy is of, on the seed")
-    parser.add_argument("--real_problems", type=int, default=16, help="that a side learns from, of the real model")
-    parser.add_argument("--online_dpo_ways", nargs="+", default=["1"], help="of TRL's micro-batches, real model")
-    parser.add_argument("--grpo_ways", nargs="+", default=["4"], help="the same of its GRPO")
-    parser.add_argument("--row_tokens", type=int, default=2048, help="of ours: tokens of one forward, real model")
+    parser.add_argument("--max_problems", type=int, default=1536, help="problems a side can learn from, on the seed")
+    parser.add_argument("--every", type=int, default=64, help="problems between two measurements of accuracy")
+    parser.add_argument("--held_out", type=int, default=200, help="problems an accuracy is measured on, on the seed")
+    parser.add_argument("--real_problems", type=int, default=16, help="problems a side learns from, real model")
+    parser.add_argument("--online_dpo_ways", nargs="+", default=["1"], help="TRL's micro-batches, real model")
+    parser.add_argument("--grpo_ways", nargs="+", default=["4"], help="the same for TRL's GRPO")
+    parser.add_argument("--row_tokens", type=int, default=2048, help="tokens of one forward of ours, real model")
     parser.add_argument("--systems", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
-    parser.add_argument("--rates", type=float, nargs="+", help="to choose from, for every side")
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates to choose from, for every side")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--part", default="test", help=argparse.SUPPRESS)
     settings = parser.parse_args()

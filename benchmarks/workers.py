@@ -3,14 +3,14 @@
     python -m benchmarks.workers                                        # engines that sleep, and the model against them
     python -m benchmarks.workers --model_name_or_path FOLDER            # and a real model, on Ray: two idle cores
 
-A scripted engine that sleeps at every request shows what the pool costs: 2 workers over 1 at shards enough for both,
-and 1, 2 and 4 workers at lags 0 and 1 against the model of throughput (`tools.scaling_plan`), which is given the
-seconds of a shard on one worker and of learning, and nothing else.
+A scripted engine that sleeps at every request shows what the pool costs: 2 workers over 1 with shards enough for both,
+and 1, 2 and 4 workers at lags 0 and 1 against the throughput model (`tools.scaling_plan`), which is given only the
+seconds of a shard on one worker and the seconds of learning.
 
-With a real model runs are made as a user makes them, each in a process of its own, one thread a worker and one for the
-learner: in this process, on Ray with one worker and with two, and with one worker at lag 1. The first batch of each is
-left out, in which workers warm up. Compared are seconds in which the learner waits for a batch (all of the sampling, at
-lag 0), and at lag 1 the wall-clock over the longer of sampling and learning.
+With a real model, runs are made as a user makes them, each in a process of its own, with one thread for each worker and
+one for the learner: in this process, on Ray with one worker and with two, and with one worker at lag 1. The first batch
+of each run, in which workers warm up, is left out. The seconds that the learner waits for a batch are compared (at lag
+0, all of the sampling); at lag 1, the wall-clock over the longer of sampling and learning.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SLEEPING = [(workers, lag) for lag in (0, 1) for workers in (1, 2, 4)]
 
 def main() -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--model_name_or_path", help="a real model, whose workers are on Ray")
+    parser.add_argument("--model_name_or_path", help="a real model, with workers on Ray")
     parser.add_argument("--only_given", action="store_true", help="leave the sleeping engines out")
-    parser.add_argument("--sleep_s", type=float, default=0.005, help="of a request, where engines sleep")
-    parser.add_argument("--learn_s", type=float, default=1.2, help="of a batch, where the learner sleeps")
-    parser.add_argument("--max_problems", type=int, default=64, help="of the real model")
-    parser.add_argument("--problems_per_batch", type=int, default=8, help="of the real model, in shards of a fourth")
+    parser.add_argument("--sleep_s", type=float, default=0.005, help="seconds of a request to a sleeping engine")
+    parser.add_argument("--learn_s", type=float, default=1.2, help="seconds the sleeping learner takes for a batch")
+    parser.add_argument("--max_problems", type=int, default=64, help="problems for the real model")
+    parser.add_argument("--problems_per_batch", type=int, default=8, help="for the real model, in shards of a fourth")
     settings = parser.parse_args()
     if settings.tiny:
         settings.sleep_s, settings.learn_s, settings.max_problems = 0.001, 0.05, 12

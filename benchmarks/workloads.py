@@ -1,12 +1,11 @@
 """Workloads of the benchmarks: random models of named sizes, and pairs of trees of exact shapes.
 
-Random models of a size that has a name, and the pairs of trees of an exact shape, in token ids:
-
     random_model("50m")                                        # a Llama, float32
     tree_pairs(rng, "p0", Shape(150, 160, 6), vocabulary=512)  # 6 Answer pairs and 6 Stop pairs of one tree
 
-Siblings differ from their first token on: less is shared than in rollouts, where an alternative keeps what comes before
-its deviation. Stop reads question, candidate and a suffix, so that its prompts are a trunk of their own.
+Pairs are in token ids. Siblings differ from their first token on, so less is shared than in rollouts, where an
+alternative keeps what comes before its divergence. Stop reads question, candidate and a suffix, so its prompts are a
+trunk of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Solve, have it criticised, revise: a flow of three roles (docs/flows.md walks through it)."""
+"""Solve, critique, revise: a flow of three roles (docs/flows.md walks through it)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Critique(Flow[State]):
-    """One solution, one verdict, and a second solution where the verdict is No."""
+    """One solution, one verdict, and a second solution if the verdict is No."""
 
     solution_tokens: int = 64
     """Longest solution, in tokens."""

@@ -1,10 +1,10 @@
-r"""A grader of one's own, for a task without numbers: retelling every event of a story, in order.
+r"""A custom grader, for a task without numbers: retelling every event of a story, in order.
 
     python examples/custom_grader.py --max_problems 64
 
 The gold "answer" of a problem is a regular expression ("loses\b.*sells\b"), and `PatternGrader` matches solutions
-with it. Anything that can distinguish right from wrong solutions can replace it: unit tests, a proof checker, a judge.
-What cannot be decided is `ungraded`, never wrong.
+against it. Anything that can tell right from wrong solutions can replace it: unit tests, a proof checker, a judge.
+A solution that it cannot decide is `ungraded`, never wrong.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class PatternGrader:
     """Grades solutions by a regular expression (`flow_dpo.Grader`)."""
 
     def __init__(self, renderer: flow_dpo.Renderer) -> None:
-        """A class is a grader's maker: `train` hands it what turns sampled token ids into text."""
+        """`train` calls the class with the renderer, which turns sampled token ids into text."""
         self.renderer = renderer
 
     def begin(self, problem: flow_dpo.Problem, solution: flow_dpo.Solution) -> None:
-        """Called when a rollout ends, for graders that take long; this one has no need to begin early."""
+        """Called when a rollout ends, so that slow graders can begin early; this one need not."""
 
     def check(self, items: Sequence[tuple[flow_dpo.Problem, flow_dpo.Solution]]) -> list[flow_dpo.Verdict]:
         return self.check_texts([(problem, self.renderer.to_text(s.pieces), s.ended) for problem, s in items])
@@ -49,7 +49,7 @@ def verdict(problem: flow_dpo.Problem, text: str) -> flow_dpo.Verdict:
 
 
 def retelling(problem: flow_dpo.Problem) -> flow_dpo.Problem:
-    """The same story with another question: gold is the pattern of its events."""
+    """The same problem with another gold answer: the pattern of its events."""
     events = re.findall(r"\b(?:He|She) (\w+) \d+", problem.question)
     return replace(problem, gold=".*".join(rf"{event}\b" for event in events))
 

@@ -1,9 +1,9 @@
-"""Shortest right against longest wrong of six: a recipe in one file (docs/own-recipe.md walks through it).
+"""Shortest right against longest wrong solution of six: a recipe in one file (docs/own-recipe.md walks through it).
 
     flow-dpo train --recipe examples/custom_recipe.py:ShortestRight --max_problems 32
 
-Six solutions of a problem are sampled; the shortest that is right is preferred to the longest that is wrong. Only the
-credit is new: the flow, the exploration and the loss are the package's own.
+Six solutions of a problem are sampled; the shortest right one is preferred to the longest wrong one. Only the credit
+is new: the flow, the exploration and the loss are the package's own.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from flow_dpo.recipes.single import Single
 
 @dataclass(frozen=True, kw_only=True)
 class ShortestAgainstLongest:
-    """One pair a problem, of rollouts that are one completion each; none where all are right or none is."""
+    """One pair a problem, of rollouts that are one completion each; no pair where all are right or none is."""
 
     min_difference: int = 1
-    """How many tokens longer the wrong solution must be. At most 0 also takes a wrong one that is shorter."""
+    """How many tokens longer the wrong solution must be. 0 also takes an equally long one, -5 one 5 shorter."""
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees, tree by tree."""

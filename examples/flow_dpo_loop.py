@@ -2,10 +2,10 @@
 
     python examples/flow_dpo_loop.py --max_problems 32
 
-On a laptop's CPU, on the little model that ships in this package, in under a minute. An Answer role writes a solution
-chunk by chunk; after every chunk a Stop role chooses Yes (it is finished and right) or No (go on). Each role is a LoRA
-adapter over one frozen base. At every turn an alternative completion is tried as well, and continued to the end:
-where one of the two ends in a right solution and the other in a wrong one, the role has a preference to learn.
+It runs in under a minute on a laptop's CPU, on the small model that ships in this package. An Answer role writes a
+solution chunk by chunk; after every chunk a Stop role chooses Yes (it is finished and right) or No (continue). Each
+role is a LoRA adapter over one frozen base. At every turn an alternative completion is sampled too, and continued to
+the end. If one of the two ends in a right solution and the other in a wrong one, the role has a preference to learn.
 
           answer ---- stop: No ---- answer ---- stop: Yes      right      the trunk
             |            |             |            |
@@ -14,9 +14,9 @@ where one of the two ends in a right solution and the other in a wrong one, the 
           wrong        wrong         right        right
           = pair       = pair        no pair      no pair
 
-What is imported is what a reader may take for granted: a flow that gives each role its turns, an engine that completes
-token ids, a verifier that compares final answers, LoRA. The method itself is below, and it is the whole method: the
-product (`flow_dpo.learn`) makes the same pairs and the same losses from the same seed, and a test compares the two.
+The imports are what a reader can take for granted: a flow that gives each role its turns, an engine that completes
+token ids, a verifier that compares final answers, LoRA. The whole method is below: the product (`flow_dpo.learn`) makes
+the same pairs and the same losses from the same seed, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from flow_dpo.core.seeds import derive
 # ---- 0. The numbers: the preset "seed" of the recipe "flow-dpo-paper" ----------------------------------------------
 
 SEED = 0
-PROBLEMS_PER_BATCH = 32  # sampled under one version of the adapters
+PROBLEMS_PER_BATCH = 32  # sampled with one version of the adapters
 PAIRS_PER_UPDATE = 32
-BETA = 1.0  # of DPO: how strongly the policy is held to its reference
-LEARNING_RATE, WARMUP, DECAY_AFTER = 3e-3, 8, 30  # rises for 8 updates of a role, falls as 1/t after 30
+BETA = 1.0  # DPO's beta: how strongly the policy is pulled towards its reference
+LEARNING_RATE, WARMUP, DECAY_AFTER = 3e-3, 8, 30  # rises for a role's first 8 updates, falls as 1/t after 30
 MAX_GRAD_NORM = 1.0
-REFERENCE_EVERY = 8  # updates after which the reference is moved to the policy
+REFERENCE_EVERY = 8  # updates between two moves of the reference to the policy
 
 
 @dataclass
 class Pair:
-    """A preference: two completions of one request, of which the first led to a right solution."""
+    """A preference: two completions of one request. The chosen one led to a right solution, the other did not."""
 
     request: Request
     chosen: Completion
@@ -55,7 +55,7 @@ class Pair:
 
 
 class Sampler:
-    """What a turn is sampled and a solution is read with."""
+    """Everything that samples a turn and grades a solution."""
 
     def __init__(self, flow: Flow, engine: PlainEngine, renderer: Renderer, verifier: Verifier) -> None:
         self.flow, self.engine, self.renderer, self.verifier = flow, engine, renderer, verifier
@@ -69,23 +69,23 @@ class Sampler:
     # ---- 1. A rollout: the flow's turns, one after the other -------------------------------------------------------
 
     def rollout(self, problem: Problem, state, depth: int = -1, turns: int = 0) -> Iterator[tuple]:
-        """Sample on from `state`, yielding (state, request, completion) for every turn and (state, None, None) at last.
+        """Continue from `state`, yielding (state, request, completion) for every turn, then (state, None, None).
 
-        `depth` is the node of the trunk that this is an alternative to (-1: it is the trunk), `turns` how many turns
-        of it are taken. Every random number comes from these names, so that a rollout does not depend on its batch.
+        `depth` is the node of the trunk that this is an alternative to (-1: it is the trunk); `turns` is the number of
+        turns already taken. Every random number derives from these, so a rollout does not depend on its batch.
         """
         while (turn := self.flow.turn(state)) is not None:
-            request = self.renderer.render(turn)  # text becomes token ids; what was sampled stays as it is
+            request = self.renderer.render(turn)  # text becomes token ids; sampled ids stay as they are
             completion = self.complete(request, derive(SEED, problem.id, depth, 0, turns))
             yield state, request, completion
             state, turns = self.flow.advance(state, completion), turns + 1
-        if (turn := self.flow.closing(state)) is not None:  # cut: is the answer whole?
+        if (turn := self.flow.closing(state)) is not None:  # cut off: is the answer complete?
             closing = self.complete(self.renderer.render(turn), derive(SEED, problem.id, depth, 0, turns))
             state = self.flow.advance(state, closing)
         yield state, None, None
 
     def reward(self, problem: Problem, state) -> float | None:
-        """1 if the final answer is right, 0 if not, None if it cannot be graded."""
+        """1 if the final answer is right, 0 if it is wrong, None if it cannot be graded."""
         solution = self.flow.solution(state)
         text = self.renderer.to_text(solution.pieces)
         return self.verifier.grade_many([(problem.gold, text, solution.ended)])[0].reward
@@ -93,15 +93,15 @@ class Sampler:
     # ---- 2. A sibling: something else at one node of the trunk -----------------------------------------------------
 
     def sibling(self, problem: Problem, depth: int, request: Request, sampled: Completion) -> Completion | None:
-        """Another completion of the same request, drawn as the policy would draw given that it must differ."""
-        if request.choices:  # Stop has two choices: it is the other one
+        """Another completion of the same request, drawn from the policy conditioned on being different."""
+        if request.choices:  # Stop has two choices: take the other one
             other = 1 if sampled.choice == 0 else 0
             logprob = (sampled.choice_logprobs[other],)
             ids = (request.choices[other],)
             return replace(sampled, choice=other, token_ids=ids, logprobs=logprob, sampled_logprobs=logprob)
-        # Answer's has to part from the trunk's at some token. The probability of parting at t is
+        # Answer's sibling must differ from the trunk's completion. The probability that it first differs at token t is
         #     q(y_1) ... q(y_t-1) (1 - q(y_t)) / (1 - q(y)):
-        # draw t, keep the tokens before it, forbid y_t, and sample on freely. One draw, exact, never the same again.
+        # draw t, keep the tokens before it, forbid y_t, and sample freely from there. One exact draw, never the same.
         rng = random.Random(derive(SEED, problem.id, depth, 0, "divergence"))
         divergence = draw_divergence([sampled], rng)
         if divergence is None:  # the policy is certain: nothing else has any probability
@@ -114,7 +114,7 @@ class Sampler:
     # ---- 3. The pairs of a problem: where trunk and sibling end differently ----------------------------------------
 
     def pairs(self, problem: Problem) -> tuple[list[Pair], float | None]:
-        """The preferences that one problem yields, and the trunk's reward."""
+        """The pairs of one problem, and the trunk's reward."""
         *trunk, (last, _, _) = self.rollout(problem, self.flow.start(problem))
         reward = self.reward(problem, last)
         pairs = []
@@ -135,10 +135,10 @@ class Sampler:
 
 
 def logprob(model: torch.nn.Module, request: Request, completion: Completion) -> torch.Tensor:
-    """log p(completion | request), summed over its tokens, under whichever adapter is on."""
+    """log p(completion | request), summed over its tokens, under the adapter that is on."""
     ids, start = request.prompt_ids + completion.token_ids, len(request.prompt_ids)
     logits = model(input_ids=torch.tensor([ids[:-1]]), use_cache=False).logits[0, start - 1 :]
-    if request.choices:  # among Stop's two choices alone, as it was sampled
+    if request.choices:  # among Stop's two choices alone, as when it was sampled
         return logits[0, list(request.choices)].log_softmax(-1)[completion.choice]
     return logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None]).sum()
 
@@ -158,7 +158,7 @@ class Learner:
         self.pool: list[Pair] = []
 
     def learn(self, pairs: list[Pair]) -> list[dict[str, float]]:
-        """Pool the pairs; every 32 of them make an update. Returns each update's loss by role."""
+        """Pool the pairs; every 32 of them make one update. Returns each update's loss by role."""
         self.pool += pairs
         losses = []
         while len(self.pool) >= PAIRS_PER_UPDATE:
@@ -198,7 +198,7 @@ class Learner:
 
 
 def run(max_problems: int, problems_per_batch: int = PROBLEMS_PER_BATCH) -> Iterator[tuple[list[Pair], list[dict]]]:
-    """Sample, validate, learn, batch by batch; yields each batch's pairs and the losses of its updates."""
+    """Sample, validate and learn, batch by batch. Yields each batch's pairs and the losses of its updates."""
     loaded = flow_dpo.load_model("seed")
     flow = flow_dpo.load_recipe("flow-dpo-paper", "seed").flow
     policy = Policy(loaded.model, flow.roles, flow_dpo.LoraSettings(lora_r=8, lora_alpha=8), seed=SEED)
@@ -214,7 +214,7 @@ def run(max_problems: int, problems_per_batch: int = PROBLEMS_PER_BATCH) -> Iter
             for problem in problems[start : start + problems_per_batch]:
                 found, reward = sampler.pairs(problem)
                 pairs += found
-                rewards += [reward] if reward is not None else []  # validated before it was learned from
+                rewards += [reward] if reward is not None else []  # validated before it is learned from
             losses = learner.learn(pairs)
             right = f"{len(rewards)} problems, {sum(rewards) / max(len(rewards), 1):.0%} right before learning"
             shown = [", ".join(f"{role} {loss:.3f}" for role, loss in each.items()) for each in losses]

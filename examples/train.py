@@ -1,4 +1,4 @@
-"""Train, evaluate and generate from Python, on the model and the problems that ship in the package.
+"""Train, evaluate and generate traces from Python, on the model and the problems that ship in the package.
 
 python examples/train.py --max_problems 64 --output_dir runs/python
 """

@@ -1,12 +1,12 @@
-"""Train a flow by a reward of your own, by the names that TRL has, and measure it.
+"""Train a flow with a reward of your own, under TRL's names, and evaluate it.
 
-python examples/trainer.py          two CPU cores, about a minute; runs/trainer is a run folder as any other
+python examples/trainer.py          two CPU cores, about a minute; runs/trainer is an ordinary run folder
 """
 
 import flow_dpo
 
 
-def right(completions, answer, **columns):  # as TRL calls it: any column of the data set is an argument
+def right(completions, answer, **columns):  # called as in TRL: every column of the data set is an argument
     return [float(text.endswith(f"Answer: {gold}")) for text, gold in zip(completions, answer, strict=True)]
 
 

@@ -5,15 +5,15 @@ r"""Accuracy over cost: several comparisons of the same arms, each at another bu
     python -m tools.cost_curve studies/cost/*/comparison.json --test held_out/sampled --output_dir studies/cost \
         --seconds studies/cost/seconds.json --differences studies/cost/differences.json
 
-A point is an arm at a budget: its mean accuracy over seeds, with the 95 % t-interval over seeds, against what it had
-of tokens (sampled and learned), verdicts and seconds, each a mean over seeds. `--seconds` names a file of
-`tools.cost_seconds`, whose seconds take the place of the comparisons' own, `--differences` one of
-`tools.cost_differences`, for two columns more: tokens of a test problem, and how far the first arm is above this one.
+A point is an arm at a budget: its mean accuracy over seeds, with the 95 % t-interval over seeds, against the tokens
+(sampled and learned), verdicts and seconds that it had, each a mean over seeds. `--seconds` names a file of
+`tools.cost_seconds`, whose seconds replace the comparisons' own. `--differences` names a file of
+`tools.cost_differences` and adds two columns: tokens of a test problem, and how far the first arm is above this one.
 
-The table is a file of its own or, where the folder has a README.md with a line `<!-- curve: held_out/sampled -->`,
-stands in that, up to `<!-- end of curve -->`.
+Where the folder has a README.md with a line `<!-- curve: held_out/sampled -->`, the table is written there, up to
+`<!-- end of curve -->`; elsewhere it is a file of its own.
 
-Invariant: every number is read from the comparisons; an arm that one of them lacks has a point less.
+Invariant: every number is read from the comparisons; an arm that one of them lacks has one point fewer.
 """
 
 from __future__ import annotations

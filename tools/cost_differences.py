@@ -2,10 +2,11 @@
 
     python -m tools.cost_differences studies/cost/32000 studies/cost/64000 --output studies/cost/differences.json
 
-Of every two arms at a budget, the one that comes first minus the other; of every arm between two budgets, more minus
-less. Each over the same questions of all seeds, with the interval and p for which seeds and questions are random,
-corrected for nothing. With `--check` nothing is written: differences that are not the file's are named, and the exit
-code is 1. Invariant: every number is made of the verdicts in the comparisons' seeds.
+For every two arms at a budget, the difference is the first one minus the other; for every arm between two budgets, the
+larger budget minus the smaller. Each is over the same questions of all seeds, with the interval and p for which both
+seeds and questions are random, without any correction. With `--check` nothing is written: differences that are not
+those of the file are named, and the exit code is 1. Invariant: every number is computed from the verdicts in the
+comparisons' seeds.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python -m tools.cost_seconds runs/cost/* --output studies/cost/seconds.json
 
-Every training of one seed is made again by its recorded command, one after the other on one thread, and its seconds are
-those of its work, without loading, as in a comparison's costs. `--code` names a checkout of the commit that made the
-study, where that is another. Trainings that the file has already are not repeated, so that an interrupted command
-continues, unless they are to be measured again (`--again`).
+Every training of one seed is repeated by its recorded command, one after the other on one thread. Its seconds are those
+of its work, without loading, as in a comparison's costs. `--code` names a checkout of the commit that made the study,
+where that is another one. Trainings that the file already has are not repeated, so an interrupted command continues;
+`--again` measures them again.
 """
 
 from __future__ import annotations

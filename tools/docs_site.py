@@ -2,10 +2,10 @@
 
     python -m tools.docs_site        stages build/docs, then builds build/site (extra "docs"; `make docs`)
 
-Stages. 1: README.md, CONTRIBUTING.md, CHANGELOG.md, docs/, the figures and studies are copied to build/docs at their
-own places, so that links between them need no rewriting, and so is every other file that one of them links to. 2: the
-reference is written from the public names, a page a room. 3: the quick start runs, once, and the viewer's copy of it is
-put among the pages. 4: Zensical builds; one warning fails the build.
+Stages. 1: README.md, CONTRIBUTING.md, CHANGELOG.md, docs/, the figures and studies are copied to the same places under
+build/docs, so that links between them need no rewriting. Every other file that one of them links to is copied too. 2:
+the reference is written from the public names, a page a room. 3: the quick start runs once, and the viewer's copy of it
+is put among the pages. 4: Zensical builds; a single warning fails the build.
 Invariant: a page on the site is the file that a reader of the repository sees.
 """
 

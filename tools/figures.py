@@ -5,16 +5,16 @@
     python -m tools.figures                        what differs, and figures that are tied to nothing; exit code 1
     python -m tools.figures --write                write what the files hold in their place
 
-A comment names a value of a JSON file by the keys that lead to it, and how it is printed (`FORMATS`). An item of a list
-is named by its number, its name (`name`, `arm` or `against`), or several of its fields: `other=answer_votes,rule=best`;
-a dot in a key is escaped, `0\\.002`, and `~` stands for a space: `quickstart:~seconds.ratio`.
-The file is the page's own comparison.json, or one that stands before the keys, from the root of the repository:
-`benchmarks/results.json:0.ratio`; of one of Python the keys name a constant, a setting's default or a recipe's value:
+A comment names a value of a JSON file by the keys that lead to it, and then how it is printed (`FORMATS`). An item of a
+list is named by its number, by its name (`name`, `arm` or `against`), or by several of its fields:
+`other=answer_votes,rule=best`. A dot in a key is escaped, `0\\.002`, and `~` is a space: `quickstart:~seconds.ratio`.
+The file is the page's own comparison.json, or one that is named before the keys, from the root of the repository:
+`benchmarks/results.json:0.ratio`. In a Python file the keys name a constant, a setting's default or a recipe's value:
 `flow_dpo/learner/settings.py:LearnerSettings.max_logprob_drift`,
-`flow_dpo/recipes/presets.py:RECIPES.dapo.paper.recipe.objective.clip_low`. What was measured in a run that is not kept
-stands between `<!-- not kept -->` and `<!-- end of not kept -->`, and says so to the reader.
+`flow_dpo/recipes/presets.py:RECIPES.dapo.paper.recipe.objective.clip_low`. Figures of a run that is not kept are placed
+between `<!-- not kept -->` and `<!-- end of not kept -->`, where the text tells the reader so.
 
-Invariant: on every page but those of `NOT_YET` and `WRITTEN` no decimal stands in prose without such a comment.
+Invariant: except on the pages of `NOT_YET` and `WRITTEN`, no decimal stands in prose without such a comment.
 """
 
 from __future__ import annotations

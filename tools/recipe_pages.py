@@ -2,9 +2,9 @@
 
     python -m tools.recipe_pages        rewrites the part of each page between its two comments
 
-A row is a setting of the recipe's parts, its adapters or its updates, and its value in each preset. Left out are
-prompts, and of flows, adapters and updates what every preset leaves at the default of its class. Invariant: no value
-on a page is typed by hand; a test compares the pages with this.
+A row is a setting of the recipe's parts, its adapters or its updates, with its value in each preset. Prompts are left
+out, and so are settings of flows, adapters and updates that every preset leaves at the default of their class.
+Invariant: no value on a page is typed by hand; a test compares the pages with this.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Recompute published studies without a model: all of comparison.json from the results of its seeds, or every accuracy,
-difference, interval and p from its verdicts.
+"""Recompute the figures of published studies without a model, from their results by seed or their verdicts.
 
     python -m tools.recompute                       all studies that publish seeds/*.json.gz or verdicts.json.gz
     python -m tools.recompute studies/recipes       this one
     python -m tools.recompute studies/seed --write  put what comes out into its comparison.json and its tables
 
-Where a figure of comparison.json, or a table of README.md, is not what comes out, it is named and the exit code is 1.
+Results by seed give all of comparison.json; verdicts give every accuracy, difference, interval and p. Where a figure of
+comparison.json, or a table of README.md, is not what comes out, it is named and the exit code is 1.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""examples/quickstart.ipynb executed from its first cell to its last, and stored with what it showed.
+"""Execution of examples/quickstart.ipynb from its first cell to its last, stored with its outputs.
 
     python -m tools.run_notebook        (extra "docs")
 
-Invariant: what is stored is free of this machine: no path of a folder, no progress bar or warning of a library.
+Invariant: what is stored has nothing of this machine: no path of a folder, no progress bar or warning of a library.
 """
 
 from __future__ import annotations

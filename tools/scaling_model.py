@@ -1,17 +1,17 @@
-"""Throughput of a run against workers, ranks, lag, chunks and model size, by a model for anyone's own numbers.
+"""Throughput of a run against workers, ranks, lag, chunks and model size, by a model that takes anyone's own numbers.
 
     python -m tools.scaling_model --run runs/train                           costs from a run, and the run against them
     python -m tools.scaling_model --run runs/one --check runs/two runs/four  runs that were not measured for the costs
     python -m tools.scaling_model --size 8 --chunk_tokens 160 --max_chunks 6 costs guessed for a GPU (--help has them)
-    python -m tools.scaling_model --run runs/train --row_s 0.4               any cost may be given
+    python -m tools.scaling_model --run runs/train --row_s 0.4               any cost can be given
 
-The loop is gone through batch for batch as it runs (`tools.scaling_plan`). A shard takes
+The loop is simulated batch by batch, as it runs (`tools.scaling_plan`). A shard takes
 
     steps * step_s + problems * (tokens * token_s + grade_s)
 
-where `steps` decoding steps follow one another however few problems there are, and a token costs `token_s` more
-beside others. Invariant: costs that come from a run are measured, those that come from `--size` are guessed, and the
-first line of the output says which.
+where `steps` is the number of decoding steps that must follow one another however few problems there are, and `token_s`
+is what a token adds beside others. Invariant: costs that come from a run are measured, those that come from `--size`
+are guessed, and the first line of the output says which.
 """
 
 from __future__ import annotations

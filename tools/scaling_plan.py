@@ -2,9 +2,9 @@
 
     simulate(guess(8, chunk_tokens=160, max_chunks=6), workers=2, lag=1).problems_an_hour
 
-Batch for batch the loop is gone through as it runs (`core.loop`): shards wait in one queue for the next free worker,
-batch b is submitted when batch b - 1 - lag was learned from, the longest rank is waited for. Invariant: nothing is
-measured here, and the same costs give the same numbers.
+The loop is simulated batch by batch, as it runs (`core.loop`): shards wait in one queue for the next free worker, batch
+b is submitted once batch b - 1 - lag has been learned from, and an update waits for the longest rank. Invariant:
+nothing is measured here, and the same costs give the same numbers.
 """
 
 from __future__ import annotations

