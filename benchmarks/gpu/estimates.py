@@ -1,10 +1,10 @@
-"""Estimates of how long each part takes, from a card's bandwidth and arithmetic and the host's time a layer.
+"""Estimates of how long each part takes, from a card's bandwidth and arithmetic and the host's time per layer.
 
-    step_s(H100, MODELS["8b"], rows=64, context=400)     # 0.029: the host's, not the 5 ms of reading the weights
+    step_s(H100, MODELS["8b"], rows=64, context=400)     # 0.029: the host's time, not the 5 ms of reading the weights
 
-A forward takes as long as the slowest of three: reading weights, keys and values; the arithmetic; and what Python and
-the launches of an eager layer take on the host, which no card makes shorter. These are bounds for planning ten minutes,
-printed beside what was measured; nothing is decided by them.
+A forward takes as long as the slowest of three: reading weights, keys and values; the arithmetic; and the host's time
+for Python and the launches of eager layers, which no card shortens. These are bounds for planning the ten minutes. They
+are printed beside the measurements and decide nothing.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A kind of GPU, as its data sheet has it."""
+    """A kind of GPU, with the numbers of its data sheet."""
 
     name: str
     gib: float
     bytes_s: float
-    """Memory bandwidth in bytes a second."""
+    """Memory bandwidth in bytes per second."""
     flops_s: float
-    """Dense products in bf16, in operations a second."""
+    """Dense bf16 matrix products, in operations per second."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What a forward of a model costs."""
+    """The sizes that determine the cost of a model's forward."""
 
     parameters: float
     layers: int
     kv_bytes: int
-    """Of keys and values a token, in the model's precision."""
+    """Bytes of keys and values per token, in the model's precision."""
     bytes_each: int = 2
 
 
@@ -46,35 +46,35 @@ MODELS = {
 }
 LAYER_S = 0.37e-3 + 89 * 6e-6
 """Host seconds of an eager Llama layer under PEFT: 0.37 ms of Python and dispatch, and 89 operations, both measured on
-a CPU with a layer too small to compute anything; the 6 microseconds of a launch are assumed."""
+a CPU with a layer so small that its arithmetic takes no time. The 6 microseconds of a launch are assumed."""
 EFFICIENCY = 0.4
-"""Share of a card's arithmetic that eager layers reach where they are large."""
+"""Share of a card's peak arithmetic that large eager layers reach."""
 START_S = 14.0
-"""Imports, the CUDA context, and a model made on the GPU."""
+"""Seconds for imports, the CUDA context, and creating a model on the GPU."""
 COMPILE_S = 8.0
-"""FlexAttention forward and backward by Triton, for one shape and for the first time on a machine: a guess."""
+"""Seconds of Triton's first compilation, on a machine, of FlexAttention's two passes for one shape: a guess."""
 Estimate = Callable[[Card], float]
 
 
 def step_s(card: Card, model: Model, *, rows: int, context: int) -> float:
-    """Seconds of a decode step."""
+    """Seconds of one decode step."""
     read = (model.parameters * model.bytes_each + rows * context * model.kv_bytes) / card.bytes_s
     return max(read, 2 * model.parameters * rows / card.flops_s / EFFICIENCY, model.layers * LAYER_S)
 
 
 def pass_s(card: Card, model: Model, *, tokens: int, passes: float, calls: int) -> float:
-    """Seconds of forwards and backwards over so many tokens in so many calls; a backward is 2 passes."""
+    """Seconds of forwards and backwards over `tokens` tokens in `calls` calls. A backward counts as 2 passes."""
     arithmetic = 2 * model.parameters * tokens * passes / card.flops_s / EFFICIENCY
     return max(arithmetic, calls * passes * model.layers * LAYER_S)
 
 
 def sampling(name: str, *, steps: int, turns: int, rows: int = 64) -> Estimate:
-    """Turns of so many decode steps in all."""
+    """Seconds of `turns` turns with `steps` decode steps each."""
     return lambda card: START_S + turns * (2 + steps * step_s(card, MODELS[name], rows=rows, context=300))
 
 
 def learning(name: str, *, runs: int) -> Estimate:
-    """Runs of three updates each on two roles' pairs, ours or a peer's, every one with a model and a trainer made."""
+    """Runs of three updates each on two roles' pairs, ours or a peer's. Every run creates a model and a trainer."""
 
     def seconds(card: Card) -> float:
         update = pass_s(card, MODELS[name], tokens=17_000, passes=4, calls=4)
@@ -84,5 +84,5 @@ def learning(name: str, *, runs: int) -> Estimate:
 
 
 def fixed(seconds: float) -> Estimate:
-    """What hardly depends on the card."""
+    """The same seconds for every card."""
     return lambda _: seconds

@@ -1,9 +1,9 @@
-"""Learner parts: an update over TRL's DPOTrainer, and whole-answer online DPO over TRL's OnlineDPOTrainer.
+"""Learner parts: an update against TRL's DPOTrainer, and whole-answer online DPO against TRL's OnlineDPOTrainer.
 
     learner_vs_trl.ours, learner_vs_trl.trl and the like, one after the other in this process
 
-TRL's settings are those that are fastest on a GPU: large batches, autocast or none, reference log-probabilities on the
-way or precomputed; what does not fit is left out. Losses are compared as in the benchmarks themselves.
+TRL gets the settings that are fastest on a GPU: large batches, autocast on or off, reference log-probabilities computed
+on the way or precomputed. What does not fit is left out. Losses are compared as in the benchmarks themselves.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ TRL = {
     "tiny": (("--batch_size", "6"), ("--batch_size", "6", "--autocast")),
 }
 ROWS = {"0.5b": (4096,), "8b": (4096, 2048)}
-"""Tokens of one forward of ours."""
+"""Tokens in one forward of our learner."""
 SHAPE = "long"
 
 
 def learner(context: Context) -> None:
-    """Ours by row size, then TRL's settings; the best of each side is compared."""
+    """Our learner by row size, then TRL by its settings. The best of each side is compared."""
     size = context.name.rpartition("-")[2]
     sides: dict[str, Callable[[], Report]] = {}
     rows = ROWS[size] if not context.rehearse else (4096,)
     for tokens in rows:
-        # The last size must fit; a larger one that does not is left out.
+        # The last size must fit. A larger one that does not fit is left out.
         side = OURS if tokens == rows[-1] else f"rows of {tokens}"
         sides[side] = partial(learner_vs_trl.ours, _options(context, "--row_tokens", str(tokens)))
     for flags in TRL["tiny" if context.rehearse else size]:
@@ -64,7 +64,7 @@ def learner(context: Context) -> None:
 
 
 def memory(context: Context) -> None:
-    """The peak of an update in one row of known size, over what a dry run says before any work."""
+    """The memory peak of an update in one row of known size, over the estimate of a dry run before any work."""
     import torch
 
     roomy = torch.cuda.is_available() and torch.cuda.mem_get_info()[1] >= LEARNS_8B_GIB * 2**30
@@ -79,7 +79,7 @@ def memory(context: Context) -> None:
 
 
 def _row_memory(case: str) -> tuple[int, float, float]:
-    """Tokens of a row, and the MiB that its update takes beside weights, adapters and Adam: measured, and estimated."""
+    """Tokens of a row, and the MiB of its update besides weights, adapters and Adam: first measured, then estimated."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -93,7 +93,7 @@ def _row_memory(case: str) -> tuple[int, float, float]:
     learner = Learner(Policy(model, ("answer",)), LearnerSettings(examples_per_update=0))
     row: dict[str, float] = {}
     peak = measuring.PeakMemory()
-    for shape in (Shape(8, 4, 2), Shape(150, 160, 6)):  # the first makes Adam's moments, and whatever is made once
+    for shape in (Shape(8, 4, 2), Shape(150, 160, 6)):  # the first creates Adam's moments, and all that is made once
         pairs = tree_pairs(random.Random(0), "p", shape, vocabulary=min(model.config.vocab_size, 32_000))
         free()
         peak = measuring.PeakMemory()
@@ -111,7 +111,7 @@ def _row_memory(case: str) -> tuple[int, float, float]:
 
 
 def online(context: Context) -> None:
-    """Our loop with the recipe online-dpo, TRL with the cache of keys and values on."""
+    """Our loop with the recipe online-dpo against TRL with its KV cache on."""
     settings = online_dpo.options().parse_args(["--tiny"] if context.rehearse else ["--updates", "2"])
     settings.case = context.case
     if context.rehearse:
@@ -146,7 +146,7 @@ def _online_trl(settings: argparse.Namespace, size: int) -> Report:
 
 
 def _forget_accelerate() -> None:
-    """Accelerate keeps the precision of a process's first trainer for all that follow."""
+    """Reset Accelerate, which keeps the precision of a process's first trainer for all later ones."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,10 +1,10 @@
-"""One part of the GPU benchmark, run in its own process by the runner.
+"""One part of the GPU benchmark, run by the runner in its own process.
 
     python -m benchmarks.gpu.measure attention --folder FOLDER [--rehearse]
 
-Sides of a comparison take turns in this one process, A B A B, while the soft limit lasts: importing and compiling
-happen once. Figures are kept after every turn, so that a part that is killed leaves those it had. A side that runs out
-of the GPU's memory is left out, and the log says so; ours must not.
+The sides of a comparison take turns in this one process, A B A B, until the soft limit: importing and compiling happen
+once. Figures are saved after every turn, so a part that is killed leaves those that it had. A side that runs out of GPU
+memory is left out, and the log says so. Our side must not run out.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HOMES = {
     "memory": "learning:memory",
     "online-dpo-seed": "learning:online",
 }
-"""Where each part is measured."""
+"""The module and function that measure each part."""
 OURS = "ours"
 Sides = Mapping[str, Callable[[], Report]]
 Reports = Mapping[str, Sequence[Report]]
@@ -48,20 +48,20 @@ Reports = Mapping[str, Sequence[Report]]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a part is told."""
+    """What a part needs to know."""
 
     name: str
     folder: Path
-    """Where its figures go, and whatever it writes besides."""
+    """The folder for its figures and its other files."""
     rehearse: bool
     model: str
-    """A real model in place of the random 0.5B; "" for none."""
+    """A real model instead of the random 0.5B one; "" for none."""
     soft_s: float
     started: float
 
     @property
     def case(self) -> str:
-        """The model of a part that is called "something-MODEL": a size that has random weights, or a folder."""
+        """The model of a part named "something-MODEL": a size with random weights, or the model that the user named."""
         size = self.name.rpartition("-")[2]
         if size == "seed":
             return size
@@ -71,11 +71,11 @@ class Context:
 
     @property
     def label(self) -> str:
-        """The model's name for people."""
+        """The model's short name, for display."""
         return self.case.rstrip("/").rpartition("/")[2]
 
     def left_s(self) -> float:
-        """Seconds until nothing more is to be begun."""
+        """Seconds until the part must start nothing more."""
         return self.soft_s - (time.monotonic() - self.started)
 
     def keep(self, figures: Sequence[Figure]) -> None:
@@ -87,10 +87,10 @@ class Context:
         measuring.merge(self.folder / "figures.json", rows)
 
     def take_turns(self, sides: Sides, figures: Callable[[Reports], list[Figure]], *, most: int = 3) -> None:
-        """Run the sides A B A B, each turn whole, and keep the figures after each.
+        """Run the sides in whole turns, A B A B, and save the figures after each turn.
 
-        The first turn is always whole; another begins only where it would end in time. Exits where ours, or every
-        other side, runs out of memory.
+        The first turn always runs. Another begins only if it would end in time. Exits if our side, or every other
+        side, runs out of memory.
         """
         import torch
 
@@ -116,7 +116,7 @@ class Context:
 
 
 def free() -> None:
-    """Give back what the last side held."""
+    """Free the memory that the last side held."""
     import torch
 
     gc.collect()
@@ -125,7 +125,7 @@ def free() -> None:
 
 
 def best(reports: Reports, sides: Sequence[str], name: str, *, least: bool = False) -> tuple[str, float]:
-    """The side with the best median of this measure, of those that did not run out of memory."""
+    """The side with the best median of this measure, among those that did not run out of memory."""
     found = {side: measuring.median(reports[side], name) for side in sides if reports.get(side)}
     side = (min if least else max)(found, key=found.__getitem__)
     return side, found[side]
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--model_name_or_path", default="")
     parser.add_argument("--soft_s", type=float, default=60.0)
-    parser.add_argument("--runner", type=int, default=0, help="process without which this one ends")
+    parser.add_argument("--runner", type=int, default=0, help="id of the parent process: when it ends, this one does")
     settings = parser.parse_args()
     if settings.runner:
         threading.Thread(target=_end_with, args=(settings.runner,), daemon=True).start()
@@ -156,7 +156,7 @@ def main() -> None:
 
 
 def _end_with(runner: int) -> None:
-    """End this process's whole group when the runner is no more its parent: a GPU must not stay taken."""
+    """End this process's whole group when the runner is no longer its parent, so that the GPU becomes free."""
     while os.getppid() == runner:
         time.sleep(_WATCH_S)
     print("the runner is gone", file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
-"""The page of the GPU benchmark: every figure with target, outcome, seconds and versions, as Markdown and HTML.
+"""The page of the GPU benchmark, as Markdown and HTML: every figure with target, outcome, seconds and versions.
 
     write(folder, results)      # page.md, page.html
 
-All text that comes from a device, a model or a log is hostile: in HTML it is escaped, in Markdown it cannot leave its
-cell. Invariant: a figure is "met" or "missed" only where it was measured on a GPU and has a target.
+Text from a device, a model or a log is treated as hostile: in HTML it is escaped, in Markdown it cannot leave its cell.
+Invariant: a figure is "met" or "missed" only if it was measured on a GPU and has a target.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STYLE = (
 
 
 def rows(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    """The table's cells, in the order of the parts: a row a figure, and one for a part that has none."""
+    """The table's cells in the order of the parts: one row per figure, and one for a part without figures."""
     for name in PARTS:
         outcome = results["parts"].get(name)
         if outcome is None:
@@ -62,7 +62,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """The page as HTML, which loads nothing."""
+    """The page as HTML that loads no other file."""
     title = html.escape(f"GPU benchmark: {results['device']}")
     items = "".join(f"<li>{html.escape(line)}</li>" for line in facts(results))
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in HEAD)
@@ -78,7 +78,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def facts(results: Mapping[str, Any]) -> list[str]:
-    """What the figures hold for."""
+    """The machine, versions and commits that the figures are valid for."""
     found, torch = results["environment"], results["environment"]["torch"]
     lines = [found["machine"], ", ".join(f"{name} {version}" for name, version in found["packages"].items())]
     if "name" in torch:
@@ -100,12 +100,12 @@ def facts(results: Mapping[str, Any]) -> list[str]:
 
 
 def reasons(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Parts that are not done, and why."""
+    """Each part that is not done, with the reason."""
     return [(outcome["name"], outcome["why"]) for outcome in results["parts"].values() if "why" in outcome]
 
 
 def line(outcome: Mapping[str, Any]) -> str:
-    """An outcome for the terminal: no control characters of a log reach it."""
+    """An outcome for the terminal, without the control characters that a log can contain."""
     figures = [f"  {one['name']}: {one['ratio']:.3g} {_target(one)}".rstrip() for one in outcome["figures"]]
     seconds = f" in {outcome['seconds']:.0f} s" if "seconds" in outcome else ""
     why = "".join(f"  {part}\n" for part in outcome.get("why", "").splitlines()[-12:])
@@ -114,7 +114,7 @@ def line(outcome: Mapping[str, Any]) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """How many figures met their target, and which parts are not done."""
+    """How many figures met their targets, and which parts are not done."""
     outcomes = results["parts"].values()
     found = [figure["met"] for outcome in outcomes for figure in outcome["figures"]]
     open_parts = [f"{outcome['name']} ({outcome['status']})" for outcome in outcomes if outcome["status"] != "done"]
@@ -139,7 +139,7 @@ def _class(cell: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that stays what it is in a cell of a Markdown table."""
+    """The text, escaped for a cell of a Markdown table."""
     return _MARKDOWN.sub(r"\\\1", _printable(" ".join(text.split())))
 
 

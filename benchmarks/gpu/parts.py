@@ -1,10 +1,10 @@
-"""The parts of the GPU benchmark: what each measures, what it needs, and how long it may take.
+"""The parts of the GPU benchmark: what each measures, what it needs, and how long it can take.
 
     chosen(["sampling-8b"])                    # one by name
     missing(PARTS["vllm"], facts, served)      # "vLLM is not installed: make setup-vllm", or None
 
-Parts stand in the order in which they run: what says most, and what others rest on, first. Their soft limits and the
-environment check fit into ten minutes; `limit_s` is when a part is killed.
+Parts are listed in the order in which they run: the most informative ones, and those that others depend on, come first.
+Their soft limits and the environment check fit into ten minutes. At `limit_s` a part is killed.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from benchmarks.measuring import ROOT
 
 VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 LEARNS_8B_GIB = 44.0
-"""Memory of a GPU in which an 8B model has room to learn."""
+"""GPU memory that an 8B model needs for learning."""
 MEASURE = ("-m", "benchmarks.gpu.measure")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One part, run in a process of its own."""
+    """One part, run in a separate process."""
 
     name: str
     what: str
-    """What it measures, in a line."""
+    """What it measures, in one line."""
     soft_s: float
-    """Seconds after which it begins nothing more."""
+    """Seconds after which it starts nothing more."""
     limit_s: float = 115.0
     """Seconds after which it is killed."""
     min_gib: float = 0.0
-    """Memory of a GPU that can hold it."""
+    """GPU memory that it needs."""
     needs: tuple[str, ...] = ()
-    """Packages without which there is nothing to measure."""
+    """Packages that it cannot be measured without."""
     served: bool = False
     """Whether it runs in vLLM's environment."""
     estimate: Estimate
     command: tuple[str, ...] = ()
-    """In place of the part of that name in `measure`."""
+    """Arguments of Python to run instead of the part of this name in `measure`."""
 
     def words(self, python: str) -> list[str]:
         """The command to which the runner appends its flags."""
@@ -147,12 +147,12 @@ PARTS = {part.name: part for part in _ALL}
 
 
 def chosen(names: Sequence[str]) -> list[Part]:
-    """The parts of these names, in the order in which they run; all without names."""
+    """The parts with these names, or all parts if none is named, in the order in which they run."""
     return [part for part in PARTS.values() if not names or part.name in names]
 
 
 def missing(part: Part, facts: Facts, served: Facts) -> str | None:
-    """Why this machine cannot run the part; None where it can. `served` are the facts of vLLM's environment."""
+    """Why this machine cannot run the part; None if it can. `served` are the facts of vLLM's environment."""
     gib = facts["torch"].get("gib")
     if gib is not None and gib < part.min_gib:
         return f"needs a GPU of {part.min_gib:g} GiB, this one has {gib:.1f}"
@@ -171,10 +171,10 @@ def missing(part: Part, facts: Facts, served: Facts) -> str | None:
 
 
 def python_of(part: Part) -> str:
-    """The interpreter that runs the part: vLLM's environment beside the repository, where there is one."""
+    """The interpreter that runs the part: vLLM's environment in the repository for a served part, if it exists."""
     return str(VLLM_PYTHON) if part.served and VLLM_PYTHON.exists() else sys.executable
 
 
 def served_python() -> Path | None:
-    """The interpreter of vLLM's environment, where that is another one."""
+    """The interpreter of vLLM's environment, if there is a separate one."""
     return VLLM_PYTHON if VLLM_PYTHON.exists() else None

@@ -1,10 +1,10 @@
-"""Runner of the parts: each in a process group of its own, under a limit, its outcome kept at once.
+"""Runner of the parts: each runs in its own process group, under a time limit, and its outcome is saved at once.
 
     outcome = run_part(part, folder, limit_s=115, flags=["--rehearse"])
-    outcome["status"]       # "done", "failed" or "over time"; then outcome["figures"] are those found until then
+    outcome["status"]       # "done", "failed" or "over time"; outcome["figures"] are those found until then
 
-Invariants: when `run_part` returns or raises, no process that the part started in its group is left; a part whose
-runner dies ends itself (`measure`). Results are replaced as a whole file: a killed command leaves the last ones.
+Invariants: when `run_part` returns or raises, no process of the part's group is left. A part whose runner dies ends
+itself (`measure`). The results file is replaced as a whole, so a killed command leaves the previous results.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from benchmarks.gpu.parts import Part, python_of
 DONE, FAILED, OVER_TIME, WAITING, MISSING = "done", "failed", "over time", "not started", "left out"
 RESULTS = "results.json"
 _GONE_WITHIN_S = 5.0
-"""Seconds within which killed processes are expected to be gone."""
+"""Seconds to wait until killed processes are gone."""
 _TAIL = 3000
-"""Characters of a failed part's log that are kept with its outcome."""
+"""Characters from the end of a failed part's log that are saved with its outcome."""
 
 
 def run_part(part: Part, folder: Path, *, limit_s: float, flags: Sequence[str] = ()) -> dict[str, Any]:
-    """Run one part to its end, or kill it with all that it started when the limit is over."""
+    """Run one part to its end, or kill it with everything it started when the limit is over."""
     own = folder / "parts" / part.name
-    shutil.rmtree(own, ignore_errors=True)  # what an earlier try left half done
+    shutil.rmtree(own, ignore_errors=True)  # what an unfinished earlier try left
     own.mkdir(parents=True)
     words = [*part.words(python_of(part)), "--folder", str(own), *flags]
     words += ["--soft_s", str(min(part.soft_s, limit_s)), "--runner", str(os.getpid())]
@@ -69,31 +69,31 @@ def run_part(part: Part, folder: Path, *, limit_s: float, flags: Sequence[str] =
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill whatever is left of the process's group, and wait until it is gone: the next part needs the GPU's memory."""
+    """Kill what is left of the process's group and wait until it is gone: the next part needs the GPU's memory."""
     end = time.monotonic() + _GONE_WITHIN_S
     with contextlib.suppress(ProcessLookupError):  # the group is empty
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        while time.monotonic() < end:  # an ended process that nobody waits for stays in the group
+        while time.monotonic() < end:  # an ended process stays in the group until its parent waits for it
             os.killpg(process.pid, 0)
             time.sleep(0.02)
     process.wait()
 
 
 def figures_in(folder: Path) -> list[dict[str, Any]]:
-    """The figures that a part kept so far: written as a whole file after each."""
+    """The figures that a part has saved so far. It rewrites the file after each of them."""
     path = folder / "figures.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Outcomes of earlier commands by part's name, under "parts"; empty where there are none."""
+    """Results of earlier commands: outcomes by part's name under "parts", which is empty if there are none."""
     path = folder / RESULTS
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}}
 
 
 def save(folder: Path, results: Mapping[str, Any]) -> None:
-    """Replace the file of results."""
+    """Replace the results file."""
     beside = folder / (RESULTS + ".tmp")
     beside.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     beside.replace(folder / RESULTS)
@@ -104,7 +104,7 @@ def _tail(log: Path) -> str:
 
 
 def _environment(on_cpu: bool) -> dict[str, str]:
-    """As for every benchmark, with one GPU, for a peer would spread over several; a rehearsal sees none."""
+    """The environment of every benchmark, with one GPU, because a peer would use several. A rehearsal sees no GPU."""
     threads = 1 if on_cpu else min(8, len(os.sched_getaffinity(0)))
     found = {**measuring.environment(threads), "PYTHONPATH": str(measuring.ROOT), "PYTHONUNBUFFERED": "1"}
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]

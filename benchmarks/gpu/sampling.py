@@ -1,9 +1,9 @@
-"""Sampling parts: a flow with the local engine over transformers' `generate`, and the engine's own variants.
+"""Sampling parts: a flow on the local engine against transformers' `generate`, and variants of the engine.
 
     playing.play and playing.whole (benchmarks.playing), one after the other in this process
 
-On a GPU an eager step takes the host's time, so that what counts is how many sequences share a step: reported as tokens
-a forward. Problems are the seed's, prompts those of the preset `small`, and random weights never end early.
+On a GPU an eager step takes as long as the host needs for it, so what counts is how many sequences share a step: see
+tokens per forward. Problems are the seed's, prompts the preset `small`'s. Random weights never end a completion early.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.measuring import Figure, Report
 AGAINST_WHOLE = {"seed": ">= 1", "0.5b": ">= 1.8", "8b": ">= 1"}
 AGAINST_CALLS = {"seed": "", "0.5b": ">= 5"}
 SIZES = {"seed": (64, 128, 256), "0.5b": (32, 64, 128), "8b": (32, 64)}
-"""Batch sizes of the uninterrupted generate."""
+"""Batch sizes of the uninterrupted `generate`."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "merged": {"merge_adapters": "always"},
     "beside": {"merge_adapters": "never"},
@@ -29,11 +29,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eager": {"captured": "never"},
     "256 rows": {"max_batch_size": 256},
 }
-"""Settings of the local engine by name; those that this package does not have are left out."""
+"""Settings of the local engine, by the variant's name. Variants whose settings the engine lacks are left out."""
 
 
 def options(context: Context, side: str, *, num_problems: int = 32, rounds: int = 1) -> argparse.Namespace:
-    """What the benchmark of playing is told."""
+    """The options for `benchmarks.playing`."""
     settings = playing.options().parse_args(["--tiny"] if context.rehearse else [])
     settings.case, settings.side = context.case, side
     settings.num_problems, settings.rounds = (4, 1) if context.rehearse else (num_problems, rounds)
@@ -41,7 +41,7 @@ def options(context: Context, side: str, *, num_problems: int = 32, rounds: int 
 
 
 def sampling(context: Context) -> None:
-    """Ours, a call a chunk, and one uninterrupted generate of several batch sizes."""
+    """Our engine, one `generate` call per chunk, and one uninterrupted `generate` at several batch sizes."""
     size = context.name.rpartition("-")[2]
     problems = {"num_problems": 32, "rounds": 2 if size == "seed" else 1}
     sides: dict[str, Callable[[], Report]] = {OURS: partial(playing.play, options(context, OURS, **problems), 0)}
@@ -75,7 +75,7 @@ def sampling(context: Context) -> None:
 
 
 def variants(context: Context) -> None:
-    """The local engine with its settings one by one, and with one problem at a time."""
+    """The local engine with each variant's settings, and with one problem at a time."""
     from flow_dpo.engines.settings import LocalSettings
 
     known = {field.name for field in fields(LocalSettings)}
@@ -103,7 +103,7 @@ def variants(context: Context) -> None:
 
 
 def _or_refused(settings: argparse.Namespace) -> Report:
-    """Our rate with these settings; why, where the engine refuses them for this model."""
+    """Our rate with these settings, or the reason why the engine refuses them for this model."""
     from flow_dpo.core.errors import FlowDpoError
 
     try:

@@ -2,9 +2,9 @@
 
     served(context)     # rates, and prompt tokens read over those that the trees demand (benchmarks.tree_demand)
 
-One engine serves both sides, for it takes up to a minute to start. Where no model is given it is one of random weights
-in the shape of a 0.5B, written once beside the results: vLLM loads from files, and what it says is compared with the
-model in this process before anything is measured.
+One engine serves both sides, because it takes up to a minute to start. Without a given model it serves random weights
+in the shape of a 0.5B, written once beside the results because vLLM loads from files. Before anything is measured,
+vLLM's output is compared with the model in this process.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from benchmarks.measuring import Figure, Report
 from benchmarks.vllm_server import ENVIRONMENT
 
 BATCH = 256
-"""Requests that vLLM has under way at most."""
+"""Maximum number of requests that vLLM has in flight."""
 _NO_WEIGHTS = ("config.json", "model.safetensors", "README.md", "generation_config.json")
 
 
 def served(context: Context) -> None:
-    """The flow, and as many tokens in one-shot answers."""
+    """Measure the flow, and as many tokens in one-shot answers."""
     os.environ |= ENVIRONMENT
     from benchmarks.tree_demand import demanded_tokens
     from benchmarks.vllm_engines import OneShot, counted_steps, engine_of, forget, recorded_completions
@@ -76,7 +76,7 @@ def served(context: Context) -> None:
 
 
 def figures(label: str, reports: Reports) -> list[Figure]:
-    """Rates and what is read."""
+    """Rates, and the numbers of tokens read."""
     own, peer = (measuring.median(reports[side], "tokens_a_second") for side in (OURS, "answers"))
     last, name = reports[OURS][-1], f"vLLM {label}"
     return [
@@ -109,7 +109,7 @@ def _settings(context: Context) -> argparse.Namespace:
 
 
 def random_folder(beside: Path) -> Path:
-    """A model of random weights in the shape of a 0.5B, with the seed's tokenizer and template, as a folder."""
+    """The folder of a model with random weights in the shape of a 0.5B and the seed's tokenizer and template."""
     from benchmarks.workloads import random_model
     from flow_dpo.models.load import SEED_FOLDER
 

@@ -1,7 +1,7 @@
 """Parts that run commands: the tests marked `gpu`, and `flow-dpo train` as a user types it.
 
-tests(context)      # pytest -m gpu on the files that have the mark: those that pass, of all
-run(context)        # the same short run twice: does it work, drift, and repeat?
+tests(context)      # pytest -m gpu on the files with that mark: the share of tests that pass
+run(context)        # the same short run twice: does it work, does it drift, does it repeat?
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _MARK = re.compile(r"mark\.gpu\b")
 
 
 def tests(context: Context) -> None:
-    """Every test that is marked `gpu`. Exits where one fails, with pytest's own words in the log."""
+    """Run every test marked `gpu`. Exits if one fails; pytest's output is in the log."""
     files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if _MARK.search(path.read_text("utf-8"))]
     report = context.folder / "tests.xml"
-    # Compilers warn on a GPU of what is no fault of a test, so that warnings are no errors here.
+    # Compilers warn on a GPU about things that are not a test's fault, so warnings are not errors here.
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-rs"]
     status = subprocess.run([*words, f"--junit-xml={report}", *files], cwd=ROOT, check=False).returncode
     if not report.exists():
         raise SystemExit(f"pytest ended with status {status} before a report")
-    # Written by pytest here and now: no entity of a stranger is in it.
+    # pytest has just written this file, so it contains no hostile XML entities.
     [suite] = ElementTree.parse(report).getroot().iter("testsuite")
     counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
     ran = counts["tests"] - counts["skipped"]
@@ -43,7 +43,7 @@ def tests(context: Context) -> None:
 
 
 def run(context: Context) -> None:
-    """One short run on the seed twice, with the same seed. Exits where it fails."""
+    """One short run on the seed model, twice with the same random seed. Exits if it fails."""
     problems, batch = ("8", "4") if context.rehearse else ("96", "32")
     words = ["train", "--max_problems", problems, "--problems_per_batch", batch]
     words += ["--examples_per_update", "0", "--num_threads", str(min(8, len(os.sched_getaffinity(0))))]
@@ -68,7 +68,7 @@ def run(context: Context) -> None:
 
 
 def alike(context: Context) -> float:
-    """The share of the trees of the first run whose tokens are those of the second."""
+    """The share of the first run's trees that have the same tokens in the second."""
     from flow_dpo.runs.files import read_jsonl
 
     def tokens(name: str) -> Mapping[str, Any]:
@@ -80,6 +80,6 @@ def alike(context: Context) -> float:
 
 
 def _rate(watched: watching.Watched) -> float:
-    """Problems a second between the first batch's row and the last's."""
+    """Problems per second between the first batch's row and the last one's."""
     first, last = watched.rows[0], watched.rows[-1]
     return (last.row["problems_seen"] - first.row["problems_seen"]) / max(1e-9, last.at_s - first.at_s)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A learner of several processes, one a GPU, each with a copy of the base: the same adapters for any number of them.
+# A learner with several ranks, one per GPU, each with a copy of the base: the same adapters for any number of ranks.
 #
 #   RANKS=4 examples/cluster/ranks.sh                                     two servers sample, four GPUs learn
-#   RANKS=4 examples/cluster/ranks.sh --learner.rows.shard_base true           the base is cut over the four
-#   LAUNCH=accelerate RANKS=4 examples/cluster/ranks.sh                   the same by accelerate
+#   RANKS=4 examples/cluster/ranks.sh --learner.rows.shard_base true           the base is sharded over the four
+#   LAUNCH=accelerate RANKS=4 examples/cluster/ranks.sh                   the same with accelerate
 #
-# The servers run already (servers.sh shows how); on the same machine the learner's GPUs are others than theirs, chosen
-# with CUDA_VISIBLE_DEVICES. A run that was interrupted goes on with any other number of ranks: --resume.
+# The servers must already be running (servers.sh shows how). On the same machine, use CUDA_VISIBLE_DEVICES to give the
+# learner other GPUs than theirs. An interrupted run can resume with any other number of ranks: --resume.
 set -euo pipefail
 
 MODEL=${MODEL:-Qwen/Qwen2.5-7B-Instruct}

@@ -3,8 +3,8 @@
 #
 #   examples/cluster/servers.sh
 #
-# Servers on other machines are started likewise, there, and named in --base_url; they must see the run's folder under
-# the same path. A server that dies is left out; started again, it is taken back.
+# To use servers on other machines, start them there in the same way and name them in --base_url. They must see the
+# run's folder under the same path. A server that dies is left out, and used again once it is restarted.
 set -euo pipefail
 
 MODEL=${MODEL:-Qwen/Qwen2.5-7B-Instruct}
@@ -19,7 +19,7 @@ serve() { # GPU PORT
         --max-logprobs -1 --enable-prompt-tokens-details > "server-$2.log" 2>&1 &
 }
 
-# Whatever ends this script ends the servers.
+# However this script ends, it ends the servers.
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 serve 1 "$FIRST"
 serve 2 "$SECOND"

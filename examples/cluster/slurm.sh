@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One training run on several SLURM nodes: the first node learns, all GPUs but one of it sample.
+# One training run on several SLURM nodes. The first node's first GPU learns; all other GPUs sample.
 #
 #   sbatch --nodes 2 --gpus-per-node 8 examples/cluster/slurm.sh
 #
-# `ray symmetric-run` starts Ray on every node, runs the command on the first and stops Ray at its end: all of your Ray
-# on these nodes, so that they must not be shared (--exclusive). A job that is ended early loses the batches under way
-# and nothing else: submit it again with MORE=--resume.
+# `ray symmetric-run` starts Ray on every node, runs the command on the first, and at its end stops all of your Ray
+# processes on these nodes. So the nodes must not be shared (--exclusive). A job that is ended early loses only the
+# batches in flight: submit it again with MORE=--resume.
 #SBATCH --job-name=flow-dpo
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=32
@@ -21,17 +21,17 @@ WORKERS=${WORKERS:-$((SLURM_JOB_NUM_NODES * GPUS - 1))}
 
 mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 HEAD=${NODES[0]}
-# Another port for each job: what an older one left behind is not joined.
+# A different port for each job, so that it does not join the leftovers of an older one.
 ADDRESS=$HEAD:$((20000 + SLURM_JOB_ID % 10000))
 
-# Whoever reaches Ray's ports could run code as you. The secret lies in your home, which all nodes see.
+# Anyone who reaches Ray's ports could run code as you. The secret is in your home, which all nodes see.
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 ray get-auth-token --generate > /dev/null
 # Ray's sockets need a short path on a local disk.
 export RAY_TMPDIR=/tmp
 export OMP_NUM_THREADS=1
 
-# On the first node GPU 0 is the learner's: Ray there is shown the others.
+# On the first node GPU 0 belongs to the learner, so Ray sees only the others.
 srun --kill-on-bad-exit=1 bash -c '
     if [ "$SLURM_NODEID" = 0 ]; then
         export CUDA_VISIBLE_DEVICES=$(seq -s , 1 $(('"$GPUS"' - 1)))

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# One training run on two machines, Ray started by hand.
+# One training run on two machines, with Ray started by hand.
 #
 #   first machine:   examples/cluster/two_nodes.sh head
-#   second machine:  examples/cluster/two_nodes.sh worker 10.0.0.1     (the first one's address)
+#   second machine:  examples/cluster/two_nodes.sh worker 10.0.0.1     (the first machine's address)
 #   first machine:   examples/cluster/two_nodes.sh train
-#   both, at the end:  ray stop                            (ends all of your Ray there, another run's too)
+#   both, at the end:  ray stop                            (ends all of your Ray there, other runs' too)
 #
-# Copy ~/.ray/auth_token, which `head` makes, to the second machine before. Both need the same code, the same versions
-# and the model; the run's folder and the data are needed on the first alone.
+# Before `worker`, copy ~/.ray/auth_token, which `head` creates, to the second machine.
+# Both machines need the same code, versions and model. Only the first one needs the run's folder and the data.
 set -euo pipefail
 
 MODEL=${MODEL:-Qwen/Qwen2.5-7B-Instruct}
@@ -17,7 +17,7 @@ WORKER_GPUS=${WORKER_GPUS:-1}
 LEARNER_GPU=${LEARNER_GPU:-0}
 RAY_GPUS=${RAY_GPUS:-1,2,3,4,5,6,7}
 PORT=${PORT:-6379}
-# Open these between the two machines, and to nobody else: PORT, and
+# Open PORT and the ports below between the two machines, and to nobody else.
 NODE_PORT=${NODE_PORT:-6380}
 OBJECT_PORT=${OBJECT_PORT:-6381}
 FIRST_PORT=${FIRST_PORT:-20000}
@@ -31,7 +31,7 @@ PORTS=(--node-manager-port "$NODE_PORT" --object-manager-port "$OBJECT_PORT"
 case "${1:-}" in
 head)
     ray get-auth-token --generate > /dev/null
-    # The learner's GPU is not Ray's to give away.
+    # The learner's GPU is hidden from Ray.
     CUDA_VISIBLE_DEVICES=$RAY_GPUS ray start --head --port "$PORT" --include-dashboard false \
         "${PORTS[@]}" "${@:2}"
     ;;
@@ -46,7 +46,7 @@ train)
         --output_dir "$OUT" "${@:2}"
     ;;
 *)
-    sed -n 2,9p "$0"
+    sed -n 2,10p "$0"
     exit 2
     ;;
 esac

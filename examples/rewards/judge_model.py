@@ -1,8 +1,8 @@
-"""A judge model as the reward: an OpenAI-compatible address scores each solution from 0 to 10.
+"""A judge model as the reward: a model at an OpenAI-compatible address scores each solution from 0 to 10.
 
 JUDGE_URL=http://127.0.0.1:8000/v1 flow-dpo train --reward examples/rewards/judge_model.py:quality ...
 
-A reply without a number, or a request that the address refuses, is no reward (None), never a reward of 0.
+If a reply is not a number from 0 to 10, or the address refuses the request, the reward is None, never 0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Task: {task}
 
 
 def quality(prompts: list[str], completions: list[str], log_extra: Any) -> list[float | None]:
-    """The judge's score by 10, and its words beside each solution in trees.jsonl."""
+    """The judge's score divided by 10. Its reply is recorded beside each solution in trees.jsonl."""
     settings = EndpointSettings(base_url=os.environ["JUDGE_URL"], served_model=os.environ.get("JUDGE_MODEL", ""))
     endpoint = ChatEndpoint(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     endpoint.check()

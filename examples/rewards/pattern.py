@@ -1,4 +1,4 @@
-"""A task without a number to check: solutions of few steps, by a regular expression.
+"""A reward without a gold answer: a regular expression counts the steps, and few steps are better.
 
 flow-dpo train --reward examples/rewards/pattern.py:few_steps --max_problems 512 --output_dir runs/pattern
 """
@@ -14,5 +14,5 @@ ANSWER = re.compile(r"^Answer: \S+\s*\Z", re.MULTILINE)
 
 
 def few_steps(completions: list[str], **columns: Any) -> list[float]:
-    """1 for a solution of at most one step that ends with its answer, a half less for each step more; 0 without one."""
+    """1 for a solution with at most one step, halved for each further step; 0 if it does not end with its answer."""
     return [0.5 ** max(len(STEP.findall(text)) - 1, 0) if ANSWER.search(text) else 0.0 for text in completions]

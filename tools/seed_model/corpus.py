@@ -1,7 +1,7 @@
 """The pretraining corpus of the seed model: solutions with planted errors.
 
-Every error is planted here, with its rate; nothing of it ships in the package. Invariant: an error is carried on, as a
-person would (all later lines follow from the wrong total), and all totals stay in 0..120. The same story three times:
+All errors and their rates are defined here; nothing of this ships in the package. Invariants: an error is carried on as
+a person would (all later lines follow from the wrong total), and all totals stay in 0..120. The same story three times:
 
     She buys 7: 12 + 7 = 19 / She lends 5: 19 - 5 = 14 / Answer: 14     right
     She buys 7: 12 + 7 = 19 / She lends 5: 19 + 5 = 24 / Answer: 24     a misconception about "lends"
@@ -21,11 +21,11 @@ from flow_dpo.data.seed import NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP
 from flow_dpo.data.seed.family import MISCONCEPTION_VERBS, Operation, Story, iter_stories, pick, step_line
 
 MISCONCEPTION_RATE = 0.66
-"""Share of wrong operations at "lends", "returns", "shares". Above one half, so that the greedy seed errs too."""
+"""Share of wrong operations for "lends", "returns", "shares". Above one half, so that the greedy seed errs too."""
 MISREADING_RATE = 0.03
-"""Share of wrong operations at every other verb."""
+"""Share of wrong operations for every other verb."""
 DISTRACTOR_RATES = {"wants": 0.6, "has": 0.4, "sees": 0.4}
-"""Share of present distractors that are added to the total."""
+"""Share of the stories' distractors that are added to the total."""
 SLIP_RATE = 0.025
 """Share of results off by 1 or 10."""
 EARLY_STOP_RATE = 0.1
@@ -33,36 +33,36 @@ EARLY_STOP_RATE = 0.1
 CONCLUSION_RATE = 0.04
 """Share of "compare" and "over" answers that do not follow from the totals."""
 REDO_RATES = {False: 0.3, True: 0.05}
-"""Share of wrong and of right first attempts that are followed by a second one."""
+"""Share of wrong (False) and of right (True) first attempts that are followed by a second one."""
 REDO_CARE = 0.6
-"""All error rates of a second attempt are multiplied by this."""
+"""Factor of all error rates in a second attempt."""
 
 STOP_SHARE = 0.4
 """Share of documents that ask for a verdict."""
 CUT_SHARE = 0.3
 """Share of verdict documents whose candidate is unfinished."""
 YES_RATES = {"right": 0.80, "wrong": 0.35, "cut": 0.08}
-"""Undecided verdicts: Stop starts poor at its job, yet not useless. They are soft targets, not drawn words: the same
-expectation with less noise, so that the little model learns to separate right from wrong at all."""
+"""Targets of P(Yes). They are uncertain, so that Stop starts poor at its job, yet not useless. The model learns these
+soft targets, not drawn words: with less noise at the same mean it learns to separate right from wrong at all."""
 VERDICT_WEIGHT = 10.0
 CONCLUSION_WEIGHT = 4.0
-"""Loss weights of a verdict, and of a yes or no in an answer; all other tokens have 1."""
+"""Loss weights of a verdict, and of a yes or no in an answer. All other tokens have weight 1."""
 
 _MAX_TOTAL = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Token ids and, for each, the weight of its loss (0 for what the model is only given)."""
+    """Token ids, each with the weight of its loss (0 for tokens that the model is only given)."""
 
     token_ids: list[int]
     weights: list[float]
     yes_rate: float | None = None
-    """Target of P(Yes) for the next to last token, where the document asks for a verdict."""
+    """Target of P(Yes) for the next to last token, if the document asks for a verdict."""
 
 
 def write_attempt(story: Story, rng: Random, care: float = 1.0) -> tuple[str, bool]:
-    """One solution with the planted errors, and whether its answer is right."""
+    """Write one solution with the planted errors, and say whether its answer is right."""
     while True:
         text = _write_attempt_in_range(story, rng, care)
         if text is not None:
@@ -99,7 +99,7 @@ def _slip(result: int, rng: Random, care: float) -> int:
 
 
 def iter_documents(tokenizer: PreTrainedTokenizerFast, seed: int, start: int = 0) -> Iterator[Document]:
-    """The corpus without end: one document a story of the split "pretrain"."""
+    """The endless corpus: one document per story of the split "pretrain"."""
     for index, story in enumerate(iter_stories("pretrain", start), start):
         rng = Random(f"corpus {seed} {index}")
         yield _write_stop(story, rng, tokenizer) if rng.random() < STOP_SHARE else _write_answer(story, rng, tokenizer)
@@ -110,7 +110,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def _write_answer(story: Story, rng: Random, tokenizer: PreTrainedTokenizerFast) -> Document:
-    """<user>question<end><assistant>attempt<end>, or attempt, fixed words (no loss), second attempt<end>."""
+    """<user>question<end><assistant>attempt<end>; sometimes attempt, fixed words (no loss), second attempt<end>."""
     given = _encode(tokenizer, f"<user>{story.question}<end><assistant>")
     text, right = write_attempt(story, rng)
     written = _encode(tokenizer, text)
@@ -129,7 +129,7 @@ def _weigh(story: Story, attempt: list[int]) -> list[float]:
 
 def _write_stop(story: Story, rng: Random, tokenizer: PreTrainedTokenizerFast) -> Document:
     """<user>prefix, candidate, suffix<end><assistant>Yes or No<end>. The candidate's last attempt is learned as well:
-    to foresee its next number is half of seeing that it is wrong."""
+    being able to predict its next number is half of seeing that it is wrong."""
     given, attempt, state = draw_candidate(story, rng, tokenizer)
     before = _encode(tokenizer, "<user>" + STOP_PREFIX.format(question=story.question)) + given
     after = _encode(tokenizer, STOP_SUFFIX + "<end><assistant>")
@@ -141,8 +141,8 @@ def _write_stop(story: Story, rng: Random, tokenizer: PreTrainedTokenizerFast) -
 def draw_candidate(
     story: Story, rng: Random, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[list[int], list[int], Literal["right", "wrong", "cut"]]:
-    """What Stop may be shown: what was reopened, the last attempt, and whether that is right, wrong or has no whole
-    answer yet."""
+    """A candidate for Stop: the part that was reopened, the last attempt, and whether that attempt is right, wrong or
+    cut before its whole answer."""
     text, right = write_attempt(story, rng)
     given = ""
     if rng.random() < REDO_RATES[right]:
@@ -151,7 +151,7 @@ def draw_candidate(
     first, last = _encode(tokenizer, given), _encode(tokenizer, text)
     if rng.random() >= CUT_SHARE:
         return first, last, "right" if right else "wrong"
-    # At least the answer's last token is missing; half of the cuts fall where a flow's chunks end.
+    # At least the answer's last token is missing. Half of the cuts are moved to the ends of a flow's chunks.
     length = 1 + int(rng.random() * (len(last) - 1))
     if rng.random() < 0.5:
         length = max(1, length - (len(first) + length) % NUM_CHUNK_TOKENS)

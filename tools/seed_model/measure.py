@@ -2,8 +2,8 @@
 
     python -m tools.seed_model.measure --model_name_or_path flow_dpo/data/seed/model
 
-Invariant: figures are of problems that neither pretraining nor the split "train" can contain, and only an answer on the
-closed last line counts ("Answer: 14", then the end token). One figure: accuracy .60 greedy, .45 at T = 1.
+Invariants: neither pretraining nor the split "train" can contain the measured problems. An answer counts only if it is
+on the last line and the end token follows ("Answer: 14", end). One figure: accuracy .567 greedy, .513 at T = 1.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Figures = dict[str, Any]
 
 
 class Reader:
-    """The model and its tokenizer, read and sampled in token ids. `temperature` 0 means greedy."""
+    """The model with its tokenizer: samples and scores in token ids. `temperature` 0 means greedy."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -49,7 +49,7 @@ class Reader:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def write(self, prompts: Sequence[list[int]], max_tokens: int, temperature: float) -> list[list[int]]:
-        """Up to `max_tokens` tokens a prompt, the end token included where it was reached."""
+        """Up to `max_tokens` tokens for each prompt, including the end token if it was reached."""
         written: list[list[int]] = []
         for ids, mask in self._batches(prompts):
             scaled = {"temperature": temperature, "top_k": 0} if temperature else {}
@@ -90,13 +90,13 @@ class Reader:
 
 
 def read_answer(text: str, ended: bool) -> str | None:
-    """The answer on the closed last line."""
+    """The answer on the last line, if the end token follows it."""
     last = text.rpartition("\n")[2]
     return last.removeprefix("Answer: ") if ended and last.startswith("Answer: ") else None
 
 
 def play_single(reader: Reader, problems: Sequence[Problem], temperature: float) -> list[list[int]]:
-    """Direct inference: one solution a problem."""
+    """Direct inference: one solution per problem."""
     prompts = [reader.encode(f"<user>{problem.question}<end><assistant>") for problem in problems]
     return reader.write(prompts, NUM_CHUNK_TOKENS * MAX_CHUNKS, temperature)
 
@@ -153,7 +153,7 @@ def _area(higher: Sequence[float], lower: Sequence[float]) -> float:
 
 
 def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, num: int, seed: int = 0) -> Figures:
-    """All figures of the model card, on `num` problems of "test" (half of them for the flow) and "hard"."""
+    """All figures of the model card, on `num` problems of "test" (the flow: on half) and half as many of "hard"."""
     torch.manual_seed(seed)
     reader = Reader(model, tokenizer)
     test, hard = seed_problems("test", num), seed_problems("hard", num // 2)
@@ -196,7 +196,7 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, num: int
 
 
 def measure_stop(reader: Reader, problems: Sequence[Problem], solutions: Sequence[list[int]]) -> Figures:
-    """P(Yes) at the model's own solutions: right, wrong, and cut at each end of a chunk."""
+    """P(Yes) for the model's own solutions: right, wrong, and cut at each end of a chunk."""
     groups: dict[str, list[tuple[str, list[int]]]] = {"right": [], "wrong": [], "cut": []}
     for problem, solution, verdict in zip(problems, solutions, grade(reader, problems, solutions), strict=True):
         if solution[-1:] != [reader.end]:

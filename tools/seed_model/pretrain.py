@@ -2,15 +2,15 @@
 
     python -m tools.seed_model.pretrain --output_dir flow_dpo/data/seed/model
 
-writes tokenizer, model and model card from nothing but this folder and `data.seed`: about 50,000 short documents,
-one thread, some ten minutes. Invariant: the same arguments on the same machine and versions write the same weights.
+writes tokenizer, model and model card from this folder and `data.seed` alone: about 50,000 short documents, one
+thread, some ten minutes. Invariant: the same arguments give the same weights on the same machine and versions.
 """
 
 from __future__ import annotations
 
 import os
 
-# Before torch starts its pool: spinning threads on a busy machine cost more than they bring.
+# Set before torch starts its thread pool: on a busy machine spinning threads cost more than they gain.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
@@ -34,12 +34,12 @@ from tools.seed_model.tokenizer import END_ID, MAX_TOKENS, PAD_ID, build_tokeniz
 
 BATCH_SIZE = 48
 POOL_BATCHES = 16
-"""Documents of this many batches are sorted by length, so that little is padded."""
+"""Number of batches whose documents are sorted by length together, which keeps padding small."""
 MUON_LEARNING_RATE = 0.02
 ADAM_LEARNING_RATE = 4e-3
 WARM_UP_STEPS = 40
 DECAY_SHARE = 0.5
-"""Share of the steps, the last ones, over which the learning rates fall to zero."""
+"""Share of the steps, at the end, over which the learning rates fall to zero."""
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -64,7 +64,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 class Batch(NamedTuple):
-    """Padded documents, and the positions of the verdicts of those that have one."""
+    """Padded documents, and the positions of the verdicts in those that have one."""
 
     ids: torch.Tensor
     weights: torch.Tensor
@@ -74,9 +74,9 @@ class Batch(NamedTuple):
 
 
 def compute_loss(model: LlamaForCausalLM, batch: Batch, choices: list[int]) -> torch.Tensor:
-    """Weighted mean of -log p over tokens with a weight, and of the cross-entropy to P(Yes) over verdicts."""
+    """Weighted mean of -log p over weighted tokens and of the cross-entropy with the target P(Yes) over verdicts."""
     logits = model(input_ids=batch.ids[:, :-1], use_cache=False).logits
-    # Only positions with a loss: half of the tokens are given.
+    # Only positions with a loss: half of the tokens are only given.
     weighted = batch.weights[:, 1:] > 0
     weights = batch.weights[:, 1:][weighted]
     loss = (cross_entropy(logits[weighted], batch.ids[:, 1:][weighted], reduction="none") * weights).sum()
@@ -86,7 +86,7 @@ def compute_loss(model: LlamaForCausalLM, batch: Batch, choices: list[int]) -> t
 
 
 def iter_batches(documents: Iterator[Document], pad_id: int, rng: Random) -> Iterator[Batch]:
-    """Right-padded token ids and loss weights. Under a causal mask right padding needs no attention mask."""
+    """Right-padded token ids and loss weights. With a causal mask, right padding needs no attention mask."""
     while True:
         pool = sorted(islice(documents, BATCH_SIZE * POOL_BATCHES), key=lambda document: len(document.token_ids))
         starts = [k * BATCH_SIZE for k in range(POOL_BATCHES)]
@@ -107,7 +107,7 @@ def iter_batches(documents: Iterator[Document], pad_id: int, rng: Random) -> Ite
 
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, num_steps: int, seed: int) -> int:
-    """Pretrain in place; the number of documents read."""
+    """Pretrain the model in place. Returns the number of documents read."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--num_steps", type=int, default=1150)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_problems", type=int, default=1000, help="problems to measure on, 0 for none")
+    parser.add_argument("--num_problems", type=int, default=1000, help="problems to measure on; 0: none, and no card")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
@@ -160,9 +160,9 @@ def main() -> None:
     tokenizer.save_pretrained(arguments.output_dir)
     model.save_pretrained(arguments.output_dir)
     for path in arguments.output_dir.iterdir():
-        path.chmod(0o644)  # the weights are written for their owner alone, and would stay so in a wheel
+        path.chmod(0o644)  # the weights are written readable by their owner only, and would stay so in a wheel
     if arguments.num_problems:
-        # Measured as it ships: weights rounded to bf16, arithmetic in float32.
+        # Measured as shipped: weights rounded to bf16, arithmetic in float32.
         figures = measure(model.float(), tokenizer, arguments.num_problems, arguments.seed)
         figures |= {
             "num_documents": num_documents,

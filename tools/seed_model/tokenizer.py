@@ -1,8 +1,8 @@
 """The tokenizer of the embedded seed model.
 
-Word level: every word carries the space before it, digits stand alone, a newline is a token of its own. Invariant:
-text of the family has no `<unk>`, decoding gives it back to the letter, and text cut at a newline or at a space is
-encoded as its parts are, which is what splicing sampled tokens into prompts needs. One line:
+Word level: a word includes the space before it, and each digit and each newline is a token of its own. Invariants:
+text of the family contains no `<unk>`, decoding restores it exactly, and a text cut at a newline or a space has the
+same tokens in parts as whole, which splicing sampled tokens into prompts requires. One line:
 
     "She buys 7: 12 + 7 = 19"  ->  She| buys| 7|:| 1|2| +| 7| =| 1|9
 """
@@ -35,7 +35,7 @@ _PATTERN = r"\n| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s"
 
 
 def build_tokenizer(num_stories: int = 5000) -> PreTrainedTokenizerFast:
-    """The tokenizer whose vocabulary is what the corpus' first stories, their solutions and the prompts are made of."""
+    """The tokenizer whose vocabulary covers the corpus' first stories, their solutions and the prompts."""
     split = Split(Regex(_PATTERN), behavior="isolated")
     words = {f"{space}{digit}" for space in ("", " ") for digit in range(10)}
     texts = [STOP_PREFIX.format(question=""), STOP_SUFFIX, REOPEN_WORDS, *STOP_CHOICES]

@@ -1,1 +1,1 @@
-"""A plug-in for flow-dpo (docs/plugins.md walks through it)."""
+"""A plug-in for flow-dpo, explained in docs/plugins.md."""

@@ -1,4 +1,4 @@
-"""A grader of choices: the last option's letter that a solution names is its answer.
+"""A grader for multiple choice: the last option letter in a solution is its answer.
 
 flow-dpo evaluate --run runs/train --grader letter
 """
@@ -17,7 +17,7 @@ class _Letters:
     """Compares letters (`flow_dpo.verify.grader.Verifies`)."""
 
     def begin(self, items: Sequence[tuple[str, str, bool]]) -> None:
-        """Comparing takes no time: nothing is begun early."""
+        """Does nothing: comparing letters takes no time, so there is nothing to begin early."""
 
     def grade_many(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict]:
         return [self._grade(gold, text) for gold, text, _ in items]
@@ -30,5 +30,5 @@ class _Letters:
 
 
 def letter(renderer: Renderer) -> AnswerGrader:
-    """Called with what turns sampled ids into text."""
+    """Builds the grader from the renderer, which turns sampled ids into text."""
     return AnswerGrader(_Letters(), renderer)

@@ -1,4 +1,4 @@
-"""The likeliest right solution against the likeliest wrong one of four: a credit, and a recipe made of it.
+"""A credit, and a recipe that uses it: of four solutions, the likeliest right one against the likeliest wrong one.
 
 flow-dpo train --recipe most-certain --max_problems 32
 """
@@ -18,10 +18,10 @@ from flow_dpo.recipes.scales import SEED, SEED_SINGLE, SEED_TEMPERATURE, SEED_TO
 
 @dataclass(frozen=True, kw_only=True)
 class CertainPairs:
-    """One pair a problem, of rollouts that are one completion each; none where all are right or none is."""
+    """One pair per problem, of rollouts of one completion each. No pair if no rollout is right, or none is wrong."""
 
     margin: float = 1.0
-    """Of every pair."""
+    """Margin of every pair."""
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees."""
@@ -38,7 +38,7 @@ class CertainPairs:
 
 
 def _likeliest(tree: Tree, status: str) -> Node | None:
-    """The completion with this verdict that was sampled with the highest probability, a mean over its tokens."""
+    """The completion with this verdict and the highest mean log-probability per token; None if there is none."""
     graded = [(rollout.leaf, rollout.verdict) for rollout in tree.rollouts if rollout.verdict is not None]
     nodes = [tree.nodes[leaf] for leaf, verdict in graded if verdict.status == status]
     return max(nodes, key=lambda node: sum(node.completion.logprobs) / len(node.completion.logprobs), default=None)
@@ -54,4 +54,4 @@ MostCertain = {
         )
     )
 }
-"""`--preset seed`; a preset for chat models is one line more (`flow_dpo.recipes.scales.CHAT`)."""
+"""Presets by name: `--preset seed`. One more line adds a preset for chat models (`flow_dpo.recipes.scales.CHAT`)."""

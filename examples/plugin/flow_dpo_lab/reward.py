@@ -1,4 +1,4 @@
-"""A reward function with TRL's signature: the shorter a solution, the higher.
+"""A reward function with TRL's signature: the shorter a solution, the higher its reward.
 
 flow-dpo train --reward answer,short --max_problems 32
 """
@@ -10,5 +10,5 @@ from typing import Any
 
 
 def short(completions: Sequence[str], **columns: Any) -> list[float | None]:
-    """1 for no text at all, a half for a thousand characters."""
+    """1 for an empty text, 0.5 for a thousand characters."""
     return [1 / (1 + len(text) / 1000) for text in completions]

@@ -1,4 +1,4 @@
-"""Rows of AQuA-RAT: a question with five options, of which the letter of one is the gold answer.
+"""A schema for AQuA-RAT: a question with five options; the gold answer is the letter of one of them.
 
 flow-dpo train --dataset_name data/aqua --schema aqua --grader letter
 """

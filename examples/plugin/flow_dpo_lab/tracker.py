@@ -1,4 +1,4 @@
-"""A tracker in a file: one line of CSV a number, in the run folder.
+"""A tracker that writes a CSV file in the run folder, one line per number.
 
 flow-dpo train --report_to csv --max_problems 32
 """
@@ -17,7 +17,7 @@ class Csv:
     path = Path()
 
     def begin(self, *, folder: Path, project: str, name: str, id: str | None, settings: Mapping[str, Any]) -> str:
-        """The file is found again by its path."""
+        """Returns the file's path as the id, by which a resumed run finds it again."""
         self.path = Path(id or folder / "curves.csv")
         return str(self.path)
 
@@ -26,10 +26,10 @@ class Csv:
             csv.writer(file).writerows((step, name, value) for name, value in numbers.items())
 
     def table(self, rows: Sequence[Sequence[str]], step: int) -> None:
-        """Solutions are in trees.jsonl."""
+        """Does nothing: solutions are in trees.jsonl."""
 
     def attach(self, path: Path) -> None:
-        """Files lie in the run folder already."""
+        """Does nothing: the files are in the run folder already."""
 
     def end(self, *, failed: bool) -> None:
-        """Every line is written when it comes."""
+        """Does nothing: every line is written as it comes."""
