@@ -4,8 +4,8 @@
     run = flow_dpo.train("seed", max_problems=64, output_dir="runs/seed")
     flow_dpo.evaluate_flow(run.path, max_problems=100)["accuracy"]
 
-These names are the public interface. Importing the package imports nothing heavy: a name is loaded from its module when
-it is first used.
+The names below are the public interface. Importing the package is cheap: each name is loaded from its module on first
+use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    # run it
+    # training, evaluation, inference
     "train": "trainer.python_api",
     "TrainResult": "runs.training",
     "FlowDPOTrainer": "trainer.trainer",
@@ -26,7 +26,7 @@ _HOMES = {
     "open_runtime": "runs.runtime",
     "Runtime": "runs.runtime",
     "learn": "core.loop",
-    # a method, as a value of four parts
+    # a method: flow, exploration, credit, objective
     "Recipe": "core.recipe",
     "load_recipe": "recipes.presets",
     "RECIPES": "recipes.presets",
@@ -44,7 +44,7 @@ _HOMES = {
     "Objective": "core.objective",
     "Dpo": "core.dpo",
     "Ipo": "recipes.pair_objectives",
-    # the values that travel between the parts
+    # the values that the parts exchange
     "Problem": "core.types",
     "Message": "core.types",
     "Turn": "core.types",
@@ -56,7 +56,7 @@ _HOMES = {
     "Pair": "core.types",
     "ScoredCompletion": "core.types",
     "Tree": "core.tree",
-    # what samples
+    # sampling
     "Engine": "core.engine",
     "PlainEngine": "engines.plain",
     "LocalEngine": "engines.local.engine",
@@ -67,12 +67,12 @@ _HOMES = {
     "RolloutRunner": "core.rollouts",
     "InProcessWorkers": "workers.in_process",
     "Backends": "core.protocols",
-    # what learns
+    # learning
     "Policy": "learner.policy",
     "LoraSettings": "learner.settings",
     "Learner": "learner.learner",
     "LearnerSettings": "learner.settings",
-    # models, data, verdicts
+    # models, data, grading
     "load_model": "models.load",
     "Renderer": "models.render",
     "load_problems": "data.problems",
@@ -81,13 +81,12 @@ _HOMES = {
     "AnswerGrader": "verify.grader",
     "RewardFunctions": "verify.rewards",
     "answer_reward": "verify.rewards",
-    # what watches
+    # callbacks, metrics, errors
     "Callback": "core.protocols",
     "ProgressiveValidation": "core.metrics",
     "FlowDpoError": "core.errors",
 }
-"""Where each public name is defined. The one list: `__init__.pyi` is what a type checker reads of it, and a test holds
-the two together."""
+"""The module that defines each public name. Type checkers read `__init__.pyi`; a test checks that both agree."""
 
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

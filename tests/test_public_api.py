@@ -197,7 +197,7 @@ def test_objects_that_are_none_are_refused_before_a_folder_is_taken(tmp_path: Pa
         ([one, one], {}, "'a' more than once"),
         ([one], {"callbacks": [object()]}, "callbacks with on_batch"),
         ([one], {"engine": "plane"}, "did you mean plain"),
-        ("given", {}, "handed over as objects"),
+        ("given", {}, "passed as objects"),
     ):
         with pytest.raises(flow_dpo.FlowDpoError, match=error):
             flow_dpo.train("seed", problems, output_dir=out, quiet=True, **named)  # pyright: ignore

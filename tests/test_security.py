@@ -18,6 +18,7 @@ from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given
+from tests.support.once import Once
 
 GUARDED = """
 import socket, sys
@@ -36,9 +37,15 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(once: Once) -> Path:
     """A small run in a process that has secrets, no network, and a home and a folder of its own."""
-    home, here = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("here")
+    return once("guarded", run_guarded) / "here" / "run"
+
+
+def run_guarded(folder: Path) -> None:
+    home, here = folder / "home", folder / "here"
+    home.mkdir()
+    here.mkdir()
     secrets = {"HF_TOKEN": "hf_topsecret", "WANDB_API_KEY": "topsecret", "AWS_SECRET_ACCESS_KEY": "topsecret"}
     paths = {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"}
     words = [
@@ -60,7 +67,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert [path.name for path in here.iterdir()] == ["run"]
     # Of the home, at most caches of libraries.
     assert {path.name for path in home.iterdir()} <= {".cache", ".config", ".local", ".triton"}
-    return here / "run"
 
 
 def files(folder: Path) -> list[Path]:
@@ -97,7 +103,7 @@ def test_a_strangers_run_cannot_have_code_run(run: Path, tmp_path: Path, group: 
     config[group][name] = True
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
     for command in (cli_evaluate, generate.generate):
-        with pytest.raises(ConfigError, match="runs code that is not this package's"):
+        with pytest.raises(ConfigError, match="runs code from outside this package"):
             command(["--run", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")])
 
 

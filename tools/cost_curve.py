@@ -6,14 +6,14 @@ r"""Accuracy over cost: several comparisons of the same arms, each at another bu
         --seconds studies/cost/seconds.json --differences studies/cost/differences.json
 
 A point is an arm at a budget: its mean accuracy over seeds, with the 95 % t-interval over seeds, against the tokens
-(sampled and learned), verdicts and seconds that it had, each a mean over seeds. `--seconds` names a file of
-`tools.cost_seconds`, whose seconds replace the comparisons' own. `--differences` names a file of
-`tools.cost_differences` and adds two columns: tokens of a test problem, and how far the first arm is above this one.
+(sampled and learned), verdicts and seconds that it used, each a mean over seeds. `--seconds` names a file from
+`tools.cost_seconds`, whose seconds replace the comparisons' own. `--differences` names a file from
+`tools.cost_differences` and adds two columns: tokens per test problem, and how far the first arm is above this one.
 
-Where the folder has a README.md with a line `<!-- curve: held_out/sampled -->`, the table is written there, up to
-`<!-- end of curve -->`; elsewhere it is a file of its own.
+If the folder's README.md has a line `<!-- curve: held_out/sampled -->`, the table is written there, up to
+`<!-- end of curve -->`; otherwise to a separate file.
 
-Invariant: every number is read from the comparisons; an arm that one of them lacks has one point fewer.
+Invariant: every number is read from the given files; an arm that a comparison lacks has one point fewer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NAMES = {
     "grpo_same_tokens": "GRPO",
     "rejection_sampling_same_tokens": "rejection sampling",
 }
-"""What arms are called in table and picture, where not by their own names."""
+"""Names of arms in table and picture, if they differ from the arms' own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +47,12 @@ class Point:
 
     arm: str
     budget: int
-    """Tokens that the comparison gave."""
+    """The comparison's budget, in tokens."""
     costs: Mapping[str, float]
-    """By the names of `COSTS`."""
+    """The arm's costs, by the names in `COSTS`."""
     mean: float
     low: float | None
-    """Of the 95 % interval over seeds; None with one seed."""
+    """The lower end of the 95 % interval over seeds; None with one seed."""
     high: float | None
     num_seeds: int
 
@@ -60,9 +60,9 @@ class Point:
 def points(
     found: Sequence[Mapping[str, Any]], test: str, seconds: Mapping[str, Mapping[str, float]] | None = None
 ) -> list[Point]:
-    """The points of these comparisons on one test, by arm and budget. Raises `ValueError` where a test is in none.
+    """The points of these comparisons on one test, by arm and budget. Raises `ValueError` if no arm has the test.
 
-    `seconds` of each arm by budget take the place of the comparisons' own.
+    `seconds`, by budget and arm, replace the comparisons' own.
     """
     problems, _, decoding = test.partition("/")
     made: list[Point] = []
@@ -95,8 +95,8 @@ def points(
 
 
 def table(made: Sequence[Point], test: str, differences: Mapping[str, Any] | None = None) -> Table:
-    """A row a point. With `differences`, those of a file of `tools.cost_differences`, also the first arm's to it, and
-    tokens of a test problem."""
+    """One row per point. `differences`, from a file of `tools.cost_differences`, add the tokens per test problem and
+    the first arm's difference to this one."""
     first = made[0].arm
     rows = [
         (
@@ -126,7 +126,7 @@ def _compared(point: Point, first: str, found: Mapping[str, Any]) -> tuple[str, 
 
 
 def insert_table(page: str, found: Table, test: str) -> str:
-    """The page with the table of a test in its place. Raises `ValueError` where that has no end."""
+    """The page with the table of a test in its place. Raises `ValueError` if the end mark is missing."""
     begin, end = f"<!-- curve: {test} -->", "<!-- end of curve -->"
     before, _, rest = page.partition(begin)
     _, last, after = rest.partition(end)
@@ -136,7 +136,7 @@ def insert_table(page: str, found: Table, test: str) -> str:
 
 
 def draw(made: Sequence[Point], cost: str, test: str, path: Path) -> None:
-    """A line an arm over one cost, with its interval over seeds as a band."""
+    """Draw one line per arm over one cost, with its interval over seeds as a band."""
     lines: list[Series] = []
     for arm in dict.fromkeys(point.arm for point in made):
         own = [point for point in made if point.arm == arm]
@@ -151,10 +151,10 @@ def draw(made: Sequence[Point], cost: str, test: str, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparisons", nargs="+", type=Path, help="comparison.json of each budget")
+    parser.add_argument("comparisons", nargs="+", type=Path, help="the comparison.json of each budget")
     parser.add_argument("--test", default="held_out/sampled", help="problem set and decoding")
-    parser.add_argument("--seconds", type=Path, help="a file of tools.cost_seconds")
-    parser.add_argument("--differences", type=Path, help="a file of tools.cost_differences")
+    parser.add_argument("--seconds", type=Path, help="a file from tools.cost_seconds")
+    parser.add_argument("--differences", type=Path, help="a file from tools.cost_differences")
     parser.add_argument("--output_dir", type=Path, required=True)
     parsed = parser.parse_args(argv)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in parsed.comparisons]

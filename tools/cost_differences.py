@@ -1,11 +1,11 @@
-"""Differences between the arms of comparisons at several budgets, and of each arm between two budgets.
+"""Differences between arms at each of several budgets, and of each arm between two budgets.
 
     python -m tools.cost_differences studies/cost/32000 studies/cost/64000 --output studies/cost/differences.json
 
-For every two arms at a budget, the difference is the first one minus the other; for every arm between two budgets, the
-larger budget minus the smaller. Each is over the same questions of all seeds, with the interval and p for which both
-seeds and questions are random, without any correction. With `--check` nothing is written: differences that are not
-those of the file are named, and the exit code is 1. Invariant: every number is computed from the verdicts in the
+For two arms at a budget, the difference is the first arm minus the other; for an arm at two budgets, the larger budget
+minus the smaller. Each is over the same questions of all seeds. Its interval and p treat both seeds and questions as
+random, without correction for multiple comparisons. With `--check` nothing is written: values that differ from the
+file's are listed, and the exit code is then 1. Invariant: every number is computed from the verdicts in the
 comparisons' seeds.
 """
 
@@ -28,7 +28,7 @@ _KEPT = ("mean", "seed_low", "seed_high", "seed_p", "per_seed")
 
 
 def between(one: Sequence[SeedResult], other: Sequence[SeedResult], arms: tuple[str, str], test: str) -> dict[str, Any]:
-    """The first arm of one comparison minus the second of the other, over their common seeds."""
+    """The first arm in one comparison minus the second arm in the other, over their common seeds."""
     seeds = sorted({each.seed for each in one} & {each.seed for each in other})
     sides = [
         [each.rewards(arm, test) for each in found if each.seed in seeds]
@@ -39,8 +39,8 @@ def between(one: Sequence[SeedResult], other: Sequence[SeedResult], arms: tuple[
 
 
 def differences(folders: Mapping[int, Path]) -> dict[str, Any]:
-    """By test: `arms` by budget and the two arms, `budgets` by arm and the two budgets, and `tokens` of a test problem
-    by budget and arm."""
+    """For each test: `arms` by budget and the two arms, `budgets` by arm and the two budgets, and `tokens` per test
+    problem by budget and arm."""
     found = {budget: seed_results.read_seeds(folder) for budget, folder in sorted(folders.items())}
     [first, *_] = found.values()
     arms = list(first[0].arms)
@@ -78,12 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparisons", nargs="+", type=Path, help="the folder of each budget's comparison")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--check", action="store_true", help="compare with the file in place of writing it")
+    parser.add_argument("--check", action="store_true", help="compare with the file instead of writing it")
     parsed = parser.parse_args(argv)
     made = differences({int(folder.name): folder for folder in parsed.comparisons})
     if parsed.check:
         wrong = differing(json.loads(parsed.output.read_text(encoding="utf-8")), made)
-        print(f"{parsed.output}: {len(wrong)} are not those of the seeds", *wrong, sep="\n  ")
+        print(f"{parsed.output}: {len(wrong)} values differ from the seeds' results", *wrong, sep="\n  ")
         raise SystemExit(bool(wrong))
     write_whole(parsed.output, json.dumps(made, indent=1) + "\n")
 

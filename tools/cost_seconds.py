@@ -1,11 +1,11 @@
-"""Seconds of a comparison's trainings on an idle core, where the study's own runs shared theirs with other work.
+"""Seconds of a comparison's trainings on an idle core, for studies whose own runs shared their cores with other work.
 
     python -m tools.cost_seconds runs/cost/* --output studies/cost/seconds.json
 
-Every training of one seed is repeated by its recorded command, one after the other on one thread. Its seconds are those
-of its work, without loading, as in a comparison's costs. `--code` names a checkout of the commit that made the study,
-where that is another one. Trainings that the file already has are not repeated, so an interrupted command continues;
-`--again` measures them again.
+Every training of one seed is repeated with its recorded command, one after another on one thread. As in a comparison's
+costs, its seconds are those of its work, without loading. If another commit made the study, `--code` names a checkout
+of it. Trainings that the file already has are not repeated, so an interrupted command continues; `--again` measures
+them again.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ ROOT = Path(__file__).parent.parent
 
 
 def words_at(words: Sequence[str], folder: Path) -> list[str]:
-    """The words of a command with another output_dir."""
+    """A command's words, with `folder` as its output_dir."""
     found = list(words)
     found[found.index("--output_dir") + 1] = str(folder)
     return found
 
 
 def commit_of(code: Path) -> str | None:
-    """The commit of a checkout; None where it is none."""
+    """The commit of a checkout; None if the folder is no checkout."""
     words = ["git", "-C", str(code), "describe", "--always", "--dirty", "--abbrev=40"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
 
 def timed(words: Sequence[str], code: Path) -> float:
-    """Seconds of a training that is made again with the code of a folder. Exits where it fails."""
+    """Repeat a training with the code in a folder, and return its seconds. Exits if it fails."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         command = [sys.executable, "-m", "flow_dpo", *words_at(words, folder)]
@@ -57,10 +57,10 @@ def timed(words: Sequence[str], code: Path) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparisons", nargs="+", type=Path, help="the folder of each budget's comparison")
-    parser.add_argument("--seed", type=int, default=0, help="whose trainings are made again")
+    parser.add_argument("--seed", type=int, default=0, help="the seed whose trainings are repeated")
     parser.add_argument("--code", type=Path, default=ROOT, help="folder of the code that made them")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--again", action="store_true", help="measure those that the file has already, too")
+    parser.add_argument("--again", action="store_true", help="also measure those that the file already has")
     parsed = parser.parse_args(argv)
     found: dict[str, Any] = json.loads(parsed.output.read_text()) if parsed.output.exists() else {"seconds": {}}
     if found.get("seed", parsed.seed) != parsed.seed:

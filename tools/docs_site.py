@@ -3,9 +3,9 @@
     python -m tools.docs_site        stages build/docs, then builds build/site (extra "docs"; `make docs`)
 
 Stages. 1: README.md, CONTRIBUTING.md, CHANGELOG.md, docs/, the figures and studies are copied to the same places under
-build/docs, so that links between them need no rewriting. Every other file that one of them links to is copied too. 2:
-the reference is written from the public names, a page a room. 3: the quick start runs once, and the viewer's copy of it
-is put among the pages. 4: Zensical builds; a single warning fails the build.
+build/docs, so links between them need no rewriting. Every other file that one of them links to is copied too. 2: the
+reference is written from the public names, one page per room. 3: the quick start runs once, and the viewer's copy of it
+is put among the pages. 4: Zensical builds the site; a single warning fails the build.
 Invariant: a page on the site is the file that a reader of the repository sees.
 """
 
@@ -23,10 +23,10 @@ import flow_dpo
 ROOT = Path(__file__).resolve().parents[1]
 STAGED = ROOT / "build" / "docs"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "benchmarks/RESULTS.md", "studies/**/*.md")
-"""What becomes a page, as patterns below the repository."""
+"""Files that become pages, as patterns relative to the repository."""
 ASSETS = ("docs/**/*.svg", "docs/**/*.png", "docs/**/*.css")
 VIEW = Path("docs", "quickstart-view")
-"""Where the site has the quick start in the viewer. It is made with the site."""
+"""The viewer's copy of the quick start on the site. It is made with the site."""
 _NUM_ITEMS = 128
 _FENCE = re.compile(r"^(```|~~~)[^\n]*\n.*?^\1[ \t]*$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
@@ -38,7 +38,7 @@ def pages() -> list[Path]:
 
 
 def links(text: str) -> Iterator[str]:
-    """Targets of the links and pictures of a Markdown text, those in code left out."""
+    """The targets of links and pictures in a Markdown text, except those in code."""
     prose = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", text))
     for markdown, html in _LINK.findall(prose):
         yield markdown or html
@@ -51,7 +51,7 @@ def linked_files(page: Path) -> list[Path]:
 
 
 def reference() -> Mapping[str, str]:
-    """The reference's pages by file name: an index, and for each room the public names that are defined in it."""
+    """The reference's pages by file name: an index, and for each room the public names defined in it."""
     rooms: dict[str, list[str]] = {}
     for name, home in sorted(flow_dpo._HOMES.items()):  # pyright: ignore[reportAttributeAccessIssue]
         rooms.setdefault(home.partition(".")[0], []).append(f"::: flow_dpo.{home}.{name}")
@@ -67,7 +67,7 @@ def reference() -> Mapping[str, str]:
 
 
 def stage(target: Path = STAGED) -> None:
-    """Copy pages, pictures and whatever pages link to, and write the reference."""
+    """Copy the pages, the pictures and all files that pages link to, and write the reference."""
     shutil.rmtree(target, ignore_errors=True)
     wanted = {*pages(), *(path for pattern in ASSETS for path in ROOT.glob(pattern))}
     wanted |= {path for page in pages() for path in linked_files(page) if path.is_file()}
@@ -82,20 +82,20 @@ def stage(target: Path = STAGED) -> None:
 
 
 def show_quickstart(target: Path = STAGED, *more: str) -> None:
-    """Run the quick start, if it has not run yet, and put the viewer's copy of it among the pages."""
+    """Run the quick start, unless it has finished already, and put the viewer's copy of it among the pages."""
     run = target.parent / "quickstart"
     command = [sys.executable, "-m", "flow_dpo"]
     words = ["quickstart", "--output_dir", str(run), *more]
     if (run / "config.yaml").exists():
         words = ["train", "--output_dir", str(run), "--resume"]
-    if not (run / "progressive.png").exists():  # written at its end
+    if not (run / "progressive.png").exists():  # written at the end of a run
         subprocess.run([*command, *words], cwd=ROOT, check=True, timeout=900)
     copy = ["view", str(run), "--export", str(target / VIEW), "--num_items", str(_NUM_ITEMS)]
     subprocess.run([*command, *copy], cwd=ROOT, check=True, timeout=300)
 
 
 def build() -> int:
-    """Stage and build; the exit status, 1 where anything was warned of."""
+    """Stage and build the site. Returns the exit status: 1 if there was any warning."""
     stage()
     show_quickstart()
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]

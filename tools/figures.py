@@ -1,20 +1,20 @@
-"""Figures in prose, each tied to the file that it is read from by a comment that no reader sees.
+"""Figures in prose, each tied to the file that it is read from by a comment that readers do not see.
 
     beats it by +8.1 (0.9 to 15.2)<!--= arms.trained_flow.differences_to_self.held_out/greedy diff --> points
 
-    python -m tools.figures                        what differs, and figures that are tied to nothing; exit code 1
-    python -m tools.figures --write                write what the files hold in their place
+    python -m tools.figures                        lists figures that differ or are not tied; exit code 1 if any
+    python -m tools.figures --write                replaces figures that differ by the files' values
 
-A comment names a value of a JSON file by the keys that lead to it, and then how it is printed (`FORMATS`). An item of a
+A comment names a value of a JSON file by the keys that lead to it, followed by its format (`FORMATS`). An item of a
 list is named by its number, by its name (`name`, `arm` or `against`), or by several of its fields:
 `other=answer_votes,rule=best`. A dot in a key is escaped, `0\\.002`, and `~` is a space: `quickstart:~seconds.ratio`.
-The file is the page's own comparison.json, or one that is named before the keys, from the root of the repository:
+The file is the page's own comparison.json, or the one named before the keys, relative to the root of the repository:
 `benchmarks/results.json:0.ratio`. In a Python file the keys name a constant, a setting's default or a recipe's value:
 `flow_dpo/learner/settings.py:LearnerSettings.max_logprob_drift`,
-`flow_dpo/recipes/presets.py:RECIPES.dapo.paper.recipe.objective.clip_low`. Figures of a run that is not kept are placed
+`flow_dpo/recipes/presets.py:RECIPES.dapo.paper.recipe.objective.clip_low`. Figures of a run that was not kept are
 between `<!-- not kept -->` and `<!-- end of not kept -->`, where the text tells the reader so.
 
-Invariant: except on the pages of `NOT_YET` and `WRITTEN`, no decimal stands in prose without such a comment.
+Invariant: except on the pages in `NOT_YET` and `WRITTEN`, every decimal in prose has such a comment.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from typing import Any, cast
 ROOT = Path(__file__).resolve().parents[1]
 OWN = "comparison.json"
 NOT_YET = ("studies/svamp/README.md",)
-"""Pages with decimals in prose that are tied to nothing."""
+"""Pages that still have untied decimals in prose."""
 WRITTEN = ("docs/trl-fields.md",)
-"""Pages that a program of the package writes whole, which a test compares with it."""
+"""Pages that a program of the package writes completely; a test compares them."""
 
 _NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?"
 _INTERVAL = rf"{_NUMBER} to {_NUMBER}"
@@ -49,14 +49,14 @@ _MADE = (
     r"\n## Where it deviates, and why\n.*?(?=\n## |\Z)",
     *(r"```.*?```", r"`[^`]*`", r"\]\([^)]*\)", r"<!--.*?-->"),
 )
-"""What is no prose: tables that other tools write, the deviations of a recipe (authors' values), code, links."""
+"""Parts that are not prose: tables that other tools write, a recipe's deviations (the authors' values), code, links."""
 _DECIMAL = re.compile(r"(?<![\w.-])(?!\d{4}\.\d{5}\b)[-+]?\d+\.\d+(?![\d.]*[BM\d])")
-"""A figure: no paper's number on arXiv, and no model's size."""
+"""A decimal figure, but not an arXiv number or a model's size."""
 _VERSION = re.compile(
     r"\b(?:vLLM|transformers|torch|TRL|PEFT|accelerate|math-verify|bitsandbytes|Python|Ray|lm-eval|Inspect|Llama|Qwen)"
     r"(?: v| |-)?(?:below |from )?\d+(?:\.\d+)+"
 )
-"""A program's or a model's version: no figure."""
+"""The version of a program or a model, which is not a figure."""
 _COMMENT = re.compile(r"<!--= (?:(?P<file>[\w./-]+\.(?:json|py)):)?(?P<keys>\S+) (?P<format>\S+) -->")
 
 
@@ -66,14 +66,14 @@ def _points(value: float, sign: str = "", digits: int = 1) -> str:
 
 
 def _interval(value: Mapping[str, Any]) -> str:
-    """Of the method, over seeds and questions, where there is one; else that which the value has."""
+    """The interval over seeds and questions if the value has one; otherwise its only interval."""
     low, high = ("seed_low", "seed_high") if value.get("seed_low") is not None else ("low", "high")
     # A bound keeps its sign: "-0.0" is below zero, and "0.0" is not.
     return f"{100 * value[low]:.1f} to {100 * value[high]:.1f}"
 
 
 def _negative(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The difference the other way round."""
+    """The difference with the opposite sign."""
     names = {"mean": "mean", "seed_low": "seed_high", "seed_high": "seed_low", "low": "high", "high": "low"}
     return {name: None if value.get(other) is None else -value[other] for name, other in names.items()}
 
@@ -102,8 +102,8 @@ FORMATS: Mapping[str, tuple[Callable[[Any], str], str]] = {
     "ms": (lambda value: f"{1000 * value:.1f}", _NUMBER),
     "3g": (lambda value: f"{value:.3g}", _NUMBER),
 }
-"""By name: how a value is printed, and what stands there. Shares are printed in points of a hundred; "-diff" is the
-difference the other way round."""
+"""By name, how a value is printed, and a pattern for the printed figure. Shares are printed in percentage points;
+"-diff" is the difference with the opposite sign."""
 
 
 @cache
@@ -112,7 +112,7 @@ def _content(path: Path) -> Any:
 
 
 def _value(file: str | None, keys: str, folder: Path, root: Path) -> Any:
-    """What a comment names."""
+    """The value that a comment names."""
     if file is None or file.endswith(".json"):
         return look_up(_content(root / file if file else folder / OWN), keys)
     found: Any = importlib.import_module(file.removesuffix(".py").replace("/", "."))
@@ -124,7 +124,7 @@ def _value(file: str | None, keys: str, folder: Path, root: Path) -> Any:
 
 
 def _part(found: Any, name: str) -> Any:
-    """What a mapping, a tuple or an object of the code has by this name; None where it has nothing."""
+    """The value of this name in a mapping, a tuple or an object of the code; None if there is none."""
     if isinstance(found, tuple) and name.isdigit():
         return cast(tuple[Any, ...], found)[int(name)] if int(name) < len(found) else None
     if isinstance(found, Mapping):
@@ -133,7 +133,7 @@ def _part(found: Any, name: str) -> Any:
 
 
 def look_up(content: Any, keys: str) -> Any:
-    """The value that dotted keys lead to. Raises `KeyError` where there is none."""
+    """The value that dotted keys lead to. Raises `KeyError` if there is none."""
     for key in re.split(r"(?<!\\)\.", keys):
         key = key.replace("\\.", ".").replace("~", " ")
         if isinstance(content, list):
@@ -155,7 +155,7 @@ def _is_named(item: Mapping[str, Any], key: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Tied:
-    """A figure, the comment after it, and the prose before both."""
+    """A figure, the comment after it, and the prose before it."""
 
     prose: str
     figure: str
@@ -178,8 +178,8 @@ def _tied(text: str) -> tuple[list[_Tied], str]:
 
 
 def rewritten(text: str, folder: Path, root: Path = ROOT) -> str:
-    """The page with every tied figure as its file has it. Raises `ValueError` where no figure stands before a comment,
-    or its format is unknown, and `KeyError` where its value is not in the file."""
+    """The page with every tied figure as its file has it. Raises `ValueError` if there is no figure before a comment or
+    its format is unknown, and `KeyError` if its value is not in the file."""
     found, rest = _tied(text)
     pieces = list[str]()
     for one in found:
@@ -189,7 +189,7 @@ def rewritten(text: str, folder: Path, root: Path = ROOT) -> str:
 
 
 def untied(text: str) -> list[str]:
-    """Decimals in the prose of a page that no comment ties to a file, each with what stands before it."""
+    """Decimals in the prose of a page that no comment ties to a file, each with the text before it."""
     found, rest = _tied(text)
     text = "".join([*(one.prose for one in found), rest])
     for made in _MADE:
@@ -199,7 +199,7 @@ def untied(text: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check or write the figures of every page that ties any."""
+    """Check or write the tied figures of all pages."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--write", action="store_true")
     write, wrong = parser.parse_args(argv).write, list[str]()
@@ -214,18 +214,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for page in checked_whole():
         left = untied(page.read_text(encoding="utf-8"))
         wrong += [f"{page.relative_to(ROOT)}: tied to no file: {one!r}" for one in left]
-    print("\n".join(wrong) or "every tied figure is that of its file")
+    print("\n".join(wrong) or "every tied figure matches its file")
     return int(bool(wrong))
 
 
 def pages() -> list[Path]:
-    """The pages whose figures may be tied: README.md, and those of docs, studies and benchmarks."""
+    """The pages whose figures can be tied: README.md, and those of docs, studies and benchmarks."""
     found = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "studies").rglob("*.md")]
     return [*found, ROOT / "benchmarks" / "RESULTS.md"]
 
 
 def checked_whole() -> list[Path]:
-    """The pages on which every decimal in prose is tied."""
+    """The pages on which every decimal in prose must be tied."""
     return [page for page in pages() if str(page.relative_to(ROOT)) not in (*NOT_YET, *WRITTEN)]
 
 

@@ -1,7 +1,7 @@
-"""The table of model families in docs/models.md: what engine and learner do with a tiny model of each kind.
+"""The table of model families in docs/models.md: what engine and learner do with a tiny model of each family.
 
     python -m tools.model_table                          every family, float32 and bfloat16; writes the table (minutes)
-    python -m tools.model_table gemma2 diffllama         prints the rows of these alone
+    python -m tools.model_table gemma2 diffllama         only prints the rows of these families
 
 A family is a kind of causal language model that transformers can build (`tests.support.model_families`).
 """
@@ -45,27 +45,27 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(kw_only=True)
 class Family:
-    """What became of one family."""
+    """The result for one family."""
 
     name: str
     model_class: str = ""
     engine: str = ""
-    """"exact", "plain path" or "refused"; "" where no model was built."""
+    """"exact", "plain path" or "refused"; "" if no model was built."""
     learner: str = ""
     """"packed", "separate" or "refused"."""
     reach: float = 0.0
-    """Share of the weights that the default targets adapt."""
+    """The share of the weights that the default targets adapt."""
     base: Any = None
-    """A copy of its model as it was built, untouched."""
+    """A copy of the model as it was built, unchanged."""
     seen: str = ""
-    """Why it is not exact and packed, or why nothing was built."""
+    """Why the family is not exact and packed, or why no model was built."""
     policy: Policy | None = None
     sampler: Engine | None = None
     student: Learner | None = None
 
 
 def examine(name: str, dtype: torch.dtype = torch.float32) -> Family:
-    """Build one family's tiny model, and open engine and learner on it as a run does."""
+    """Build a tiny model of a family, and open engine and learner on it as a run does."""
     family = Family(name=name)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -107,7 +107,7 @@ def examine(name: str, dtype: torch.dtype = torch.float32) -> Family:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """As much of a `LoadedModel` as engines ask for: no tokenizer, and no token that ends."""
+    """The part of a `LoadedModel` that engines need: without a tokenizer, and without end tokens."""
 
     model: transformers.PreTrainedModel
     context_tokens: int
@@ -149,7 +149,7 @@ def _short(text: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Examine families; write the table where all were examined."""
+    """Examine families; write the table if all were examined."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY")
     wanted = parser.parse_args(arguments).families or names()
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _examined(name: str, dtype: torch.dtype) -> Family:
-    """Without what it holds: two hundred models would stay in memory."""
+    """The result for a family without its models, of which two hundred would stay in memory."""
     family = examine(name, dtype)
     if family.sampler is not None:
         with suppress(AttributeError), closing(cast(Any, family.sampler)):

@@ -2,8 +2,8 @@
 
     python -m tools.pictures        rewrites docs/pictures/tree.svg, pair.svg and packed-row.svg
 
-The tree and the pair show one problem, 6 * 7 + 5, by the paper's rule. The packed row is what
-`models.packing.merge` makes of the sequences drawn, so the picture cannot differ from the code; a test compares them.
+The tree and the pair show one problem, 6 * 7 + 5, by the paper's rule. The packed row is what `models.packing.merge`
+makes of the sequences that are drawn, so the picture cannot differ from the code; a test compares them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ text{font:13px system-ui,sans-serif;fill:#1f2430}.small{font-size:11px;fill:#5b6
 
 
 def _svg(width: int, height: int, title: str, parts: list[str]) -> str:
-    """The parts, from which a screen reader has the title."""
+    """The parts as an SVG, with a title for screen readers."""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">'
     return "\n".join([head, f"<title>{escape(title)}</title>", _STYLE, *parts, "</svg>"]) + "\n"
 
@@ -48,7 +48,7 @@ def _edge(x1: float, y1: float, x2: float, y2: float, kind: str = "") -> str:
 
 
 def tree() -> str:
-    """A trunk of four nodes down the left, and one alternative at each of them, continued to its end."""
+    """A trunk of four nodes on the left, and one alternative at each of them, continued to the end."""
     trunk = [("Answer", "6 * 7 = 42"), ("Stop", "No"), ("Answer", "42 + 5 = 47"), ("Stop", "Yes")]
     others = [("Answer", "6 * 7 = 41", "... 46, wrong"), ("Stop", "Yes", "no answer, wrong"),
               ("Answer", "42 - 5 = 37", "... 37, wrong"), ("Stop", "No", "... 47, right")]  # fmt: skip
@@ -79,7 +79,7 @@ def pair() -> str:
 
 
 def packed_row() -> str:
-    """Three sequences, the one row that they share, and which token attends to which."""
+    """Three sequences, the packed row that they share, and which token attends to which."""
     sequences = [("a", "b", "c", "d", "e"), ("a", "b", "c", "x", "y"), ("a", "b", "c", "d")]
     row = merge([tuple(map(ord, sequence)) for sequence in sequences])
     tokens = [chr(one) for one in row.token_ids_N]

@@ -3,8 +3,8 @@
     python -m tools.recipe_pages        rewrites the part of each page between its two comments
 
 A row is a setting of the recipe's parts, its adapters or its updates, with its value in each preset. Prompts are left
-out, and so are settings of flows, adapters and updates that every preset leaves at the default of their class.
-Invariant: no value on a page is typed by hand; a test compares the pages with this.
+out, and so are settings of flows, adapters and updates that have their class's default in every preset.
+Invariant: no value in these tables is typed by hand; a test compares the pages with this program's output.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SAMPLING = ("greedy_trunk", "temperature", "top_p", "choice_temperature", "stop
 
 
 def page(recipe: str) -> Path:
-    """Where a recipe is described."""
+    """The page of a recipe."""
     return FOLDER / f"{recipe}.md"
 
 
@@ -46,7 +46,7 @@ def table(recipe: str) -> str:
 
 
 def written(recipe: str) -> str:
-    """A recipe's page with its table as the code has it now."""
+    """The text of a recipe's page, with the table as the code has it now."""
     text = page(recipe).read_text(encoding="utf-8")
     return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: table(recipe), text, flags=re.DOTALL)
 
@@ -56,7 +56,7 @@ def _classes(one: Preset, part: str) -> str:
 
 
 def _settings(one: Preset) -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Names of settings with the value as text, and whether it is the default of its class."""
+    """The names of settings, each with its value as text and whether to treat it as its class's default."""
     for section in ("flow", "explore", "credit", "objective"):
         yield from _leaves(section, getattr(one.recipe, section))
     yield from _leaves("lora", one.lora)

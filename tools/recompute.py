@@ -1,11 +1,11 @@
-"""Recompute the figures of published studies without a model, from their results by seed or their verdicts.
+"""Recompute the figures of published studies without a model, from their per-seed results or their verdicts.
 
     python -m tools.recompute                       all studies that publish seeds/*.json.gz or verdicts.json.gz
-    python -m tools.recompute studies/recipes       this one
-    python -m tools.recompute studies/seed --write  put what comes out into its comparison.json and its tables
+    python -m tools.recompute studies/recipes       only this one
+    python -m tools.recompute studies/seed --write  writes the results to its comparison.json and its tables
 
-Results by seed give all of comparison.json; verdicts give every accuracy, difference, interval and p. Where a figure of
-comparison.json, or a table of README.md, is not what comes out, it is named and the exit code is 1.
+Per-seed results give all of comparison.json; verdicts give every accuracy, difference, interval and p. If a figure in
+comparison.json, or a table in README.md, differs from the recomputed one, it is named and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def published() -> list[Path]:
 
 
 def wrong_figures(study: Path, *, tests: Sequence[str] = ()) -> tuple[int, list[str]]:
-    """How many arms were recomputed, and the figures that are not what their files give; of these `tests` alone where
+    """The number of arms recomputed, and the figures that differ from what the files give; only of these `tests`, if
     any are named."""
     found, again, whole = _again(study, tests)
     again, wrong = json.loads(json.dumps(again)), list[str]()
@@ -57,7 +57,7 @@ def wrong_figures(study: Path, *, tests: Sequence[str] = ()) -> tuple[int, list[
 
 
 def write(study: Path) -> None:
-    """Put what its files give into a study's comparison.json, and into the tables of its README.md where it has one."""
+    """Write what a study's files give to its comparison.json, and to the tables of its README.md if it has one."""
     _, again, _ = _again(study)
     write_header(study / "comparison.json", Comparison, again)
     page = study / "README.md"
@@ -66,7 +66,7 @@ def write(study: Path) -> None:
 
 
 def _again(study: Path, tests: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any], bool]:
-    """comparison.json, the same made again, and whether all of it was: of the results of seeds."""
+    """comparison.json, the recomputed one, and whether all of it was recomputed (from per-seed results)."""
     found = json.loads((study / "comparison.json").read_text(encoding="utf-8"))
     seeds = [each for each in seed_results.read_seeds(study) if each.seed in found.get("seeds", ())]
     again = _of_seeds(found, seeds, tests) if seeds else _of_verdicts(study, found, tests)
@@ -74,7 +74,7 @@ def _again(study: Path, tests: Sequence[str] = ()) -> tuple[dict[str, Any], dict
 
 
 def _of_seeds(found: dict[str, Any], seeds: Sequence[SeedResult], tests: Sequence[str]) -> dict[str, Any]:
-    """comparison.json made again; what does not come from the seeds (settings, versions) is the published one's."""
+    """comparison.json recomputed; what does not come from the seeds (settings, versions) is kept as published."""
     arms = [EVERY[row["name"]] for row in found["arms"]]
     known = list(dict.fromkeys(test for arm in arms for test in seeds[0].arms[arm.name].verdicts))
     made = summarise(arms, seeds, ComparisonContext(
@@ -95,8 +95,8 @@ def _of_verdicts(study: Path, found: dict[str, Any], tests: Sequence[str]) -> di
 
 
 def differing(then: Any, now: Any) -> dict[str, tuple[Any, Any]]:
-    """By the names that lead to them: the values that differ, lists item by item; of two numbers the last bits, which
-    another processor rounds otherwise, may."""
+    """The values that differ, by their dotted names, lists item by item. Numbers may differ in their last bits, which
+    another processor rounds differently."""
     found = differences(_by_number(then), _by_number(now))
     return {name: (a, b) for name, (a, b) in found.items() if not _same_number(a, b)}
 
@@ -112,7 +112,7 @@ def _by_number(value: Any) -> Any:
 
 
 def _figures(row: dict[str, Any], tests: set[str]) -> dict[str, Any]:
-    """What verdicts decide of an arm, on these tests, as nested mappings."""
+    """The figures of an arm that verdicts decide, on these tests, as nested mappings."""
     contrasts = {one["against"]: one["differences"] for one in row["contrasts"]}
     to_baseline = row.get("differences_to_self") or {}
     return {
@@ -125,10 +125,10 @@ def _figures(row: dict[str, Any], tests: set[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what each study comes to; 1 where anything differs and is not written."""
+    """Print the result for each study. Returns 1 if anything differs and is not written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", type=Path, help="their folders; all that can be recomputed")
-    parser.add_argument("--write", action="store_true", help="put what comes out into comparison.json and README.md")
+    parser.add_argument("studies", nargs="*", type=Path, help="their folders; default: all that can be recomputed")
+    parser.add_argument("--write", action="store_true", help="write the results to comparison.json and README.md")
     parsed = parser.parse_args(argv)
     failed = False
     for study in parsed.studies or published():

@@ -1,8 +1,8 @@
-"""Execution of examples/quickstart.ipynb from its first cell to its last, stored with its outputs.
+"""Runs examples/quickstart.ipynb from its first cell to its last, and stores it with its outputs.
 
     python -m tools.run_notebook        (extra "docs")
 
-Invariant: what is stored has nothing of this machine: no path of a folder, no progress bar or warning of a library.
+Invariant: the stored outputs show nothing of this machine: no local paths, no progress bars or warnings of libraries.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def executed(path: Path = NOTEBOOK) -> Any:
 
 
 def shown(notebook: Any) -> str:
-    """All text that the outputs hold."""
+    """All text in the outputs."""
     outputs = [one for cell in notebook.cells if cell.cell_type == "code" for one in cell.outputs]
     return "\n".join(str(one.get("text", "")) + str(one.get("data", "")) for one in outputs)
 
 
 def local_paths(text: str) -> list[str]:
-    """Paths of a machine in a text."""
+    """The local paths in a text."""
     return re.findall(r"(?<![\w.])/(?:tmp|home|root|Users|var|work)/\S+", text)
 
 

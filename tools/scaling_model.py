@@ -1,17 +1,17 @@
-"""Throughput of a run against workers, ranks, lag, chunks and model size, by a model that takes anyone's own numbers.
+"""Predicts a run's throughput from workers, ranks, lag, chunks and model size, with measured, guessed or given costs.
 
-    python -m tools.scaling_model --run runs/train                           costs from a run, and the run against them
-    python -m tools.scaling_model --run runs/one --check runs/two runs/four  runs that were not measured for the costs
-    python -m tools.scaling_model --size 8 --chunk_tokens 160 --max_chunks 6 costs guessed for a GPU (--help has them)
-    python -m tools.scaling_model --run runs/train --row_s 0.4               any cost can be given
+    python -m tools.scaling_model --run runs/train                           costs from a run, compared with that run
+    python -m tools.scaling_model --run runs/one --check runs/two runs/four  also compared with other runs
+    python -m tools.scaling_model --size 8 --chunk_tokens 160 --max_chunks 6 costs guessed for a GPU
+    python -m tools.scaling_model --run runs/train --row_s 0.4               any cost can be given (see --help)
 
 The loop is simulated batch by batch, as it runs (`tools.scaling_plan`). A shard takes
 
     steps * step_s + problems * (tokens * token_s + grade_s)
 
-where `steps` is the number of decoding steps that must follow one another however few problems there are, and `token_s`
-is what a token adds beside others. Invariant: costs that come from a run are measured, those that come from `--size`
-are guessed, and the first line of the output says which.
+where `steps` is the number of consecutive decoding steps, however few problems there are, and `token_s` is what each
+token adds to them. Invariant: costs from a run are measured, costs from `--size` are guessed, and the first line of the
+output says which.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import read_settings
 from tools.scaling_plan import Costs, advise, gpus_of, guess, simulate
 
-# ---- costs and throughput that were measured -------------------------------------------------------------------------
+# ---- measured costs and throughput -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A run: its costs, how it was set up, and how fast it went."""
+    """A run: its costs, its setup, and its throughput."""
 
     costs: Costs
     workers: int
@@ -43,10 +43,10 @@ class Measured:
     lag: int
     here: bool
     problems_an_hour: float | None
-    """By its time line; None without one."""
+    """From the run's time line; None without one."""
 
     def by(self, costs: Costs) -> float:
-        """By other costs, set up as it was."""
+        """The predicted problems per hour with other costs, in this run's setup."""
         own = self.costs
         rows = costs.rows * own.problems / costs.problems
         again = replace(costs, problems=own.problems, shard=own.shard, rows=rows)
@@ -55,10 +55,10 @@ class Measured:
 
 
 def measure(run: Path) -> Measured:
-    """The costs of a run's batches but the first, in which much is warmed up. Exits where there are too few."""
+    """The costs of a run's batches, without the first one, which includes warm-up. Exits if there are too few."""
     rows = read_metrics(run / "metrics.jsonl")
     if len(rows) < 3:
-        raise SystemExit(f"expected three batches or more in {run}, found {len(rows)}: let it run on")
+        raise SystemExit(f"expected three batches or more in {run}, found {len(rows)}: let the run continue")
     settings = read_settings(run / "config.yaml").get("workers") or {}
     problems = [int(b["problems_seen"] - a["problems_seen"]) for a, b in pairwise([{"problems_seen": 0}, *rows])]
     rows, counts = rows[1:], problems[1:]
@@ -100,7 +100,7 @@ def measure(run: Path) -> Measured:
 
 
 def _two_costs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Seconds of a decoding step and of a token, by least squares over the batches, neither below 0."""
+    """Seconds per decoding step and per token, by least squares over the batches; neither is negative."""
     data = [
         (
             float(row.get("rollout/num_forwards") or 0),
@@ -123,8 +123,8 @@ def _two_costs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def _times(run: Path, problems: Sequence[int]) -> tuple[float, float | None]:
-    """Seconds of a batch in which neither was sampled for it nor learned, in the median, and problems an hour: by the
-    learner's lane, from the first batch's end."""
+    """The median seconds of a batch outside sampling and learning, and problems per hour; both from the learner's lane
+    of the time line, from the end of the first batch."""
     recorded = spans.read_spans(run / spans.FILE)
     ends, gaps = dict[int, float](), list[float]()
     for span in recorded:
@@ -147,7 +147,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Print the costs, the table against workers, ranks and lag, checks and advice."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="a run's folder, whose metrics and time line give the costs")
+    source.add_argument("--run", type=Path, help="a run folder; its metrics and time line give the costs")
     source.add_argument("--size", type=float, help="billions of parameters, for guessed costs on an H100")
     parser.add_argument("--chunk_tokens", type=int, default=160, help="with --size")
     parser.add_argument("--max_chunks", type=int, default=6, help="with --size")

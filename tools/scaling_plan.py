@@ -1,9 +1,9 @@
-"""The model behind `tools.scaling_model`: what a run costs, how fast that goes, and the best use of some GPUs.
+"""The model behind `tools.scaling_model`: a run's costs, its throughput, and the best use of a number of GPUs.
 
     simulate(guess(8, chunk_tokens=160, max_chunks=6), workers=2, lag=1).problems_an_hour
 
 The loop is simulated batch by batch, as it runs (`core.loop`): shards wait in one queue for the next free worker, batch
-b is submitted once batch b - 1 - lag has been learned from, and an update waits for the longest rank. Invariant:
+b is submitted once batch b - 1 - lag has been learned from, and an update waits for the slowest rank. Invariant:
 nothing is measured here, and the same costs give the same numbers.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 NUM_BATCHES, SETTLED = 60, 20
-"""Batches that are gone through, and those of them after which throughput is taken."""
+"""Batches that are simulated, and how many of them pass before throughput is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,58 +25,58 @@ class Costs:
     """Everything that throughput depends on besides workers, ranks and lag."""
 
     problems: int = 16
-    """Of a batch."""
+    """Problems per batch."""
     shard: int = 16
-    """Problems of a shard; 0: all of a batch."""
+    """Problems per shard; 0 puts the whole batch into one shard."""
     tokens: float = 0.0
-    """Sampled of a problem."""
+    """Sampled tokens per problem."""
     steps: float = 0.0
-    """Decoding steps of a shard that follow one another: chunks times their tokens."""
+    """Consecutive decoding steps per shard: chunks times tokens per chunk."""
     step_s: float = 0.0
-    """Seconds of a decoding step, whatever is in it."""
+    """Seconds per decoding step, regardless of its size."""
     token_s: float = 0.0
-    """Seconds that a sampled token adds to it, with all that is read for it."""
+    """Seconds that a sampled token adds to its step, including all that is read for it."""
     grade_s: float = 0.0
-    """Seconds of grading a problem."""
+    """Seconds of grading per problem."""
     rows: float = 0.0
-    """Packed rows of a batch that are learned from."""
+    """Packed rows per batch that are learned from."""
     row_s: float = 0.0
-    """Seconds of one, on one rank."""
+    """Seconds per packed row, on one rank."""
     update_s: float = 0.0
-    """Seconds of a batch in which ranks do not help: optimizer, checks, publishing adapters."""
+    """Seconds per batch that ranks do not reduce: optimizer, checks, publishing adapters."""
     refresh_s: float = 0.0
-    """Seconds in which a worker loads new adapters, once a shard at most."""
+    """Seconds in which a worker loads new adapters, at most once per shard."""
     batch_s: float = 0.0
-    """Seconds of a batch beside learning: credit, records, checkpoint."""
+    """Seconds per batch outside learning: credit, records, checkpoint."""
     spread: float = 0.0
-    """Of shards' times, as the standard deviation of their logarithm; 0: they are all alike."""
+    """The spread of shards' times: the standard deviation of their logarithm; 0 makes all alike."""
 
     def shard_s(self, problems: int) -> float:
-        """Seconds of a shard of so many problems on one worker."""
+        """Seconds of a shard of this many problems on one worker."""
         return self.steps * self.step_s + problems * (self.tokens * self.token_s + self.grade_s) + self.refresh_s
 
     def learn_s(self, ranks: int) -> float:
-        """Seconds of learning from a batch: rows are whole, and the rank with the most of them is waited for."""
+        """Seconds of learning from a batch. Rows are not split, and all ranks wait for the one with the most rows."""
         return self.rows_of_longest(ranks) * self.row_s + self.update_s
 
     def rows_of_longest(self, ranks: int) -> float:
-        """Rows of the rank with the most: a fraction is the mean of batches with one more and one less."""
+        """Rows of the rank with the most rows. A fractional `rows` is an average of batches with whole numbers."""
         low = math.floor(self.rows)
         return math.ceil(low / ranks) + (self.rows - low) * (math.ceil((low + 1) / ranks) - math.ceil(low / ranks))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """How it goes, once it goes steadily."""
+    """The throughput in the steady state."""
 
     problems_an_hour: float
     workers_busy: float
-    """Share of their time."""
+    """The share of time in which workers are busy."""
     learner_busy: float
 
 
 def simulate(costs: Costs, *, workers: int = 1, ranks: int = 1, lag: int = 0, here: bool = False) -> Throughput:
-    """Go through batches as the loop does. `here`: one process that samples and learns by turns."""
+    """Simulate batches as the loop runs them. `here`: a single process alternates between sampling and learning."""
     drawn = random.Random(0)
     size = costs.shard or costs.problems
     sizes = [min(size, costs.problems - at) for at in range(0, costs.problems, size)]
@@ -85,7 +85,7 @@ def simulate(costs: Costs, *, workers: int = 1, ranks: int = 1, lag: int = 0, he
     now = learned = sampled = 0.0
     begun, ended, marks = 0, 0, (0.0, 0.0, 0.0)
     while ended < NUM_BATCHES:
-        # 1. submit: each shard goes to the worker that is free first
+        # 1. Submit: each shard goes to the first free worker.
         while len(in_flight) < (1 if here else lag + 1) and begun < NUM_BATCHES:
             done = now
             for problems in sizes:
@@ -95,7 +95,7 @@ def simulate(costs: Costs, *, workers: int = 1, ranks: int = 1, lag: int = 0, he
                 done, sampled = max(done, end), sampled + took
             in_flight.append(done)
             begun += 1
-        # 2. wait for the oldest batch, learn from it, write it down
+        # 2. Wait for the oldest batch, learn from it, record it.
         now = max(now, in_flight.popleft()) + costs.learn_s(ranks)
         learned += costs.learn_s(ranks)
         now += costs.batch_s
@@ -110,31 +110,31 @@ def simulate(costs: Costs, *, workers: int = 1, ranks: int = 1, lag: int = 0, he
     )
 
 
-# ---- costs that are guessed ------------------------------------------------------------------------------------------
+# ---- guessed costs ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """What costs are guessed by: an H100 with 80 GB, unless something else is given."""
+    """The GPU for which costs are guessed; by default an H100 with 80 GB."""
 
     bandwidth: float = 3.35e12
-    """Bytes a second."""
+    """Memory bandwidth, in bytes per second."""
     flops: float = 9.9e14
-    """Of bf16, a second."""
+    """bf16 operations per second."""
     reached: float = 0.4
-    """Share of either that is reached."""
+    """The share of these operations that is reached; of the bandwidth, twice this share."""
     overhead_s: float = 0.004
-    """Of a decoding step: adapters, drawing tokens, the scheduler."""
+    """Further seconds per decoding step: adapters, drawing tokens, the scheduler."""
     memory: float = 80e9
 
 
 def guess(
     size: float, *, chunk_tokens: int, max_chunks: int, problems: int = 16, shard: int = 16, gpu: Gpu | None = None
 ) -> Costs:
-    """Costs on a GPU of a model of `size` billion parameters in bf16, with a tree of one alternative at each chunk."""
+    """Guessed costs of a model with `size` billion parameters in bf16, for trees with one alternative per chunk."""
     gpu = Gpu() if gpu is None else gpu
     parameters, row_tokens = size * 1e9, 4096
-    # The trunk's chunks, and from each of them an alternative to the end; chunks are two thirds full in the mean.
+    # The trunk's chunks, and from each an alternative to the end. On average a chunk is two thirds full.
     tokens = 0.67 * chunk_tokens * (max_chunks + max_chunks * (max_chunks + 1) / 2)
     compute_s = 2 * parameters / (gpu.flops * gpu.reached)
     cards = gpus_of(size, gpu)
@@ -144,11 +144,11 @@ def guess(
         tokens=tokens,
         steps=chunk_tokens * (max_chunks + 1),
         step_s=2 * parameters / (gpu.bandwidth * 2 * gpu.reached * cards) + gpu.overhead_s,
-        # As much is read as is written: prompts and prefixes that no cache holds any more.
+        # One token is read for each token written: prompts and prefixes that are no longer cached.
         token_s=2 * compute_s / cards + 3e-5,
         grade_s=0.02,
         rows=problems * (0.6 * tokens + 200) / row_tokens,
-        # A forward each of policy and reference, one more of checkpointing, and the gradient of activations.
+        # Four forwards' worth: policy, reference, one more for checkpointing, and the gradient of activations.
         row_s=4 * compute_s * row_tokens,
         update_s=0.5,
         refresh_s=0.5,
@@ -157,17 +157,17 @@ def guess(
 
 
 def gpus_of(size: float, gpu: Gpu | None = None) -> int:
-    """GPUs of one worker, a power of two: weights in bf16 and half as much again for keys and values."""
+    """GPUs per worker, a power of two: room for the weights in bf16, and half as much again for the KV cache."""
     needed = 2e9 * size * 1.5 / (Gpu() if gpu is None else gpu).memory
     return 2 ** max(0, math.ceil(math.log2(needed)))
 
 
-# ---- what to spend GPUs on ----------------------------------------------------------------------------
+# ---- the best use of GPUs ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One way to spread a run over GPUs."""
+    """One way to distribute a run over GPUs."""
 
     gpus: int
     workers: int
@@ -178,8 +178,8 @@ class Plan:
 
 
 def plans(costs: Costs, most: int, *, each: int = 1, lags: Sequence[int] = (0, 1, 2)) -> list[Plan]:
-    """Ways to use up to `most` GPUs, the fewest first: `each` a worker, one a rank, ranks enough to hold the base,
-    shards of the costs' problems or fewer. One GPU alone samples and learns by turns."""
+    """Ways to use up to `most` GPUs, the fewest first: `each` GPUs per worker, one per rank, enough ranks to hold the
+    base, and shards of the given size or smaller. A single GPU alternates between sampling and learning."""
     made: list[Plan] = []
     if each == 1:
         alone = simulate(replace(costs, shard=0), here=True)
@@ -200,14 +200,14 @@ def plans(costs: Costs, most: int, *, each: int = 1, lags: Sequence[int] = (0, 1
 
 
 def best(ways: Sequence[Plan], gpus: int) -> Plan | None:
-    """The fastest way with so many GPUs; of those within a hundredth, the one with the fewest and the least lag."""
+    """The fastest way with at most this many GPUs; of ways within 1 %, the one with the fewest GPUs, then least lag."""
     able = [one for one in ways if one.gpus <= gpus]
     most = max((one.found.problems_an_hour for one in able), default=0.0)
     return next((one for one in able if one.found.problems_an_hour >= 0.99 * most), None)
 
 
 def advise(costs: Costs, counts: Sequence[int], *, each: int = 1, lags: Sequence[int] = (0, 1, 2)) -> list[str]:
-    """A table of the best use of each number of GPUs, where it saturates, and what the rest is good for."""
+    """A table of the best use of each number of GPUs, where it saturates, and how to use further GPUs."""
     ways = plans(costs, max(counts), each=each, lags=lags)
     found = [(gpus, one) for gpus in counts if (one := best(ways, gpus)) is not None]
     if not found:
@@ -223,10 +223,10 @@ def advise(costs: Costs, counts: Sequence[int], *, each: int = 1, lags: Sequence
     enough = next(one for one in ways if one.found.problems_an_hour >= 0.9 * most)
     serial = costs.steps * costs.step_s + costs.refresh_s
     lines.append(
-        f"\nOne run is at 90 % of its best with {enough.gpus} GPUs. A shard takes {serial:.1f} s however small it is, "
-        f"learning from a batch {costs.learn_s(enough.ranks):.1f} s: more GPUs serve one run with larger batches alone."
+        f"\nOne run reaches 90 % of its best with {enough.gpus} GPUs. Even a small shard takes {serial:.1f} s, and "
+        f"learning from a batch {costs.learn_s(enough.ranks):.1f} s: more GPUs help one run only with larger batches."
     )
-    # The way that makes most of each GPU is repeated: a seed or an arm each.
+    # Beyond that, repeat the way with the most throughput per GPU, with one seed or arm in each run.
     economic = max(
         (one for one in ways if one.gpus <= enough.gpus), key=lambda one: one.found.problems_an_hour / one.gpus
     )
@@ -234,5 +234,5 @@ def advise(costs: Costs, counts: Sequence[int], *, each: int = 1, lags: Sequence
         sides = [(gpus // one.gpus, one) for one in (enough, economic) if gpus >= 2 * one.gpus]
         words = [f"{num} runs of {one.gpus} ({num * one.found.problems_an_hour:,.0f} problems/h)" for num, one in sides]
         if words:
-            lines.append(f"{gpus} GPUs, side by side (seeds, arms): {' or '.join(dict.fromkeys(words))}.")
+            lines.append(f"{gpus} GPUs, runs in parallel (seeds, arms): {' or '.join(dict.fromkeys(words))}.")
     return lines

@@ -2,9 +2,9 @@
 
     python -m tools.speed_table        rewrites README.md and benchmarks/RESULTS.md between the two comments
 
-benchmarks/speed.json names the rows of README.md, each of one figure or several, and says by a figure's name why it is
-what it is, in a line. benchmarks/RESULTS.md has every figure. Invariants: no number of these tables is typed by hand,
-and no miss is without its reason; a test compares both pages with this.
+benchmarks/speed.json lists the rows of README.md, each with one figure or several, and explains figures, by name, in
+one line each. benchmarks/RESULTS.md has every figure. Invariants: no number in these tables is typed by hand, and every
+miss has its reason; a test compares both pages with this program's output.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PAGES = {"short": ROOT / "README.md", "full": ROOT / "benchmarks" / "RESULTS.md"
 BEGIN, END = "<!-- speed: python -m tools.speed_table -->", "<!-- end of speed -->"
 
 Row = Mapping[str, Any]
-"""A figure as `measuring.keep` keeps it."""
+"""A figure as `measuring.keep` stores it."""
 
 
 def short(rows: Sequence[Row], speed: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def short(rows: Sequence[Row], speed: Mapping[str, Any]) -> str:
 
 
 def full(rows: Sequence[Row], speed: Mapping[str, Any]) -> str:
-    """The table of every figure, with its spread and its day."""
+    """The table of every figure, with its spread and the date of its measurement."""
     lines = ["| what | target | found (least to greatest) | | measured | why |", "|---|---|---|---|---|---|"]
     for row in rows:
         cells = (row["name"], row["reach"], measuring.found(row), _verdict([row]), row["date"])
@@ -50,12 +50,12 @@ def full(rows: Sequence[Row], speed: Mapping[str, Any]) -> str:
 
 
 def unexplained(rows: Sequence[Row], speed: Mapping[str, Any]) -> list[str]:
-    """Figures that miss their reach, and of which nothing is said."""
+    """Figures that miss their target without a reason."""
     return [row["name"] for row in rows if row["met"] is False and not speed["why"].get(row["name"])]
 
 
 def insert(page: str, table: str) -> str:
-    """The page with this table between its comments. Raises `ValueError` where it does not mark one place for it."""
+    """The page with this table between its comments. Raises `ValueError` unless it marks exactly one place for it."""
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"expected one {BEGIN} and one {END}, found {page.count(BEGIN)} and {page.count(END)}")
     marked = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
@@ -63,7 +63,7 @@ def insert(page: str, table: str) -> str:
 
 
 def written() -> dict[Path, str]:
-    """Both pages, as the kept figures have them. Raises `ValueError` for a miss without its reason."""
+    """The text of both pages, with the stored figures. Raises `ValueError` for a miss without a reason."""
     rows = json.loads(measuring.RESULTS.read_text(encoding="utf-8"))
     speed = json.loads(ROWS.read_text(encoding="utf-8"))
     if silent := unexplained(rows, speed):

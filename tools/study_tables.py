@@ -18,7 +18,7 @@ BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 
 
 def to_markdown(table: Table) -> str:
-    """One table; a bar in a cell is escaped."""
+    """The table as Markdown; a bar in a cell is escaped."""
     marks = ["---" if column in table.wordy else "---:" for column in range(len(table.columns))]
     rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.columns, *table.rows)]
     lines = [f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:])]
@@ -26,7 +26,7 @@ def to_markdown(table: Table) -> str:
 
 
 def insert_tables(page: str, folder: Path) -> str:
-    """The page with the folder's tables in it. Raises `ValueError` where it does not mark one place for them."""
+    """The page with the folder's tables in it. Raises `ValueError` unless it marks exactly one place for them."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in after:

@@ -3,8 +3,8 @@
     flow-dpo evaluate --run RUN --draws 4 --output_dir runs/votes
     python -m tools.team_on_draws runs/votes --threshold 0.5 --untrained runs/untrained-votes
 
-The flow accepts the first attempt whose P(right) exceeds the threshold, after at most as many attempts as were drawn;
-if none does, the best one answers. Its accuracy is the exact mean over all orders of a problem's draws. It is compared
+The flow accepts the first attempt whose P(right) exceeds the threshold, out of the attempts that were drawn; if none
+does, the best one answers. Its accuracy is the exact mean over all orders of a problem's draws. It is compared
 with one attempt, and with the plain majority at the same sampled tokens, interpolated in tokens between numbers of
 attempts; the interval is a paired bootstrap over problems. `--untrained` adds the majority of another evaluation's
 draws, at the same tokens, on the problems that both have.
@@ -30,8 +30,8 @@ Drawn = dict[str, list[Attempted]]
 
 
 def attempts(folder: Path, *, likelihood: bool = False) -> Drawn:
-    """The draws of each problem, with P(right) by the judgement that the evaluation recorded; or scored by their mean
-    log-probability alone."""
+    """The draws of each problem, with P(right) by the judgement that the evaluation recorded; with `likelihood`,
+    scored by their mean log-probability alone."""
     header = read_header(folder / "summary.json", EvaluationSummary)
     weights = header["played"]["flow"]["judgement"]
     judgement, found = Judgement(**weights), dict[str, list[Attempted]]()
@@ -47,13 +47,13 @@ def attempts(folder: Path, *, likelihood: bool = False) -> Drawn:
 
 
 def majority(drawn: list[Attempted], k: int) -> float:
-    """Of k of the draws, in the mean over all choices of k."""
+    """The accuracy of the majority of k draws, averaged over all choices of k."""
     groups = list(itertools.combinations(drawn, k))
     return sum(vote([one.verdict for one in group if one.yes is not None]) for group in groups) / len(groups)
 
 
 def majority_at(drawn: Drawn, tokens: float) -> dict[str, float]:
-    """Each problem's, interpolated at this mean number of tokens a problem."""
+    """Each problem's majority accuracy, interpolated at this mean number of tokens per problem."""
     each = sum(one.tokens for ones in drawn.values() for one in ones) / sum(map(len, drawn.values()))
     most = min(map(len, drawn.values()))
     attempts_there = min(max(tokens / each, 1.0), float(most))

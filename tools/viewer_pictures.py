@@ -1,4 +1,4 @@
-"""The pictures of docs/viewer.md: the viewer's pages on the quick start, taken in a real browser.
+"""The pictures of docs/viewer.md: screenshots of the viewer on the quick start, taken in a real browser.
 
     python -m tools.viewer_pictures [RUN]      rewrites docs/pictures/viewer-*.png (extra "dev", and Chromium)
 

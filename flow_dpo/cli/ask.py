@@ -1,11 +1,11 @@
-"""`flow-dpo ask`: a question of your own, answered by a trained flow, shown turn by turn.
+"""`flow-dpo ask`: answer a question of your own with a trained flow, shown turn by turn.
 
     flow-dpo ask runs/quickstart "Mia has 4 shells. She finds 3 shells. How many shells does Mia have now?"
-    flow-dpo ask Qwen/Qwen2.5-0.5B-Instruct "What is 12 times 7?"        the untrained flow of a model
-    flow-dpo ask runs/quickstart - < questions.txt                       one question a line; --json for machines
-    flow-dpo ask runs/quickstart                                         asks you for questions until an empty line
+    flow-dpo ask Qwen/Qwen2.5-0.5B-Instruct "What is 12 times 7?"        the untrained flow on a base model
+    flow-dpo ask runs/quickstart - < questions.txt                       one question per line; --json for programs
+    flow-dpo ask runs/quickstart                                         prompts for questions until an empty line
 
-Invariant: nothing is graded and nothing is written; what a model wrote is shown with its control characters escaped.
+Invariant: nothing is graded and no file is written. Control characters in a model's text are shown as escapes.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
     from flow_dpo.evaluate.ask import Asking
     from flow_dpo.evaluate.asked import Answered, AskedTurn
 
-_WHAT = "Answer a question with a trained flow (RUN), or with the untrained flow of a model (its name or folder)."
+_WHAT = "Answer a question with a trained flow (RUN), or with the untrained flow on a model (its name or folder)."
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownSettings:
-    """Where questions come from, and how answers are shown."""
+    """Where questions come from, and how answers are printed."""
 
     questions: str = ""
-    """A file of questions, one a line."""
+    """A file of questions, one per line."""
     json: bool = False
-    """One line of JSON a question, with every turn, instead of text for people."""
+    """Print one line of JSON per question, with every turn, instead of text for people."""
 
 
 def parse_ask(argv: Sequence[str]) -> dict[str, Any]:
-    """The settings of `flow-dpo ask`, the source among them however it was named; "questions" are its arguments."""
+    """The settings of `flow-dpo ask`, including the source however it was given. "questions" holds the arguments."""
     words = [_alone(word, argv[at + 1 : at + 2]) for at, word in enumerate(argv)]
     given = Given.read(words)
     named = any(given.find(name)[0] for name in ("speaking.run", "speaking.adapter", "model.model_name_or_path"))
@@ -66,18 +66,18 @@ def parse_ask(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _brought(given: Given) -> tuple[dict[str, Any], str]:
-    """What the source brings along, but for its columns of data, of which a question has none."""
+    """The settings that the source brings along, without those of its data: a question has no columns."""
     found, origin = source_settings(given)
     return {name: value for name, value in found.items() if name != "data"}, origin
 
 
 def _alone(word: str, after: Sequence[str]) -> str:
-    """`--json` may stand before an argument that is not its value."""
+    """`--json` as a switch: it can precede an argument that is not its value."""
     return "--json=true" if word == "--json" and after not in (["true"], ["false"]) else word
 
 
 def _source_flag(source: str) -> str:
-    """The flag that a first argument stands for: a run (a folder, or of the hub), an adapter, or a model."""
+    """The flag that the first argument stands for: a run (in a folder or on the hub), an adapter, or a model."""
     folder = Path(source)
     if (folder / "adapter_config.json").exists():
         return f"--speaking.adapter={source}"
@@ -115,14 +115,14 @@ def ask(argv: Sequence[str]) -> int:
         for question in chain([first], asked):
             try:
                 _show(asking, asked_problem(question), console, as_json=shown.json)
-            except FlowDpoError as error:  # such as one that does not fit; the next may
+            except FlowDpoError as error:  # for example a question that is too long; the next can still fit
                 print(f"flow-dpo: {visible(str(error))}", file=sys.stderr)
                 status = 1
     return status
 
 
 def _show(asking: Asking, problem: Problem, console: Console, *, as_json: bool) -> None:
-    """Ask, and print every turn as it comes, or one line of JSON."""
+    """Ask, and print every turn as it comes, or print one line of JSON."""
     if as_json:
         print(json.dumps(asdict(asking(problem)), ensure_ascii=True), flush=True)
         return
@@ -139,7 +139,7 @@ def _show(asking: Asking, problem: Problem, console: Console, *, as_json: bool) 
 
 
 def _questions(arguments: Sequence[str], file: str) -> Iterator[str]:
-    """Those of the arguments ("-": a line each of the standard input), of the file, or that a person types."""
+    """Questions from the arguments ("-" reads them from standard input, one per line), the file, or the keyboard."""
     for argument in arguments:
         if argument == "-":
             yield from (line for line in sys.stdin if line.strip())
@@ -154,7 +154,7 @@ def _questions(arguments: Sequence[str], file: str) -> Iterator[str]:
     if arguments or file:
         return
     if not sys.stdin.isatty():
-        raise ConfigError('expected a question, found none: flow-dpo ask RUN "question", or - for the standard input')
+        raise ConfigError('expected a question, found none: flow-dpo ask RUN "question", or - for standard input')
     while True:
         try:
             line = input("\nQuestion (empty to end): ")
@@ -169,10 +169,10 @@ _INDENT = 10
 
 
 def _turn_lines(turn: AskedTurn) -> str:
-    """What a role wrote beside its name, or its choice with the probabilities."""
+    """A role's name, then what it wrote, or its choice with the probabilities."""
     label = visible(turn.role)
     if not turn.choices:
-        body = turn.text.strip("\n") or "(its end)"
+        body = turn.text.strip("\n") or "(end of turn)"
     else:
         most = sorted(turn.choices.items(), key=lambda item: -item[1])[:4]
         odds = most if len(turn.choices) > 2 else turn.choices.items()
@@ -187,10 +187,10 @@ def _turn_lines(turn: AskedTurn) -> str:
 
 def _answer_lines(found: Answered) -> str:
     """The final answer, and where it comes from."""
-    cut = "" if found.ended else "; the solution was cut before its end"
+    cut = "" if found.ended else "; the solution was cut off before its end"
     of = f"attempt {found.attempt} of {found.num_attempts}: " if found.num_attempts > 1 else ""
     lines = [
-        f"Answer    {'none was given' if found.answer is None else found.answer}",
+        f"Answer    {'none' if found.answer is None else found.answer}",
         f"          {of}{found.why}{cut}; {found.tokens} tokens",
     ]
     return "\n" + "\n".join(lines)

@@ -1,10 +1,10 @@
-"""`flow-dpo compare`: the whole comparison of sources of traces, over several seeds.
+"""`flow-dpo compare`: compare sources of traces over several seeds, from training to tables.
 
     flow-dpo compare --config study.yaml          settings of `train`, and those under `compare` and `training`
-    flow-dpo compare --compare.run runs/train --compare.arms [team]     of a run that is there already
+    flow-dpo compare --compare.run runs/train --compare.arms [team]     with an existing run as the trained flow
 
-Everything is written under `output_dir`: settings/, one folder a seed, comparison.json. Interrupted,
-the same command continues; with other settings it is refused. With several `jobs`, seeds run side by side.
+Everything is written under `output_dir`: settings/, one folder per seed, comparison.json. After an interruption the
+same command continues; with other settings it is refused. With several `jobs`, seeds run in parallel.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ from flow_dpo.workers.settings import TIMING_ONLY, with_shards_in_force
 
 SUMMARY = "comparison.json"
 _ADVICE = (
-    "\nThe other arms are compared without it. Where traces are too few: more compare.pool.pool_problems or "
-    "compare.pool.num_samples, or lower compare.pool.num_traces, in another --compare.output_dir"
+    "\nThe other arms are compared without it. If there are too few traces, raise compare.pool.pool_problems or "
+    "compare.pool.num_samples, or lower compare.pool.num_traces, with another --compare.output_dir"
 )
 
 
 COMMANDS: Mapping[str, Command] = {"train": train, "generate": generate, "sft": fine_tune, "evaluate": evaluate}
-"""What the arms of a comparison are made of."""
+"""The commands that the arms of a comparison run."""
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
-    """The settings of `flow-dpo compare`: those of `train`, `compare` and `training` (of the fine-tuning)."""
+    """The settings of `flow-dpo compare`: those of `train`, `compare` and `training` (the fine-tuning)."""
     what = "Compare sources of traces (arXiv 2410.22304, table 1)."
     return resolve(
         "flow-dpo compare",
@@ -76,12 +76,12 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _run_settings(given: Given) -> tuple[dict[str, Any], str]:
-    """What the run that stands for the trained flow brings along: its method, its model and all of its problems."""
+    """The settings of `compare.run`, the run that serves as the trained flow: its method, model and problems."""
     run = given.text("compare.run")
     if not run:
         return {}, ""
     path = Path(run) / "config.yaml"
-    found = run_settings(Path(run))  # refuses what is no run
+    found = run_settings(Path(run))  # refuses a folder that is not a run
     names = ("dataset_split", "skip_problems", "max_problems")
     data = read_settings(path).get("data", {})
     return found | {"data": found["data"] | {name: data[name] for name in names if name in data}}, str(path)
@@ -104,7 +104,7 @@ def compare(argv: Sequence[str]) -> int:
         check_trl()
     if parsed["data"].max_problems is None:
         raise ConfigError(
-            "expected data.max_problems, the problems that the flow learns from: traces are drawn on those after them"
+            "expected data.max_problems (the flow learns from these; traces use the problems after them), found none"
         )
     _refuse_shared(parsed)
     path = Path(settings.output_dir)
@@ -130,38 +130,38 @@ def compare(argv: Sequence[str]) -> int:
             rates_of.refuse_other_rates(path, seeds, names, do.rates)
             _side_by_side(settings.jobs, _one_seed, [(do, seed, names, sizes) for seed in seeds])
         except KeyboardInterrupt:
-            print_safe(console, f"The commands that are done are kept in {path}; the same command continues after them")
+            print_safe(console, f"Finished steps are kept in {path}; give the same command again to continue")
             raise
         results = [seed_results.read_seed(seed_results.path_of(path, seed)) for seed in seeds]
         failed = {name: why for result in results[::-1] for name, why in result.failed.items() if name in names}
         for name, why in failed.items():
-            print_safe(console, f"{name} could not be made: {why}{_ADVICE}")
+            print_safe(console, f"{name} could not be completed: {why}{_ADVICE}")
         made = [arm for arm in chosen if arm.name not in failed]
         if not made:
-            raise DataError(f"expected an arm that can be made, found none; of {names[0]}: {failed[names[0]]}")
+            raise DataError(f"expected at least one arm to succeed, found none; {names[0]}: {failed[names[0]]}")
         known = {**_tested(parsed), **provenance.combine(path, [result.made for result in results])}
         facts = {**known, "failed": failed, "rates": rates or None}
         context = ComparisonContext(tests=sizes.tests, facts=facts, tokens=sizes.tokens)
         write_header(path / SUMMARY, Comparison, summarise(made, results, context))
-    print_safe(console, f"Written to {path / SUMMARY}; as a page: {typed_command()} report {shlex.quote(str(path))}")
+    print_safe(console, f"Written to {path / SUMMARY}; for a page: {typed_command()} report {shlex.quote(str(path))}")
     return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Runners:
-    """What the runners of all seeds have in common; it crosses to other processes."""
+    """What the runners of all seeds share. It is pickled and sent to other processes."""
 
     path: Path
     settings: Mapping[str, Any]
-    """All of the comparison's, as plain values."""
+    """All settings of the comparison, as plain values."""
     flags: Sequence[str]
     given: Mapping[str, Path]
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
     redraw: Callable[[int], Mapping[str, Sequence[str]]] | None = None
-    """The flags that give a seed problems of its own."""
+    """Returns the flags that give a seed its own problems."""
 
     def of(self, seed: int, rate: float | None = None) -> JobRunner:
-        """The runner of a seed; or of one by which a rate is chosen."""
+        """The runner of a seed or, with `rate`, of one training by which the learning rate is chosen."""
         folder = self.path / f"seed{seed}" if rate is None else rates_of.folder_of(self.path, rate, seed)
         rates = self.rates if rate is None else rate
         return JobRunner(
@@ -177,7 +177,7 @@ class _Runners:
 
 
 def _side_by_side(jobs: int, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """What the function gives for each task, in their order; so many under way at once, each in its own process."""
+    """The function's result for each task, in order; up to `jobs` run at once, each in its own process."""
     if jobs == 1:
         return [function(*task) for task in tasks]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -186,12 +186,12 @@ def _side_by_side(jobs: int, function: Callable[..., Any], tasks: Sequence[tuple
 
 def _plain_lines() -> None:
     if multiprocessing.parent_process() is not None:
-        os.environ["TTY_COMPATIBLE"] = "0"  # seeds side by side would draw over each other
+        os.environ["TTY_COMPATIBLE"] = "0"  # progress bars of parallel seeds would overwrite each other
 
 
 def _one_seed(do: _Runners, seed: int, names: Sequence[str], sizes: Sizes) -> None:
-    """Make all arms of one seed, one after another, and write what they came to; of an arm for which the data do not
-    suffice, such as traces that are too few, the reason. Nothing is done where that is known of all of them."""
+    """Run all arms of one seed, one after another, and write their results. An arm with insufficient data, such as
+    too few traces, gets the reason instead. Does nothing if the outcome of every arm is known already."""
     _plain_lines()
     file, known = seed_results.path_of(do.path, seed), None
     if file.exists():
@@ -214,7 +214,7 @@ def _one_seed(do: _Runners, seed: int, names: Sequence[str], sizes: Sizes) -> No
 
 
 def _one_rate(do: _Runners, rate: float, seed: int, names: Sequence[str], sizes: Sizes) -> rates_of.Tried:
-    """The arms at one learning rate, on the validation problems."""
+    """Train the arms at one learning rate and measure them on the validation problems."""
     _plain_lines()
     return rates_of.try_rate(do.of(seed, rate), [EVERY[name] for name in names], sizes, rate)
 
@@ -222,7 +222,7 @@ def _one_rate(do: _Runners, rate: float, seed: int, names: Sequence[str], sizes:
 def _choose_rates(
     do: _Runners, names: Sequence[str], sizes: Sizes, settings: CompareSettings, console: Console
 ) -> dict[str, dict[str, Any]]:
-    """The rate of each training and what it was chosen by; nothing where there are no candidates."""
+    """The learning rate of each training, with the results it was chosen by; empty if there are no candidates."""
     if settings.rates.chosen_in:
         taken = rates_of.taken_rates(Path(settings.rates.chosen_in))
         return {name: row for name, row in taken.items() if name not in EVERY or rates_of.trained_for(name, names)}
@@ -232,20 +232,20 @@ def _choose_rates(
     tried: list[rates_of.Tried] = _side_by_side(settings.jobs, _one_rate, tasks)
     for each in tried:
         for name, reason in each.failed.items():
-            print_safe(console, f"{name} could not be made at a rate of {each.rate:g}: {reason}")
+            print_safe(console, f"{name} could not be completed at learning rate {each.rate:g}: {reason}")
     found = rates_of.choose_rates(tried)
     for name, row in found.items():
-        print_safe(console, f"{name}: a rate of {row['chosen']:g}")
+        print_safe(console, f"{name}: learning rate {row['chosen']:g}")
     return found
 
 
 _FREE = {"compare.jobs", "compare.arms", "compare.num_seeds", "compare.seeds", *TIMING_ONLY}
-"""Settings in which the parts of one comparison may differ: arms, seeds and jobs may be added, and other workers do the
-rest."""
+"""Settings that can change between the commands of one comparison: arms and seeds can be added, and jobs and workers
+change its speed only."""
 
 
 def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
-    """Write config.yaml, or make sure that it holds the same."""
+    """Write config.yaml, or check that the existing one has the same settings."""
     known, now = path / "config.yaml", run_folder.plain(parsed)
     if known.exists():
         _refuse_others(path, read_settings(known), now)
@@ -253,16 +253,16 @@ def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
 
 
 def _refuse_others(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to add to what was made with other settings."""
+    """Refuse to add to results that were made with other settings."""
     then = {"engine_kind": "local", "workers": {}} | dict(then)
-    # A setting that was not there yet is off.
+    # A setting that did not exist when the results were made counts as off.
     if then["engine_kind"] == "local":
         then["engine"] = {"int8": False} | dict(then.get("engine", {}))
     if roles := then.get("learner", {}).get("roles"):
         own = {role: {"by_problem": False} | dict(values) for role, values in roles.items()}
         then["learner"] = dict(then["learner"]) | {"roles": own}
     differing = run_folder.differences(with_shards_in_force(then), with_shards_in_force(now))
-    # Results of a seed may lie in another folder than the one that they were made in.
+    # A seed's results can have been moved from the folder in which they were made.
     free = _FREE if path.is_dir() else {*_FREE, "compare.output_dir"}
     found = {name: values for name, values in differing.items() if name not in free}
     if found:
@@ -271,7 +271,7 @@ def _refuse_others(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) 
 
 
 def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
-    """The settings files that the commands name."""
+    """Write the settings files that the arms' commands read."""
     pool, sets = parsed["compare"].pool, _problem_sets(parsed)
     folder.mkdir(exist_ok=True)
     names = ("recipe", "preset", "flow_source", "engine_kind")
@@ -287,8 +287,8 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     single = _single_pass(parsed)
     if single is not None:
         files["single"] = {**files["other"], "flow": single}
-    sets["fixed"] = replace(parsed["data"], max_problems=None)  # candidates that were drawn are judged whole
-    # A run brings its engine along, an adapter none, and neither of them workers.
+    sets["fixed"] = replace(parsed["data"], max_problems=None)  # a fixed set of candidates is judged whole
+    # A run brings its engine along, an adapter does not, and neither brings workers.
     elsewhere = parsed["workers"].kind != "here"
     workers = {name: parsed[name] for name in ("workers", "engine_kind", "engine")} if elsewhere else {}
     for name, problems in sets.items():
@@ -300,7 +300,7 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
 
 
 def _problem_sets(parsed: Mapping[str, Any]) -> dict[str, DataSettings]:
-    """The problems that traces are drawn on, those of each test, and those by which rates are chosen."""
+    """The problems on which traces are sampled, those of each test, and those by which learning rates are chosen."""
     pool, tests, rates = parsed["compare"].pool, parsed["compare"].tests, parsed["compare"].rates
     data: DataSettings = parsed["data"]
     tested = {"dataset_name": tests.test_dataset_name or data.dataset_name, "skip_problems": tests.test_skip}
@@ -334,7 +334,7 @@ def _refuse_shared(parsed: Mapping[str, Any]) -> None:
 
 
 def _learner_of_others(parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """How arms of other recipes learn: as their own presets have it, but for what is changed of the comparison's."""
+    """Learner settings that the comparison changed from its preset; other recipes' arms add them to their presets."""
     own = load_preset(parsed["recipe"], parsed["preset"]).learner
     then, now = (run_folder.plain(replace(learner, roles={})) for learner in (own, parsed["learner"]))
     changed: dict[str, Any] = {}
@@ -372,13 +372,13 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
 
 
 def _single_pass(parsed: Mapping[str, Any]) -> Single | None:
-    """The single pass of the comparison's flow; None of a flow without."""
+    """The single pass of the comparison's flow; None for a flow without one."""
     flow = parsed["flow"]
     return one_pass(flow) if has_one_pass(flow) else None
 
 
 def _tested(parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """The header's facts: model, data set, command and settings."""
+    """Facts for the header: model, data set, command and settings."""
     return {
         "model": parsed["model"].model_name_or_path,
         "dataset": f"{parsed['data'].dataset_name}/{parsed['data'].dataset_split}",

@@ -1,8 +1,8 @@
 """`flow-dpo evaluate`: measure a model, or a run's adapters, on a data set.
 
 flow-dpo evaluate --run runs/train --dataset_split test --max_problems 500
-flow-dpo evaluate --run runs/train --draws 4        four attempts at each problem: majority, best by P(Yes), thresholds
-flow-dpo evaluate --run runs/train --candidates runs/fixed      its Stop on the candidates of another evaluation's draws
+flow-dpo evaluate --run runs/train --draws 4        four attempts per problem: majority, best by P(Yes), thresholds
+flow-dpo evaluate --run runs/train --candidates runs/fixed      the run's Stop on the draws of another evaluation
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings, named_sett
 
 
 def parse_evaluate(argv: Sequence[str]) -> dict[str, Any]:
-    """The settings of `flow-dpo evaluate`: with `--run` or `--adapter`, what comes with it comes first."""
+    """The settings of `flow-dpo evaluate`; those of `--run` or `--adapter` are the defaults."""
     what = "Measure a model, or a run's adapters."
     return resolve("flow-dpo evaluate", what, argv, _sections, brings=source_settings, doc=__doc__ or "")
 
@@ -48,7 +48,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def _lines(result: Mapping[str, Any]) -> list[str]:
-    """What was found, for people."""
+    """The result as lines of text."""
     if result.get("candidates"):
         return _candidates_lines(result["candidates"])
     low, high = result["interval"]
@@ -59,12 +59,12 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
         f"correct{f'; {ungraded}' if ungraded else ''}"
     ]
     if (overlap := result.get("overlap") or {}).get("num_overlapping"):
-        lines.append(f"{overlap['num_overlapping']} of these problems are among those that --trained_on learned from")
+        lines.append(f"{overlap['num_overlapping']} of these problems are among the training problems of --trained_on")
     return lines + (_votes_lines(result["votes"]) if result.get("votes") else [])
 
 
 def _candidates_lines(found: Mapping[str, Any]) -> list[str]:
-    """Stop on a fixed set."""
+    """The results of Stop on a fixed set of candidates."""
     num = ", ".join(f"{count} {kind}" for kind, count in found["num"].items())
     lines = [f"Stop on the candidates of {found['file']} (sha256 {found['sha256'][:12]}): {num}"]
     for name, words in AREA_WORDS.items():
@@ -83,13 +83,13 @@ def _calibration_lines(found: Mapping[str, Any]) -> list[str]:
     if found["brier"] is None:
         return []
     return [
-        f"Brier score {found['brier']:.3f} ({found['brier_of_share']:.3f} for always saying the share of right "
+        f"Brier score {found['brier']:.3f} ({found['brier_of_share']:.3f} for always predicting the share of right "
         f"ones), expected calibration error {found['calibration_error']:.3f}"
     ]
 
 
 def _votes_lines(votes: Mapping[str, Any]) -> list[str]:
-    """What attempts come to, a line for each number of them, with 95 % intervals."""
+    """The accuracies for each number of attempts, one line each, with 95 % intervals."""
     names = [name for name in RULE_WORDS if any(name in at_k for at_k in votes["by_k"].values())]
     lines = [f"{'attempts':>8} {'tokens':>7}" + "".join(f"  {RULE_WORDS[name]:<21}" for name in names)]
     for k, at_k in votes["by_k"].items():

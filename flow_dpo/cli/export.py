@@ -1,4 +1,4 @@
-"""`flow-dpo export`: traces, a run's pairs or labelled steps, for other trainers; an evaluation as a log of Inspect AI.
+"""`flow-dpo export`: traces, pairs or labelled steps for other trainers; an evaluation as an Inspect AI log.
 
 flow-dpo export --source runs/traces --format messages
 flow-dpo export --source runs/vineppo --format steps
@@ -19,8 +19,8 @@ from flow_dpo.traces.export import ExportSettings
 from flow_dpo.traces.export import export as write_export
 
 _WHAT = (
-    "Write traces, or a run's pairs or labelled steps, in the formats that other trainers read, or an evaluation as a "
-    "log of Inspect AI."
+    "Write traces, or a run's pairs or labelled steps, in the formats that other trainers read, or an evaluation as an "
+    "Inspect AI log."
 )
 
 

@@ -1,4 +1,4 @@
-"""`flow-dpo generate`: verified traces of a trained flow, of an untrained one, or of a single model.
+"""`flow-dpo generate`: write verified traces of a trained flow, an untrained flow, or a single model.
 
 flow-dpo generate --run runs/train --output_dir runs/traces
 """
@@ -20,7 +20,7 @@ from flow_dpo.traces.trace import SelectionSettings
 
 
 def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
-    """The settings of `flow-dpo generate`: with `--run` or `--adapter`, what comes with it comes first."""
+    """The settings of `flow-dpo generate`; those of `--run` or `--adapter` are the defaults."""
     what = "Write verified traces of a trained flow, an untrained flow, or a single model."
     return resolve("flow-dpo generate", what, argv, _sections, brings=source_settings, doc=__doc__ or "")
 

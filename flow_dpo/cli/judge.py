@@ -1,11 +1,11 @@
-"""`flow-dpo judge`: which of two sets of traces reasons better, decided by a judge that reads them blind.
+"""`flow-dpo judge`: which of two sets of traces reasons better, according to a judge that reads them blind.
 
     flow-dpo judge --traces_a runs/flow --traces_b runs/self --model_name_or_path Qwen/Qwen2.5-7B-Instruct
     flow-dpo judge --traces_a runs/flow --traces_b runs/self --base_url http://127.0.0.1:8000/v1 --served_model NAME
 
-writes a folder: judgements.jsonl (a row a problem and order, with the judge's own text), judge.json (the question and
-the judge) and summary.json. Invariant: what is in judgements.jsonl is never requested again, and a folder holds the
-judgements of one question: other traces, prompts or another judge are refused by name.
+writes a folder: judgements.jsonl (one row per problem and order, with the judge's own text), judge.json (the question
+and the judge) and summary.json. Invariants: an answer in judgements.jsonl is never requested again. A folder holds the
+judgements of one question: other traces, other prompts or another judge are refused by name.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ log = logging.getLogger("flow_dpo")
 HEADER = "judge.json"
 SUMMARY = "summary.json"
 _OFTEN = 0.2
-"""From this share of unparsed pairs on a person is warned."""
+"""The share of unparsed pairs from which the user is warned."""
 _QUESTION_SECTIONS = ("judge", "prompts")
-"""Sections whose settings decide the prompts, whichever the judge."""
+"""Sections whose settings decide the prompts, for every judge."""
 _MODEL_SETTINGS = (
     "model_name_or_path", "model_revision", "dtype", "chat_template", "template_kwargs", "template_date",
     "end_tokens",
 )  # fmt: skip
-"""Settings of the model that may change its text; device and threads change its speed."""
+"""Model settings that can change the judge's text; device and threads change only its speed."""
 
 
 def parse_judge(argv: Sequence[str]) -> dict[str, Any]:
-    """The settings of `flow-dpo judge`. Raises `ConfigError` where they do not go together."""
+    """The settings of `flow-dpo judge`. Raises `ConfigError` if they do not fit together."""
     sections = {
         "judge": JudgeSettings(),
         "prompts": JudgePrompts(),
@@ -69,7 +69,7 @@ def parse_judge(argv: Sequence[str]) -> dict[str, Any]:
         "model": ModelSettings(),
         "engine": LocalSettings(),
     }
-    what = "Compare two sets of traces, problem by problem, by a judge that reads them blind and in both orders."
+    what = "Compare two sets of traces, problem by problem, with a judge that reads them blind and in both orders."
     parsed = resolve("flow-dpo judge", what, argv, sections, doc=__doc__ or "")
     settings: JudgeSettings = parsed["judge"]
     endpoint: EndpointSettings = parsed["endpoint"]
@@ -82,10 +82,10 @@ def parse_judge(argv: Sequence[str]) -> dict[str, Any]:
         if parsed["model"].model_name_or_path == "seed":
             raise ConfigError(
                 "expected a judge, found none: name a model with --model_name_or_path, or an OpenAI-compatible address "
-                "with --base_url (the embedded seed model reads nothing but its own problems)"
+                "with --base_url (the embedded seed model can read only its own problems)"
             )
     elif parsed["model"] != ModelSettings():
-        raise ConfigError("expected one judge, found settings of a model in this process and a --base_url; choose one")
+        raise ConfigError("expected one judge, found both a --base_url and settings of a local model; choose one")
     elif settings.verdict_format == "choices":
         raise ConfigError(
             "--verdict_format choices reads log-odds and needs a model in this process (--model_name_or_path); leave "
@@ -107,7 +107,7 @@ def judge(argv: Sequence[str]) -> int:
         known = read_judgements(path / ROWS, requests)
         left = [one for one in requests if one.key not in known]
         print_safe(
-            console, f"{len(pairs)} pairs, {len(requests)} questions, {len(left)} of them not answered yet; to {path}"
+            console, f"{len(pairs)} pairs, {len(requests)} questions, {len(left)} of them unanswered; writing to {path}"
         )
         if left:
             live.doing(f"reaching the judge {parsed['endpoint'].base_url or parsed['model'].model_name_or_path}")
@@ -130,7 +130,7 @@ def judge(argv: Sequence[str]) -> int:
 
 
 class _Keeper:
-    """Writes each answer down as it comes."""
+    """Writes each answer to the file as it arrives."""
 
     def __init__(self, file: Path, known: dict[Key, Judgement], live: Live) -> None:
         self._file, self._known, self._live = file, known, live
@@ -141,8 +141,8 @@ class _Keeper:
             append_rows(self._file, [made])
         except OSError as error:
             raise StorageError(
-                f"could not write to {self._file}: {error}; the answers before are kept: make room, and give the same "
-                "command again"
+                f"could not write to {self._file}: {error}; earlier answers are kept: free some space and repeat the "
+                "command"
             ) from error
         self._known[question.key] = made
         self._live.advance(len(self._known))
@@ -150,7 +150,7 @@ class _Keeper:
 
 @contextmanager
 def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
-    """The judge that the settings name, and its name; refused here where it cannot be reached or loaded."""
+    """The name of the judge and the judge itself. Raises if it cannot be reached or loaded."""
     from flow_dpo.engines.factory import open_base  # loads torch, once the arguments are parsed
     from flow_dpo.evaluate.judge.backends import EndpointJudge, LocalJudge
     from flow_dpo.models.load import load_model
@@ -178,16 +178,16 @@ def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
 def _header(
     path: Path, parsed: Mapping[str, Any], sides: Sequence[TraceFile], pairs: Sequence[TracePair]
 ) -> dict[str, Any]:
-    """The folder's header: a new one, not yet written, or the one that is there where its question is the same, of no
-    fewer pairs: a larger draw holds the smaller one.
+    """The folder's header: the existing one if it asks the same question of no more pairs than now (a larger draw
+    contains the smaller one), otherwise a new one, not yet written.
 
-    Raises `ConfigError` where the folder holds something else, `DataError` where its header is broken.
+    Raises `ConfigError` if the folder holds something else, `DataError` if its header is broken.
     """
     endpoint: EndpointSettings = parsed["endpoint"]
     of_judge = {"base_url": endpoint.base_url, "served_model": endpoint.served_model, "body": endpoint.body}
     question = {name: run_folder.plain(parsed[name]) for name in _QUESTION_SECTIONS}
     for name in ("output_dir", "traces_a", "traces_b"):
-        del question["judge"][name]  # the traces count, not where they lie
+        del question["judge"][name]  # what matters is the traces' content, not their path
     of_model = {name: getattr(parsed["model"], name) for name in _MODEL_SETTINGS}
     of_model |= {"int8": True} if parsed["engine"].int8 else {}
     question |= {"endpoint": of_judge} if endpoint.base_url else {"model": run_folder.plain(of_model)}
@@ -203,7 +203,7 @@ def _header(
         if differing:
             shown = "; ".join(f"{name} was {old!r:.60}, is {new!r:.60}" for name, (old, new) in differing.items())
             raise ConfigError(
-                f"output_dir {path} holds judgements of other settings ({shown}); name another with --output_dir"
+                f"output_dir {path} holds judgements with other settings ({shown}); name another with --output_dir"
             )
         return known
     if (path / ROWS).exists():
@@ -219,10 +219,10 @@ def _header(
 
 
 def _same_judge(path: Path, header: dict[str, Any], name: str) -> None:
-    """Note who answers. Raises `ConfigError` where it was somebody else."""
+    """Record the judge's name in the header. Raises `ConfigError` if the folder has another judge's answers."""
     if header.setdefault("judge", name) != name:
         raise ConfigError(
-            f"output_dir {path} holds judgements of {header['judge']}, found {name}; name another with --output_dir"
+            f"output_dir {path} holds judgements by {header['judge']}, found {name}; name another with --output_dir"
         )
     _write_header(path / HEADER, header)
 
@@ -232,7 +232,7 @@ def _write_header(file: Path, header: Mapping[str, Any]) -> None:
 
 
 def _described(found: Mapping[str, Any], sides: Sequence[TraceFile], header: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of summary.json: the sides and the judge, then the numbers."""
+    """The content of summary.json: the judge and the sides, then the numbers."""
     named = zip(("a", "b"), sides, strict=True)
     compared = {
         name: {"path": str(side.path), "source": side.header.get("source"), "num_traces": len(side.traces)}
@@ -252,34 +252,34 @@ def summary_text(found: Mapping[str, Any]) -> str:
     lines = [f"a wins {pairs['a']}, b wins {pairs['b']}, ties {pairs['tie']}, unparsed {pairs['unparsed']}"]
     if win["rate"] is not None:
         low, high = win["interval"]
-        lines[0] += f": a's win rate {100 * win['rate']:.1f} % ({100 * low:.1f} to {100 * high:.1f}), ties as half"
+        lines[0] += f": a's win rate {100 * win['rate']:.1f} % ({100 * low:.1f} to {100 * high:.1f}), ties count half"
         if decided["p"] is not None:
             share = f"{100 * decided['rate']:.1f} %, sign test p {decided['p']:.3g}"
-            lines.append(f"Of {decided['num']} decided pairs a wins {share}")
+            lines.append(f"Of {decided['num']} decided pairs, a wins {share}")
     agreed, place = found["agreement"], found["position"]
     if agreed["num"]:
         kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}"
         line = f"The two orders agree on {100 * agreed['rate']:.1f} % (kappa {kappa})"
         if place["first_rate"] is not None:
-            line += f"; the first place is picked in {100 * place['first_rate']:.1f} % of {place['num_picks']} picks"
+            line += f"; the first solution wins {100 * place['first_rate']:.1f} % of {place['num_picks']} picks"
         lines.append(line)
     return "\n".join(lines)
 
 
 def check_parsed(found: Mapping[str, Any], settings: JudgeSettings) -> None:
-    """Raise `EngineError` where no pair put to the judge has a verdict in both orders; warn where many lack one."""
+    """Raise `EngineError` if no pair shown to the judge has a verdict in both orders; warn if many lack one."""
     num_unparsed = found["pairs"]["unparsed"]
     num_judged = found["num_pairs"] - found["ties"]["identical"]
     if not num_unparsed:
         return
     reasons = ", ".join(f"{name}: {count}" for name, count in found["unparsed"].items())
     todo = (
-        "--verdict_format choices for a small model, a longer --max_tokens where it was cut off, a shorter "
-        "--prompts.user or a model with a larger window where a pair was too long, or another judge; in another "
-        "--output_dir"
+        "use --verdict_format choices for a small model, a larger --max_tokens if it was cut off, a shorter "
+        "--prompts.user or a model with a larger context window if a pair was too long, or another judge; with "
+        "another --output_dir"
     )
     what = f"{num_unparsed} of {num_judged} pairs have no verdict in both orders ({reasons})"
     if num_unparsed == num_judged:
-        raise EngineError(f"expected verdicts, found that {what}; its text is in {settings.output_dir}/{ROWS}. {todo}")
+        raise EngineError(f"expected verdicts, but {what}; its text is in {settings.output_dir}/{ROWS}; {todo}")
     if num_unparsed >= _OFTEN * num_judged:
-        log.warning("%s and enter no rate; %s", what, todo)
+        log.warning("%s and count in no rate; %s", what, todo)

@@ -1,4 +1,4 @@
-"""`flow-dpo lm-eval`: lm-evaluation-harness on a flow, or on one pass of its Answer role.
+"""`flow-dpo lm-eval`: run lm-evaluation-harness on a flow, or on a single pass of its Answer role.
 
 flow-dpo lm-eval --run runs/gsm8k --tasks gsm8k --limit 100 --output_dir runs/lm-eval
 flow-dpo lm-eval --run runs/gsm8k --mode single --tasks my_task --include_path tasks
@@ -20,7 +20,7 @@ from flow_dpo.runs.settings import sampling_sections
 
 
 def parse_lm_eval(argv: Sequence[str]) -> dict[str, Any]:
-    """The settings of `flow-dpo lm-eval`: with `--run` or `--adapter`, what comes with it comes first."""
+    """The settings of `flow-dpo lm-eval`; those of `--run` or `--adapter` are the defaults."""
     what = "Run tasks of lm-evaluation-harness on a flow."
     return resolve("flow-dpo lm-eval", what, argv, _sections, brings=source_settings)
 
@@ -38,7 +38,7 @@ def lm_eval(argv: Sequence[str]) -> int:
 
 
 def _lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each metric: "gsm8k exact_match,strict-match: 0.41 +- 0.02"."""
+    """One line per metric: "gsm8k exact_match,strict-match: 0.41 +- 0.02"."""
     lines: list[str] = []
     for task, metrics in results.items():
         for name, value in metrics.items():

@@ -1,10 +1,10 @@
-"""Loading of libraries: what a command imports once its arguments are understood.
+"""Import heavy libraries without garbage collection, once a command's arguments are parsed.
 
     with loading():
         from flow_dpo.runs import training
 
-Automatic collections of reference cycles take a fifth of the time of importing torch and its neighbours, three quarters
-of a million objects of which hardly one is ever free, and each later one would walk through all of them again.
+Importing torch and what depends on it creates three quarters of a million objects, of which hardly one is ever freed.
+Cyclic garbage collection takes a fifth of that time, and each later collection would scan all of them again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """A context of imports: no collections in it, and what it made is left out of later ones. Nothing is changed in a
-    process that has torch already, whose objects are not all there for good."""
+    """A context for imports: it suspends garbage collection, then exempts all present objects from it. It does nothing
+    in a process that has torch already, because not all objects there are permanent."""
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return

@@ -1,19 +1,19 @@
-"""Entry point of the command line: parses the command's name and hands its arguments to the command's module.
+"""Entry point of the command line: parses the command's name and passes its arguments to the command's module.
 
     flow-dpo quickstart                     the whole method on the embedded seed, in half a minute
     flow-dpo train --model_name_or_path ... --dataset_name ...
-    flow-dpo prompt --model_name_or_path ...    what each role is asked, in text and tokens
+    flow-dpo prompt --model_name_or_path ...    each role's prompt, as text and tokens
     flow-dpo evaluate --run runs/train ...
     flow-dpo ask runs/train "question"      its answer to a question of your own, turn by turn
     flow-dpo generate --run runs/train ...  verified traces of the trained flow
     flow-dpo export --source runs/traces ...
-    flow-dpo sft --traces runs/traces ...   the base, fine-tuned on traces
+    flow-dpo sft --traces runs/traces ...   the base model, fine-tuned on traces
     flow-dpo lm-eval --run runs/train --tasks gsm8k     tasks of lm-evaluation-harness, answered by the flow
-    flow-dpo push runs/train --repo_id me/name    adapters with their card, private
+    flow-dpo push runs/train --repo_id me/name    adapters with a model card, private
     flow-dpo compare --config FILE          the paper's table and its controls, over several seeds
     flow-dpo judge --traces_a A --traces_b B --base_url ...     which of two sets of traces reasons better
     flow-dpo report runs/train ...          one page on runs, evaluations, traces and comparisons
-    flow-dpo view runs/train ...            a page to look into them, down to every tree and token
+    flow-dpo view runs/train ...            a local page to inspect them, down to every tree and token
     flow-dpo verify FILE --output OUT
 
 Invariant: the work is done elsewhere, and nothing heavy is imported before a command needs it.
@@ -34,34 +34,34 @@ from flow_dpo.core.errors import FlowDpoError, visible
 from flow_dpo.ranks import environment
 
 _COMMANDS = {
-    "quickstart": ("train:quickstart", "learn on the embedded seed model and show what came of it"),
+    "quickstart": ("train:quickstart", "train on the embedded seed model and show the result"),
     "train": ("train:train", "learn from a stream of problems by Flow-DPO"),
-    "prompt": ("prompt:prompt", "print what each role is asked on the first problem, in text and tokens"),
+    "prompt": ("prompt:prompt", "print each role's prompt for the first problem, as text and tokens"),
     "evaluate": ("evaluate:evaluate", "measure a model, or a run's adapters, on a data set"),
     "ask": ("ask:ask", "answer a question of your own, role by role"),
     "generate": (
         "generate:generate",
-        "write verified traces of a trained flow, an untrained one, or a single model",
+        "write verified traces of a trained flow, an untrained flow, or a single model",
     ),
-    "export": ("export:export", "write traces, or a run's pairs, for other trainers"),
+    "export": ("export:export", "write traces, pairs or labelled steps for other trainers"),
     "sft": ("sft:fine_tune", "fine-tune a model on traces"),
     "lm-eval": ("lm_eval:lm_eval", "run tasks of lm-evaluation-harness on a flow"),
     "push": ("push:push", "push a run's adapters, merged models, traces and pairs to the hub"),
-    "compare": ("compare:compare", "compare sources of traces, and what else the same effort could buy"),
-    "judge": ("judge:judge", "compare two sets of traces by a judge that reads them blind, in both orders"),
+    "compare": ("compare:compare", "compare sources of traces, and other uses of the same effort"),
+    "judge": ("judge:judge", "compare two sets of traces with a judge that reads them blind, in both orders"),
     "report": (
         "report:report",
         "write a page on runs, evaluations, traces and comparisons",
     ),
-    "view": ("view:view", "look into runs, traces, evaluations and judgements on a local page"),
+    "view": ("view:view", "inspect runs, traces, evaluations and judgements on a local page"),
     "plugins": ("plugins:plugins", "list what installed plug-ins offer"),
     "verify": ("verify:verify", "grade a file of answers against their gold"),
 }
-"""Module and function of each command, imported when the command is run, and what it does."""
+"""Of each command, the module and function, which are imported when it is run, and a description."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0 done, 1 refused or failed, 2 not understood, 130 interrupted."""
+    """Run one command and return the exit status: 0 done, 1 refused or failed, 2 unknown command, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("httpx", "httpx2", "datasets", "filelock", "matplotlib", "fsspec", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # A shell that starts a command in the background lets it ignore Ctrl-C; a scheduler ends it with SIGTERM. Both mean
-    # the same here: stop, and keep what was done.
+    # A shell makes a background command ignore Ctrl-C; a scheduler ends a command with SIGTERM. Here both signals mean
+    # the same: stop, and keep what was done.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FlowDpoError as error:
         print(f"flow-dpo: {visible(str(error))}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Messages(logging.StreamHandler[TextIO]):
-    """Messages on the standard error as it is now: while a command draws its progress there, they go above it."""
+    """Writes to the current `sys.stderr`, so messages appear above a progress display that replaced it."""
 
     @property
     def stream(self) -> TextIO:
@@ -115,17 +115,17 @@ class _Messages(logging.StreamHandler[TextIO]):
 
     @stream.setter
     def stream(self, value: TextIO) -> None:
-        """It is never another."""
+        """Ignored: the stream is always `sys.stderr`."""
 
 
 def _not_said_already(record: logging.LogRecord) -> bool:
-    """huggingface_hub prints its messages by a handler of its own, and passes them on."""
+    """Drop huggingface_hub's messages if it has printed them with its own handler."""
     library = record.name.partition(".")[0]
     return library != "huggingface_hub" or not logging.getLogger(library).handlers
 
 
 class _Plain(logging.Formatter):
-    """Messages quote data sets and models, whose text may be hostile."""
+    """Escapes control characters: messages quote data sets and models, whose text can be hostile."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
@@ -143,7 +143,7 @@ def _run(command: str, words: list[str]) -> int:
 
 
 def _follow(words: list[str]) -> int:
-    """What a rank does that is not the first, in silence: rank 0 prints whatever there is to print, while it lives."""
+    """The work of every rank but 0. It prints nothing unless rank 0 is lost, because rank 0 prints everything."""
     if "--help" in words or "-h" in words:
         return 0
     from flow_dpo.ranks.group import Rank0Lost
@@ -159,13 +159,13 @@ def _follow(words: list[str]) -> int:
 
 
 SILENT_S = 2.0
-"""Seconds after which a command that still imports its libraries says so."""
+"""Seconds after which a command that is still importing its libraries says so."""
 _HEAVY = frozenset({"train", "quickstart", "evaluate", "ask", "generate", "lm-eval"})
 
 
 def _say_that_it_loads(done: threading.Event) -> None:
-    """Tell, on a busy or slow machine, that nothing hangs. Once all is imported the command shows its own progress;
-    before the first library is, it may be waiting for a person."""
+    """Say on a busy or slow machine that the libraries are still loading. Later the command shows its own progress;
+    before torch is imported it can be waiting for user input."""
     while not done.wait(SILENT_S) and not hasattr(sys.modules.get("flow_dpo.runs.runtime"), "open_runtime"):
         if "torch" in sys.modules:
             print("flow-dpo: loading torch and transformers", file=sys.stderr, flush=True)
@@ -173,15 +173,15 @@ def _say_that_it_loads(done: threading.Event) -> None:
 
 
 def _prepare_libraries() -> None:
-    """Let idle worker threads sleep instead of spin, which makes a busy machine ten times slower, and large tensors lie
-    in large pages, which the kernel makes in less time: 14 seconds of 80 for 23 in one update of a 0.5B model.
+    """Let idle worker threads sleep, since spinning makes a busy machine ten times slower, and put large tensors in
+    huge pages, which the kernel allocates faster (14 processor seconds instead of 23 in one update of a 0.5B model).
 
-    Must happen before torch is imported; what the user has set stays.
+    Must happen before torch is imported. What the user has set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's, on Linux; nothing where the kernel has none to give
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch on Linux; no effect if the kernel has none
 
 
 def _usage() -> str:

@@ -1,8 +1,8 @@
-"""`flow-dpo plugins`: what installed packages offer, by kind and name, without importing any of them.
+"""`flow-dpo plugins`: list the plug-ins of installed packages by kind and name, without importing any of them.
 
     recipe    shortest    lab-recipes 0.2    lab.recipes:ShortestRight
 
-Invariant: a name that is never loaded (a built-in has it, or two packages do) is listed with the reason.
+Invariant: a name that cannot be loaded (a built-in has it, or several packages offer it) is listed with the reason.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from flow_dpo.trackers.settings import NAMES
 
 def plugins(argv: Sequence[str]) -> int:
     """`flow-dpo plugins`."""
-    resolve("flow-dpo plugins", "List what installed plug-ins offer; nothing of them is imported.", argv, {})
+    resolve("flow-dpo plugins", "List what installed plug-ins offer, without importing them.", argv, {})
     found = every_installed()
     if not found:
         groups = ", ".join(f"flow_dpo.{kind}s" for kind in KINDS)
-        print(f"No installed package offers anything to flow-dpo. Entry points are read from the groups {groups}.")
+        print(f"No installed package offers a plug-in for flow-dpo. Entry points are read from the groups {groups}.")
         return 0
     built_in = {"recipe": frozenset(RECIPES), "engine": BUILT_IN, "tracker": frozenset(NAMES), "reward": {"answer"}}
     counts = Counter((each.kind, each.name) for each in found)

@@ -1,10 +1,10 @@
-"""`flow-dpo prompt`: what each role is asked on the first problem, in text and tokens, before anything is loaded.
+"""`flow-dpo prompt`: print each role's prompt for the first problem, as text and tokens, without loading weights.
 
     flow-dpo prompt --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name openai/gsm8k --dataset_config main
     flow-dpo prompt --run runs/train                with the settings of a run
 
-Invariant: no weights are read, and what is shown is what a rollout would ask; control tokens stand in double brackets,
-text of the data that spells one does not.
+Invariant: the prompt shown is the one that a rollout would use. Control tokens are shown in double brackets; text of
+the data that merely spells one is not.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _WIDTH = 110
 
 
 def parse_prompt(argv: Sequence[str]) -> dict[str, Any]:
-    """The settings of `flow-dpo prompt`: with `--run` or `--adapter`, what comes with it comes first."""
-    what = "Print what each role is asked on the first problem, in text and tokens. Reads config and tokenizer alone."
+    """The settings of `flow-dpo prompt`; those of `--run` or `--adapter` are the defaults."""
+    what = "Print each role's prompt for the first problem, as text and tokens. Reads only config and tokenizer."
     return resolve("flow-dpo prompt", what, argv, _sections, brings=source_settings, doc=__doc__ or "")
 
 
@@ -57,7 +57,7 @@ def prompt(argv: Sequence[str]) -> int:
     ends = models.end_ids(renderer, models.load_generation_config(parsed["model"], config), parsed["model"])
     name = parsed["model"].model_name_or_path
     print_safe(
-        console, f"Model     {name}, a context window of {models.context_window(config, renderer.tokenizer)} tokens"
+        console, f"Model     {name}, context window of {models.context_window(config, renderer.tokenizer)} tokens"
     )
     print_safe(console, f"Problem   {problems[0].id}")
     for line in _habits(renderer, sorted(ends)):
@@ -68,22 +68,22 @@ def prompt(argv: Sequence[str]) -> int:
 
 
 def _habits(renderer: Renderer, ends: Sequence[int]) -> Iterator[str]:
-    """What tokenizer and chat template do at the beginning and the end."""
+    """What the tokenizer and the chat template do at the beginning and the end of a prompt."""
     from flow_dpo.models.chat_template import added_in_front
 
     template = renderer.template
-    system = "goes in front of the first question" if template.folds_system else "has a place of its own"
-    clock = f"; the time that it asks for is {template.date}" if template.reads_clock else ""
+    system = "is put in front of the first question" if template.folds_system else "is a message of its own"
+    clock = f"; the template reads the clock and gets {template.date}" if template.reads_clock else ""
     yield f"Template  a system message {system}{clock}"
     first = added_in_front(renderer.tokenizer)
     opening = template.apply([{"role": "user", "content": "USER"}])
     written = list(renderer.encoder.encode(opening, shown={}, after="nothing")[: len(first)]) == first
-    by = "written by the template" if written else "NOT written by the template, whose prompts have none"
-    yield f"Begins    {f'{_named(renderer, first)}, {by}' if first else 'with no token that the tokenizer adds'}"
+    by = "written by the template" if written else "NOT written by the template, so prompts lack it"
+    yield f"Begins    {f'{_named(renderer, first)}, {by}' if first else 'the tokenizer adds no token in front'}"
     closing = _named(renderer, renderer.closing_ids(ends))
     yield f"Ends      {_named(renderer, ends)}; the template writes {closing} after an answer"
     if template.opens_thought:
-        yield f"Thought   opened by the template ({template.opens_thought}); choices are read behind an empty one"
+        yield f"Thought   opened by the template ({template.opens_thought}); choices are read after an empty one"
 
 
 def _shown(one: PromptPreview, renderer: Renderer) -> Iterator[str]:
@@ -113,5 +113,5 @@ def _named(renderer: Renderer, ids: Sequence[int]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A token's text in quotes, with what would break or move a line as escapes."""
+    """A token's text in quotes, with control characters, newlines and tabs as escapes."""
     return '"' + visible(text).replace("\n", "\\n").replace("\t", "\\t") + '"'

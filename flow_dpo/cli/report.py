@@ -4,8 +4,8 @@
     flow-dpo report studies/recipes/comparison.json --output_dir studies/recipes
     flow-dpo report runs/train --view runs/view          with links to its trees, in a copy that `flow-dpo view` wrote
 
-reads everything that is named, and writes `report.html`: one file, nothing else needed.
-Invariant: a source that is empty or broken keeps a place with what is wrong; nothing is written where all are.
+reads all sources that are named, and writes `report.html`, a single self-contained file.
+Invariant: a source that is empty or broken is listed with its fault; if all are, nothing is written.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from flow_dpo.runs.resolve import command_line, resolve
 from flow_dpo.runs.writable import check_writable
 
 _WHAT = (
-    "Write a report on the runs, evaluations, traces, comparisons and judges' verdicts that are named: "
+    "Write a report on the given runs, evaluations, traces, comparisons and judges' verdicts: "
     "flow-dpo report RUN_OR_COMPARISON... --output_dir OUT"
 )
 
@@ -39,16 +39,16 @@ class ReportSettings:
     """Settings of a report: its folder and its content."""
 
     output_dir: str = "runs/report"
-    """Its folder. A report that is there is overwritten."""
+    """The folder to write to. A report that is already there is overwritten."""
     view: str | None = None
-    """A folder that flow-dpo view --export wrote: the page links to the problems in it."""
+    """A folder that flow-dpo view --export wrote. The report links to the problems in it."""
 
     def __post_init__(self) -> None:
         expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Path], ReportSettings]:
-    """The sources and the settings. Raises `ConfigError` where no source is named."""
+    """The sources and the settings. Raises `ConfigError` if no source is named."""
     parsed = resolve("flow-dpo report", _WHAT, argv, {"report": ReportSettings()}, others="sources", doc=__doc__ or "")
     if not parsed["sources"]:
         raise ConfigError(
@@ -78,11 +78,11 @@ def report(argv: Sequence[str]) -> int:
 
 
 def write(made: Report, folder: Path) -> None:
-    """report.html. Raises `StorageError` where it cannot be written."""
+    """Write report.html. Raises `StorageError` if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "report.html", render_page(made))
     except OSError as error:
         raise StorageError(
-            f"could not write the report to {folder}: {error}; make room, or name another --output_dir"
+            f"could not write the report to {folder}: {error}; free some space, or name another --output_dir"
         ) from error

@@ -1,4 +1,4 @@
-"""`flow-dpo sft`: fine-tune a model on traces, by TRL.
+"""`flow-dpo sft`: fine-tune a model on traces, with TRL.
 
 flow-dpo sft --traces runs/traces --output_dir runs/sft
 """
@@ -30,7 +30,7 @@ from flow_dpo.traces.trace import HEADER, read_traces
 
 
 def parse_sft(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of `flow-dpo sft`, and those that only travel on to evaluation; both from the traces' first."""
+    """The settings of `flow-dpo sft`, and those kept only for a later evaluation. The traces' settings are defaults."""
     made: dict[str, Any] = {}
 
     def of_traces(given: Given) -> tuple[dict[str, Any], str]:
@@ -75,7 +75,7 @@ def fine_tune(argv: Sequence[str]) -> int:
     settings: SftSettings = parsed["sft"]
     training: SftTrainingSettings = parsed["training"]
     if not settings.traces:
-        raise ConfigError("expected a folder of traces, found none; name one with --traces (flow-dpo generate)")
+        raise ConfigError("expected a folder of traces, found none; name one with --traces (from flow-dpo generate)")
     path, file = Path(settings.output_dir), read_traces(Path(settings.traces))
     traces = sft.choose(file, settings)
     check_writable(path)
@@ -85,7 +85,7 @@ def fine_tune(argv: Sequence[str]) -> int:
             live.doing(f"loading {parsed['model'].model_name_or_path}")
             loaded = load_model(parsed["model"])
         rows = sft.examples(traces, file.header, trace_pass(parsed["flow"]), loaded)
-        print_safe(console, f"{loaded.name}: {len(traces)} traces of {file.path}, writing to {path}")
+        print_safe(console, f"{loaded.name}: {len(traces)} traces from {file.path}, writing to {path}")
         model, log = sft.fine_tune(rows, loaded, parsed["lora"], training, settings)
         facts = sft.summarise(traces, rows, training, log, started)
         sft.write(model, loaded, path, chat_template=parsed["model"].chat_template, merge=settings.merge)

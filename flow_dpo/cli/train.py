@@ -1,7 +1,7 @@
 """`flow-dpo train` and `flow-dpo quickstart`: learn from a stream of problems.
 
 flow-dpo train --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name openai/gsm8k --dataset_config main
-flow-dpo quickstart                             the embedded seed, fewer problems, in a folder that is free
+flow-dpo quickstart                             the embedded seed, fewer problems, in a new folder
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flow_dpo.workers.settings import WorkersSettings
 _QUICKSTART_PROBLEMS = 512
 _QUICKSTART_WORKERS = WorkersSettings(kind="processes", num=2, shard=16)
 _QUICKSTART = "runs/quickstart"
-"""Its folder, or the first of "runs/quickstart-2", ... that is free."""
+"""The folder of a quickstart run, or the first free one of "runs/quickstart-2", ..."""
 
 
 def train(argv: Sequence[str]) -> int:
@@ -45,15 +45,15 @@ def quickstart(argv: Sequence[str]) -> int:
 
 
 def _workers_of_quickstart(engine_kind: str, device: str) -> WorkersSettings:
-    """Two processes where processors sample with the engine of this package, and there are two; else this process, in
-    shards of the same size."""
+    """Two worker processes if the local engine samples on CPU and there are at least two processors; otherwise this
+    process, in shards of the same size."""
     on_processors = engine_kind == "local" and (device == "cpu" or (device == "auto" and not _has_gpu()))
     several = on_processors and environment.place().num == 1 and usable_processors() >= _QUICKSTART_WORKERS.num
     return _QUICKSTART_WORKERS if several else replace(_QUICKSTART_WORKERS, kind="here", num=1)
 
 
 def _has_gpu() -> bool:
-    """Whether the system has a device that torch may compute on, found without loading it."""
+    """Whether the system can have an accelerator for torch, checked without importing torch."""
     devices = Path("/dev")
     return (
         sys.platform != "linux"
@@ -64,7 +64,7 @@ def _has_gpu() -> bool:
 
 def _run(settings: TrainSettings, watching: WhileTrainingSettings) -> int:
     if settings.runtime.workers.kind == "processes":
-        warm_up()  # they import beside this process
+        warm_up()  # worker processes import their libraries while this one imports its own
     with loading():
         from flow_dpo.evaluate.during import watchers  # loads torch, once the arguments are parsed
         from flow_dpo.report.page_of_run import page_of_run
@@ -79,10 +79,10 @@ def _run(settings: TrainSettings, watching: WhileTrainingSettings) -> int:
 def parse_train(
     prog: str, argv: Sequence[str], data: Mapping[str, Any], *, output_dir: str = RunSettings.output_dir
 ) -> TrainSettings:
-    """The settings of a training command; `data` and `output_dir` hold its own defaults of the data and the folder.
+    """The settings of a training command. `data` and `output_dir` are its own defaults for the data and the folder.
 
-    With `--resume` the settings of the run that is resumed come before the flags: one's own run continues, its code is
-    trusted.
+    With `--resume` the resumed run's settings are the defaults, and flags override them. The run is the user's own, so
+    its code is trusted.
     """
     return _parse(prog, argv, data, output_dir=output_dir)[0]
 
@@ -102,7 +102,7 @@ def _parse(
         return found | own | {"while_training": WhileTrainingSettings()}
 
     def resumed(given: Given) -> tuple[dict[str, Any], str]:
-        """The config.yaml of the run to be resumed; empty where none is to be."""
+        """The settings in the config.yaml of the run to resume, with its path; empty without `--resume`."""
         if str(given.find("run.resume")[0]).lower() != "true":
             return {}, ""
         folder = Path(given.text("run.output_dir", output_dir))

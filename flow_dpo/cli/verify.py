@@ -3,8 +3,8 @@
     flow-dpo verify answers.jsonl --output graded       graded/verdicts.jsonl, graded/summary.json
     flow-dpo verify answers.jsonl --output graded --which last_line --timeout_s 10 --num_workers 8
 
-It stands by itself because the other commands load torch, which grading does not need. Invariant: nothing heavy is
-imported, here or below.
+Other commands load torch, which grading does not need. Invariant: nothing heavy is imported, here or by what this
+module imports.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def verify(argv: Sequence[str]) -> int:
     if len(parsed["files"]) != 1 or not settings.output:
         raise ConfigError("expected: flow-dpo verify FILE --output OUT (flow-dpo verify --help lists all settings)")
     file = Path(parsed["files"][0])
-    with Live(Console(stderr=True)) as live:  # the summary alone goes to the standard output
+    with Live(Console(stderr=True)) as live:  # standard output carries only the summary
         live.doing(f"grading {file}")
         summary = verify_file(
             file,

@@ -1,11 +1,11 @@
 """`flow-dpo view`: a local page on runs, traces, evaluations and judgements, down to every tree and token.
 
-    flow-dpo view runs/train                  prints an address of this machine, and opens it
+    flow-dpo view runs/train                  prints a local address, and opens it
     flow-dpo view runs                        everything below a folder
     flow-dpo view runs/a runs/b --port 8000 --no-browser
-    flow-dpo view runs/train --export site/view        a copy as files, which opens from disk or any web space
+    flow-dpo view runs/train --export site/view        a copy as static files, for a disk or any web server
 
-Runs that go on are followed. Invariant: nothing is written into what is named, and nobody but this machine is answered.
+Active runs are followed. Invariants: nothing is written to the folders shown; only this machine can reach the page.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import resolve
 
-_WHAT = "Look into runs, traces, evaluations and judgements, or folders of these: flow-dpo view FOLDER..."
+_WHAT = "Inspect runs, traces, evaluations and judgements, or folders of these: flow-dpo view FOLDER..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class ViewSettings:
     port: int = 0
     """The port on 127.0.0.1; 0 takes a free one."""
     no_browser: bool = False
-    """Print the address alone."""
+    """Only print the address; open no browser."""
     export: str | None = None
-    """Write a copy of the page to this folder instead, and end."""
+    """Instead of serving the page, write a copy of it to this folder."""
     num_items: int = 300
-    """Problems of each source that the copy holds, evenly over its time."""
+    """With `export`: problems of each source in the copy, spread evenly over the source."""
 
     def __post_init__(self) -> None:
         expect(self, "from 0 to 65535", lambda value: 0 <= value <= 65_535, "port")
@@ -51,7 +51,7 @@ class ViewSettings:
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Path], ViewSettings]:
-    """The paths and the settings. Raises `ConfigError` where no path is named."""
+    """The paths and the settings. Raises `ConfigError` if no path is named."""
     words = ["--no_browser" if word == "--no-browser" else word for word in argv]
     parsed = resolve("flow-dpo view", _WHAT, words, {"view": ViewSettings()}, others="paths", doc=__doc__ or "")
     if not parsed["paths"]:
@@ -67,7 +67,7 @@ def view(argv: Sequence[str]) -> int:
     if settings.export is not None:
         return _export(paths, Path(settings.export), settings.num_items, console)
     with Library(paths) as library, _server(library, settings.port) as server:
-        print_safe(console, f"{_counted(len(library.sources))} at {server.address}   (Ctrl-C ends)")
+        print_safe(console, f"{_counted(len(library.sources))} at {server.address}   (Ctrl-C to stop)")
         if not settings.no_browser and has_display():
             threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
         try:
@@ -92,7 +92,7 @@ def _server(library: Library, port: int) -> ViewServer:
     try:
         return ViewServer(library, port=port)
     except OSError as error:
-        raise ConfigError(f"expected the port {port} of {HOST} to be free, found: {error.strerror}; name another with "
+        raise ConfigError(f"expected port {port} of {HOST} to be free, found: {error.strerror}; name another with "
                           "--port, or leave it out") from error  # fmt: skip
 
 
@@ -101,5 +101,5 @@ def _counted(num: int) -> str:
 
 
 def has_display() -> bool:
-    """Whether a browser could show itself."""
+    """Whether the system has a display for a browser."""
     return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,14 +1,14 @@
 """The paper's incremental flow: an Answer role writes a solution in chunks, a Stop role ends it.
 
-Answer continues the solution by one chunk, then Stop chooses Yes or No; on Yes the rollout ends, on No Answer goes
-on (Flow-DPO, arXiv 2410.22304, section 2). With chunks of 3 tokens and E the end token:
+Answer continues the solution by one chunk, then Stop chooses Yes or No: Yes ends the rollout, No lets Answer continue
+(Flow-DPO, arXiv 2410.22304, section 2). With chunks of 3 tokens and E the end token:
 
     answer [5 6 7]   stop No   answer [8 9 E]   stop Yes            solution 5 6 7 8 9, ended
     answer [5 6 7]   stop No   answer [8 9 E]   stop No  "Wait, ..."  answer [4 4 1]   ...
     answer [5 6 7]   stop Yes  closing [E]                          solution 5 6 7, ended; cut at any other token
 
-The end token never enters later context. At the cap of chunks Stop gets no turn. A rollout that ends at an answer
-without its end token is sampled one token further: a whole answer counts, and "Answer: 1" of 15 does not.
+The end token never enters later context. After the last chunk allowed Stop gets no turn. If a rollout ends without
+Answer's end token, one more token is sampled: a whole answer counts, and the "Answer: 1" of a cut 15 does not.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class WorkedExample:
 
 @dataclass(frozen=True, kw_only=True)
 class RolePrompts:
-    """The prompts of both roles, in any flow of theirs. Defaults follow the meaning of the paper's prompts; their exact
-    English is not stated."""
+    """The prompts of both roles, in any flow with these roles. The defaults follow the meaning of the paper's prompts,
+    whose exact English is not stated."""
 
     answer_system: str = (
         "You are a helpful math assistant. Explain your reasoning step by step, then solve the problem. "
@@ -52,7 +52,7 @@ class RolePrompts:
         "Problem:\n{question}\n\nCandidate solution:\n{candidate}\n\n"
         "Is the candidate solution correct? Answer only Yes or No."
     )
-    """`{candidate}` stands for the solution so far, spliced in as the very tokens that were sampled."""
+    """`{candidate}` stands for the solution so far, spliced in as the tokens that were sampled."""
     yes: str = "Yes"
     no: str = "No"
     examples: tuple[WorkedExample, ...] = ()
@@ -67,7 +67,7 @@ class AnswerStopPrompts(RolePrompts):
     """The prompts of the paper's flow."""
 
     reopen: str = "\nWait, this is wrong. Let me solve it again in a different way.\n"
-    """Fixed text, never scored nor learned, that follows an ended answer which Stop refused."""
+    """Fixed text after an ended answer that Stop refused; never scored and never learned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,23 +78,23 @@ class AnswerStopState:
     pieces: tuple[Piece, ...] = ()
     """What Answer has written: sampled ids, and the fixed text that reopened an ended answer."""
     attempt_start: int = 0
-    """Index of the first piece after the fixed text that reopened an ended answer last."""
+    """Index of the first piece after the last text that reopened an ended answer; 0 if none was reopened."""
     num_chunks: int = 0
     ended: bool = False
-    """Answer's last chunk closed with its end token."""
+    """Whether Answer's last chunk ended with its end token or a stop string."""
     next_role: Literal["answer", "stop"] | None = "answer"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerStop(Flow[AnswerStopState]):
-    """The paper's flow. Chunk and cap are the paper's (section 3.1)."""
+    """The paper's flow, with the chunk length and the cap of its section 3.1."""
 
     chunk_tokens: int = 160
-    """Longest chunk of the Answer role, in tokens."""
+    """Maximum length of a chunk of the Answer role, in tokens."""
     max_chunks: int = 6
     on_refused_end: Literal["reopen", "accept"] = "reopen"
-    """What Stop's No does to an answer that has ended (not stated in the paper): "reopen" drops the end token, adds
-    the prompts' `reopen` text and lets Answer go on; "accept" takes an ended answer as it is, without Stop's turn."""
+    """What happens to an answer that has ended (not stated in the paper): "reopen" asks Stop, and on No drops the end
+    token, adds the prompts' `reopen` text and lets Answer continue; "accept" accepts the answer without asking Stop."""
     prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
 
     roles: ClassVar[tuple[Role, ...]] = (ANSWER, STOP)
@@ -158,14 +158,14 @@ class AnswerStop(Flow[AnswerStopState]):
 
 
 def _written(state: AnswerStopState, completion: Completion) -> AnswerStopState:
-    """The state with what Answer has sampled added to its solution."""
+    """The state with Answer's completion added to the solution."""
     content = completion.content_ids
     pieces = (*state.pieces, content) if content else state.pieces
     return replace(state, pieces=pieces, ended=completion.ended)
 
 
 def answer_messages(prompts: RolePrompts, problem: Problem) -> tuple[Message, ...]:
-    """The chat before Answer's open turn: system, worked examples, the question."""
+    """The chat before Answer's turn: system message, worked examples, question."""
     messages = [Message(role="system", content=(prompts.answer_system,))]
     for example in prompts.examples:
         question = prompts.answer_user.replace("{question}", example.question)
@@ -177,7 +177,7 @@ def answer_messages(prompts: RolePrompts, problem: Problem) -> tuple[Message, ..
 
 def stop_messages(prompts: RolePrompts, problem: Problem, candidate: tuple[Piece, ...]) -> tuple[Message, ...]:
     """The chat in which Stop is asked whether a candidate is right."""
-    # Split before the question goes in: a question may hold the text "{candidate}" itself.
+    # Split before the question is filled in: a question can contain the text "{candidate}" itself.
     texts = prompts.stop_user.split("{candidate}")
     before, after = (text.replace("{question}", problem.question) for text in texts)
     return (

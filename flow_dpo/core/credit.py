@@ -1,7 +1,7 @@
 """Credit assignment: graded trees in, examples to learn from out.
 
-A credit is a value that is called, such as `OutcomePairs()(trees) -> [Pair, Pair]`. Invariant: what teaches nothing,
-a tie or a rollout that could not be graded, makes no example.
+A credit is a callable value: `OutcomePairs()(trees) -> [Pair, Pair]`. Invariant: ties and rollouts that could not be
+graded teach nothing, so they make no example.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flow_dpo.core.types import Example, Pair
 
 
 class Credit(Protocol):
-    """A rule by which examples are made of graded trees."""
+    """A rule that turns graded trees into examples."""
 
     def __call__(self, trees: Sequence[Tree]) -> Sequence[Example]:
         """All examples of the trees, tree by tree."""
@@ -25,24 +25,24 @@ class Credit(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomePairs:
-    """A pair at every node at which siblings differ in the rewards of the rollouts that they led to."""
+    """Pairs of siblings whose rollouts got different rewards, at every node of the trunk."""
 
     roles: tuple[str, ...] = ()
-    """The roles that learn; all where empty. The others go on speaking as they are."""
+    """The roles that learn; all if empty. The others are sampled but not changed."""
     tag_weights: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Weight of the pairs whose turn bears a tag, such as {"unfinished": 0.5} for Stop's choices on candidates that are
-    not finished (not stated in the paper; 1 where not given). A weight of 0 leaves them out."""
+    """Weight of the pairs whose turn has a tag, such as {"unfinished": 0.5} for Stop's choices on unfinished candidates
+    (not stated in the paper). Tags that are not listed weigh 1; a weight of 0 leaves their pairs out."""
     weight_by_divergence: bool = False
-    """Weigh a pair of written completions by the probability that a second, independent draw would have differed from
-    the trunk's (not stated in the paper). An alternative is drawn to differ, however sure the policy was: at 1 in 50 it
-    is hardly ever sampled, and at equal weight such pairs drown those in which the policy is undecided.
-    With this weight the mean loss is that of independent second draws, without their waste."""
+    """Weight a pair of texts by the probability that a second, independent draw would have differed from the trunk's
+    (not stated in the paper). An alternative always differs, however sure the policy is. If an independent draw would
+    differ only once in 50, the pair is rare in truth; at equal weight such pairs drown out those in which the policy is
+    undecided. With this weight the mean loss is that of independent second draws, without wasting any."""
     min_margin: float = 0.0
-    """The least difference of two rewards that makes a pair (not stated in the paper, whose rewards are 1 and 0). Equal
-    rewards never make one."""
+    """Smallest difference of two rewards that makes a pair (not stated in the paper, whose rewards are 1 and 0). Equal
+    rewards never make a pair."""
     balance: bool = False
-    """Scale weights so that, in one batch of trees, each tag of a role weighs as much as its others in all (not stated
-    in the paper). Most Stop pairs are at unfinished candidates and teach little but "go on"."""
+    """Scale weights so that, in one batch of trees, all tags of a role have the same total weight (not stated in the
+    paper). Most Stop pairs are on unfinished candidates and teach little but "continue"."""
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees, tree by tree, trunk's root first."""
@@ -52,7 +52,7 @@ class OutcomePairs:
         return _balanced(pairs) if self.balance else pairs
 
     def _pairs_at(self, tree: Tree, trunk_node: Node) -> list[Pair]:
-        """Every sibling against every one of a lesser reward: each correct one against each wrong one."""
+        """Each sibling against every sibling with a lower reward: each correct one against each wrong one."""
         siblings = tree.children(trunk_node.parent)
         verdicts = [(node, verdict) for node in siblings if (verdict := tree.rollout_of(node).verdict) is not None]
         graded = [(node, reward) for node, verdict in verdicts if (reward := verdict.reward) is not None]
@@ -85,7 +85,7 @@ class OutcomePairs:
 
 
 def _balanced(pairs: Sequence[Pair]) -> list[Pair]:
-    """Weights scaled so that the tags of one role have equal sums, and the role's sum stays what it was."""
+    """The pairs with weights scaled so that all tags of a role have equal sums; the role's own sum does not change."""
     sums: dict[str, dict[tuple[str, ...], float]] = {}
     for pair in pairs:
         role = sums.setdefault(pair.request.role, {})

@@ -1,15 +1,14 @@
-"""Exact sampling, in one draw, of a completion that differs from those already there.
+"""Exact sampling, in one draw, of a completion that differs from given ones.
 
-Redrawing until something differs wastes draws and never ends where the policy is sure. The distribution conditioned on
-differing factorises. Let q be the distribution that completions are drawn from (after temperature and top-p) and y the
-one to differ from. The first position t at which a differing completion z leaves y has
+Redrawing until the result differs wastes draws, and never ends if the policy is certain. But the distribution
+conditioned on differing factorises. Let q be the distribution that completions are drawn from (after temperature and
+top-p) and y the completion to differ from. The first position t at which a different completion z leaves y has
 
     P(t | z != y)  =  q(y_1 | x) ... q(y_{t-1} | x y_{<t-1}) * (1 - q(y_t | x y_<t))  /  (1 - q(y | x))
 
-after which z_t is drawn from q with y_t excluded and renormalised, and all that follows is free. With several
-completions to differ from, their common prefixes form a trie, and the walk down it generalises the line above: at a
-node reached with excluded mass e, leave with probability (1 - sum_c q(c)) / (1 - e), or go on to child c with
-probability q(c) (1 - e_c) / (1 - e).
+Then z_t is drawn from q without y_t, renormalised, and the rest is drawn freely. Several completions to differ from
+form a trie of their common prefixes, and a walk down the trie generalises the formula: at a node with excluded mass e,
+leave with probability (1 - sum_c q(c)) / (1 - e), or continue to child c with probability q(c) (1 - e_c) / (1 - e).
 
     y = [5 6 7], q = .9 .5 .8   ->   t = 1, 2, 3 with weights .1, .9 * .5 = .45, .9 * .5 * .2 = .09   (of .64 in all)
 """
@@ -25,25 +24,25 @@ from flow_dpo.core.steps import join, split
 from flow_dpo.core.types import Completion, TokenIds
 
 _LEAST_MASS = 1e-6
-"""Below this much probability outside the excluded completions there is nothing to draw: it is rounding error."""
+"""Less probability than this outside the excluded completions is rounding error: there is nothing to draw."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """Where the new completion leaves the ones it must differ from."""
+    """Where the new completion leaves the ones that it must differ from."""
 
     kept: int
-    """Number of first tokens that it shares with `of`."""
+    """Number of leading tokens that it shares with `of`."""
     of: Completion
-    """An excluded completion that begins with the kept tokens, and has their log-probabilities."""
+    """An excluded completion that begins with the kept tokens; their log-probabilities are taken from it."""
     excluded_ids: TokenIds
-    """What the next token may not be."""
+    """Token ids that the next token must not be."""
 
 
 def draw_divergence(excluded: Sequence[Completion], rng: random.Random) -> Divergence | None:
-    """Draw where to leave `excluded`, or None where nothing else has any probability.
-    The completions must be whole draws of one request, so that none is a prefix of another; their `sampled_logprobs`
-    are log q. Uses a number of `rng` per token kept.
+    """Draw the position at which to leave `excluded`; None if nothing else has any probability.
+    The completions must be whole draws for one request, so none is a prefix of another; their `sampled_logprobs` are
+    log q. Draws one number from `rng` for each kept token and one for the token that differs.
     """
     if _outside(excluded, 0) < _LEAST_MASS:
         return None
@@ -57,7 +56,7 @@ def draw_divergence(excluded: Sequence[Completion], rng: random.Random) -> Diver
         if at < leave or not any(weights):
             return Divergence(kept=depth, of=alive[0], excluded_ids=tuple(sorted(children)))
         at -= leave
-        # The last group with weight takes what rounding leaves over.
+        # If rounding leaves a remainder, it goes to the last group that has weight.
         chosen = max(index for index, weight in enumerate(weights) if weight > 0)
         for index, weight in enumerate(weights):
             if weight > 0 and at < weight:
@@ -68,7 +67,7 @@ def draw_divergence(excluded: Sequence[Completion], rng: random.Random) -> Diver
 
 
 def splice(divergence: Divergence, rest: Completion) -> Completion:
-    """The kept tokens of the one left and the freshly drawn rest, as one completion."""
+    """The kept tokens and the newly drawn rest, as one completion."""
     return join(split(divergence.of, (divergence.kept,))[0], rest)
 
 
@@ -85,7 +84,7 @@ def _children(alive: Sequence[Completion], depth: int) -> dict[int, list[Complet
 
 
 def _leaving(children: dict[int, list[Completion]], depth: int) -> float:
-    """Probability of a token that no excluded completion has here."""
+    """Probability of a token that no excluded completion has at this position."""
     if len(children) == 1:
         (group,) = children.values()
         return -math.expm1(min(0.0, group[0].sampled_logprobs[depth]))

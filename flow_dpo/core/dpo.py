@@ -1,11 +1,11 @@
 """The DPO loss, and its step-wise variant with a margin: objectives on preference pairs.
 
-Invariant: both objectives compare log-ratios of policy and reference, so that at the start every pair weighs alike. One
-pair's log-ratios, sums over tokens:
+Invariant: both objectives compare log-ratios of policy and reference, so every pair counts alike at the start. The
+log-ratios of one pair, summed over tokens:
 
     chosen 0.2    rejected -0.1    ->    h = beta * 0.3, loss -log sigmoid(h)
 
-The measure "accuracy" is the share of pairs with h > 0; h = 0, as in an update where both are equal, counts as a half.
+The measure "accuracy" is the share of pairs with h > 0; h = 0, as when policy and reference are equal, counts as 1/2.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ class Dpo:
         loss = -(1 - e) log sigmoid(h) - e log sigmoid(-h) - sft_weight * mean over tokens of log pi(chosen)
 
     where e is `label_smoothing` (Mitchell's note on cDPO, equation 3). At e = 0, d loss / d h = -sigmoid(-h): log 2 and
-    -1/2 where policy and reference are equal. Implicit rewards are beta times the log-ratios. With a `margin_weight` a
-    the pair's margin m is required on top, h - a m in place of h: Step-APO (Critical Plan Step Learning, arXiv
+    -1/2 if policy and reference are equal. Implicit rewards are beta times the log-ratios. With `margin_weight` a and
+    the pair's margin m, h - a m takes the place of h in the loss: Step-APO (Critical Plan Step Learning, arXiv
     2409.08642), where m is the difference of the two values.
     """
 
     accepts: ClassVar[tuple[type, ...]] = (Pair,)
 
     beta: float = 1.0
-    """Strength of the pull towards the reference; the paper's is 1."""
+    """Strength of the pull towards the reference; 1 in the paper."""
     label_smoothing: float = 0.0
-    """Share of pairs supposed to be the wrong way round, below 1/2."""
+    """Assumed share of pairs that are the wrong way round, below 1/2."""
     sft_weight: float = 0.0
-    """Weight of the chosen completion's own likelihood (RPO of Pang et al., arXiv 2404.19733). It counters a falling
-    likelihood of chosen completions. Not in the paper."""
+    """Weight of the NLL of the chosen completion, a mean over its tokens (RPO, Pang et al., arXiv 2404.19733). It keeps
+    the likelihood of chosen completions from falling. Not in the paper."""
     margin_weight: float = 0.0
-    """How far h must exceed 0, in units of the pair's margin; Step-APO's alpha is 1. Not in the paper."""
+    """How far h should exceed 0, in units of the pair's margin; Step-APO's alpha, 1 there. Not in the paper."""
 
     def __post_init__(self) -> None:
         expect(self, "above 0", lambda value: value > 0, "beta")
@@ -70,7 +70,7 @@ class Dpo:
 
 
 class Ratios:
-    """Sums over tokens that every objective on pairs begins with; one value a pair."""
+    """The sums over tokens that every objective on pairs starts from, one value per pair."""
 
     def __init__(
         self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]

@@ -1,13 +1,13 @@
 """The engine's protocol: token ids in, sampled token ids out.
 
-Requests are submitted one by one, each with a seed of its own, and finished completions are collected in whatever order
-they come, so that a short completion never waits for a long one:
+Requests are submitted one by one, each with its own seed, and completions are collected in whatever order they finish,
+so a short completion never waits for a long one:
 
     ticket = engine.submit(request, sampling, seed=7)
     for ticket, completion in engine.poll(): ...
 
-The completion of a request depends on the request, the sampling, its seed and the adapters in force, and on nothing
-that is sampled beside it.
+A completion depends only on its request, its sampling, its seed and the adapters in force, never on what else is being
+sampled.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from flow_dpo.core.types import Adapter, Completion, Piece, Request, Role, Sampl
 
 
 class RendersTurns(Protocol):
-    """A renderer, as far as whoever stands in front of an engine needs it: a function of tests will do."""
+    """The part of a renderer that users of an engine need, which a test can replace by a simple function."""
 
     def render(self, turn: Turn) -> Request:
         """The turn in token ids."""
         ...
 
     def to_text(self, pieces: Sequence[Piece]) -> str:
-        """The pieces decoded together. Called only where steps end by their text, and by searches that read answers."""
+        """The pieces decoded together. Called only where text decides: ends of steps, stop strings, read answers."""
         ...
 
 
@@ -37,18 +37,18 @@ class Engine(ABC):
     @abstractmethod
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         """Queue one request and return its ticket.
-        `excluded` holds token ids that the *first* token may not be: they get probability zero after temperature and
-        top-p, and the rest is renormalised. `Completion.sampled_logprobs` stay those of the distribution before.
-        Raises `EngineError` where the request does not fit the context window.
+        `excluded` holds token ids that the *first* token must not be: they get probability zero after temperature and
+        top-p, and the rest is renormalised. `Completion.sampled_logprobs` are those before this exclusion.
+        Raises `EngineError` if the request does not fit the context window.
         """
 
     @abstractmethod
     def poll(self) -> list[tuple[int, Completion]]:
-        """Work until at least one submitted request is finished; return what is. Empty only if nothing is queued."""
+        """Work until at least one request has finished; return all that have. Empty only if nothing is queued."""
 
     @abstractmethod
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        """Sample with these adapters from now on. Nothing may be under way."""
+        """Sample with these adapters from now on. No request may be pending."""
 
     def take_stats(self) -> dict[str, float]:
         """Counts and seconds of the work done since the last call, for the record."""
@@ -59,7 +59,7 @@ class Engine(ABC):
         return
 
     def sample(self, requests: Sequence[Request], sampling: Sampling, *, seeds: Sequence[int]) -> list[Completion]:
-        """Answer all requests, in their order. Shapes: as many seeds as requests."""
+        """Complete all requests; returns the completions in the order of the requests. `seeds` has one per request."""
         tickets = [self.submit(r, sampling, seed=s) for r, s in zip(requests, seeds, strict=True)]
         done: dict[int, Completion] = {}
         while len(done) < len(tickets):

@@ -1,14 +1,14 @@
 """The errors that this package raises on purpose, as one hierarchy.
 
     FlowDpoError
-    +- ConfigError      (ValueError)    a setting that does not exist or does not fit; names it and the near miss
-    +- DataError        (ValueError)    a data set or a run folder is not what it promised; names file, row and field
-    +- ModelError       (ValueError)    a model folder, tokenizer or chat template that cannot run this flow
+    +- ConfigError      (ValueError)    a setting does not exist or does not fit; names it and the nearest match
+    +- DataError        (ValueError)    a data set or run folder is not as expected; names file, row and field
+    +- ModelError       (ValueError)    a model folder, tokenizer or chat template cannot be used for this flow
     +- FlowError        (RuntimeError)  a flow broke its contract; names the rule and the place
-    +- EngineError      (RuntimeError)  an engine failed; carries the request
-    +- WorkerError      (RuntimeError)  workers were lost, and what they sampled with them; names the problems
-    +- ObjectiveError   (TypeError)     an objective was handed examples that it does not accept
-    +- StorageError     (OSError)       what was done could not be written; what was committed before is whole
+    +- EngineError      (RuntimeError)  an engine could not complete a request
+    +- WorkerError      (RuntimeError)  workers were lost, with what they sampled; names the problems
+    +- ObjectiveError   (TypeError)     an objective got examples that it does not accept
+    +- StorageError     (OSError)       results could not be written; what was committed before is intact
     +- LearningError    (RuntimeError)  learning went wrong and was stopped (non-finite loss, the wrong adapter moved)
 
 Every message says what was expected, what was found and what to do. An answer that cannot be graded is not an error
@@ -23,15 +23,15 @@ from typing import Any
 
 
 def visible(text: str) -> str:
-    """A text for a terminal: control characters, with which hostile text could move the cursor or rename the window,
-    are shown as escapes. Newlines and tabs stay."""
+    """The text made safe for a terminal: control characters, with which hostile text could move the cursor or rename
+    the window, become escapes. Newlines and tabs stay."""
     return "".join(
         char if char in "\n\t" or not unicodedata.category(char).startswith("C") else repr(char)[1:-1] for char in text
     )
 
 
 class FlowDpoError(Exception):
-    """The root: catching it catches everything that this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
 
 class ConfigError(FlowDpoError, ValueError):
@@ -39,14 +39,14 @@ class ConfigError(FlowDpoError, ValueError):
 
 
 def expect(settings: object, rule: str, holds: Callable[[Any], bool], *names: str) -> None:
-    """Raise `ConfigError` for the first of these settings whose value does not hold: "expected NAME {rule}"."""
+    """Raise `ConfigError` for the first of the named settings for which `holds` is false: "expected NAME {rule}"."""
     for name in names:
         if not holds(value := getattr(settings, name)):
             raise ConfigError(f"expected {name} {rule}, found {value!r}")
 
 
 class DataError(FlowDpoError, ValueError):
-    """A data set or a run folder is not what it promised to be."""
+    """A data set or a run folder is not as expected."""
 
 
 class ModelError(FlowDpoError, ValueError):
@@ -66,11 +66,11 @@ class WorkerError(FlowDpoError, RuntimeError):
 
 
 class ObjectiveError(FlowDpoError, TypeError):
-    """An objective was handed a kind of example that it does not accept."""
+    """An objective got a kind of example that it does not accept."""
 
 
 class StorageError(FlowDpoError, OSError):
-    """What was done could not be written down."""
+    """Results could not be written."""
 
 
 class LearningError(FlowDpoError, RuntimeError):

@@ -1,7 +1,7 @@
 """Exploration: which rollouts of a flow are sampled on a problem, and how.
 
-An exploration is a value: the rollouts that are made, and how their completions are drawn. It knows no model,
-and what it draws for a problem depends on the seed and the problem alone:
+An exploration is a value that says which rollouts are made and how their completions are drawn. It knows no model, and
+its random numbers for a problem depend only on the seed and the problem:
 
     TurnSampling(temperature=0.7).for_turn(turn, trunk=False)    ->  Sampling(temperature=0.7, top_p=1.0)
 """
@@ -27,13 +27,13 @@ class Explore(Protocol):
     """A rule for which rollouts are sampled."""
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        """One tree a problem, in their order; its first rollout is what progressive validation reads.
+        """One tree per problem, in their order; progressive validation reads the first rollout of each.
         The same seed gives the same trees, however the problems are batched.
         """
         ...
 
     def alone(self, *, greedy: bool) -> Explore:
-        """The same sampling with one rollout a problem, for evaluation."""
+        """The same sampling with one rollout per problem, for evaluation."""
         ...
 
 
@@ -42,15 +42,15 @@ class TurnSampling:
     """How the completions of an exploration are drawn."""
 
     greedy_trunk: bool = False
-    """Whether the trunk takes the likeliest token (not stated in the paper). Alternatives are always drawn."""
+    """Whether the trunk takes the likeliest token (not stated in the paper). Alternatives are always sampled."""
     temperature: float = 1.0
-    """Of the Answer role and any other that writes (not stated in the paper; its ancestor used 0.7)."""
+    """Temperature of Answer and of any other role that writes text (not stated in the paper; its predecessor: 0.7)."""
     top_p: float = 1.0
-    """Nucleus of the same (not stated in the paper; its ancestor used 0.9)."""
+    """Top-p of the same roles (not stated in the paper; its predecessor: 0.9)."""
     choice_temperature: float = 1.0
-    """Of turns with declared choices, such as Stop's (not stated in the paper)."""
+    """Temperature of turns with declared choices, such as Stop's (not stated in the paper)."""
     stop_strings: tuple[str, ...] = ()
-    """Texts that end what a role writes, as its end token does: they are learned, and no part of what was written."""
+    """Strings that end a role's text, as its end token does: they are learned, but are not part of the text."""
 
     def __post_init__(self) -> None:
         counts = [field.name for field in fields(self) if field.name.startswith("num_")]
@@ -72,7 +72,7 @@ class TurnSampling:
     def solution(
         self, flow: Flow[Any], state: Any, *, trunk: bool, seed: int
     ) -> Generator[Yields, Sampled | Verdict, Solution]:
-        """The solution of a rollout that has come to its end, after the closing token where the flow asks for one."""
+        """The solution of a rollout that has ended, after sampling the closing token if the flow asks for one."""
         turn = flow.closing(state)
         if turn is not None:
             request = SampleRequest(turn=turn, sampling=self.for_turn(turn, trunk=trunk), seed=seed)
@@ -90,7 +90,7 @@ def explore_problems(
     num_rollouts: int,
     num_alternatives: int,
 ) -> list[Tree]:
-    """One tree a problem: `num_rollouts` rollouts from the beginning, `num_alternatives` at every node of the first."""
+    """One tree per problem: `num_rollouts` from the beginning, and `num_alternatives` at every node of the first."""
     explored = [
         ProblemRollouts(turn_sampling, flow, problem, seed, num_rollouts, num_alternatives) for problem in problems
     ]
@@ -109,9 +109,9 @@ class RolloutRecord:
     """One rollout while it is being sampled."""
 
     at: int | None = None
-    """Depth of the trunk's node that it is an alternative to; None for a rollout from the beginning."""
+    """Depth of the trunk node to which it is an alternative; None for a rollout from the beginning."""
     index: int = 0
-    """Which of the rollouts or alternatives at one place."""
+    """Its index among the rollouts, or among the alternatives at the same node."""
     turns: list[tuple[Request, Completion, tuple[str, ...]]] = field(
         default_factory=list[tuple[Request, Completion, tuple[str, ...]]]
     )
@@ -119,7 +119,7 @@ class RolloutRecord:
 
 
 class ProblemRollouts:
-    """All rollouts of one problem while they are under way."""
+    """All rollouts of one problem while they are being sampled."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class ProblemRollouts:
             yield self.rollout(record, self.flow.advance(state, completion))
 
     def tree(self) -> Tree:
-        """The finished tree, numbered by where alternatives stand and not by when they were done."""
+        """The finished tree, numbered by where the alternatives are and not by when they finished."""
         tree = Tree(problem=self.problem, skipped=dict(sorted(self.skipped.items())))
         alternatives = sorted(self.alternative_records, key=lambda record: (record.at or 0, record.index))
         for record in [*self.rollouts, *alternatives]:
@@ -195,7 +195,7 @@ class ProblemRollouts:
         return tree
 
     def _other_choice(self, request: Request, done: Sequence[Completion], rng: random.Random) -> Completion | None:
-        """Draw one of the choices not yet taken, as likely as they are among themselves; None when all are."""
+        """Draw one of the choices not yet taken, by their relative probabilities; None if all are taken."""
         like = done[0]
         taken = {completion.choice for completion in done}
         left = [index for index in range(len(request.choices)) if index not in taken]
@@ -220,11 +220,11 @@ class ProblemRollouts:
 
 @dataclass(frozen=True, kw_only=True)
 class Siblings(TurnSampling):
-    """A trunk, and alternatives at every node of it, each continued to the end."""
+    """A trunk with alternatives at every node, each continued to the end."""
 
     num_alternatives: int = 1
-    """Alternatives at a node; they differ from the trunk and from each other. A choice has one fewer than its options.
-    The paper makes one; 0 samples the trunk alone."""
+    """Alternatives per node; they differ from the trunk and from each other. A choice has at most one fewer than its
+    number of options. 1 in the paper; 0 samples only the trunk."""
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         return explore_problems(
@@ -237,10 +237,10 @@ class Siblings(TurnSampling):
 
 @dataclass(frozen=True, kw_only=True)
 class Group(TurnSampling):
-    """Independent rollouts of one problem from its beginning (GRPO, arXiv 2402.03300). Two may be equal."""
+    """Independent rollouts of one problem from its beginning (GRPO, arXiv 2402.03300). Two of them can be equal."""
 
     num_rollouts: int = 8
-    """Rollouts of a problem, the first of which is its trunk."""
+    """Rollouts per problem; the first is the trunk."""
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         return explore_problems(self, flow, runner, problems, seed, num_rollouts=self.num_rollouts, num_alternatives=0)
@@ -250,7 +250,6 @@ class Group(TurnSampling):
 
 
 def single_rollout(turn_sampling: TurnSampling, *, greedy: bool) -> Group:
-    """The plain flow, sampled once as `turn_sampling` draws: what an exploration of another kind is evaluated
-    by."""
+    """One plain rollout of the flow, drawn as `turn_sampling` says, to evaluate explorations of other kinds."""
     drawn: dict[str, Any] = {each.name: getattr(turn_sampling, each.name) for each in fields(TurnSampling)}
     return replace(Group(**drawn), num_rollouts=1, greedy_trunk=greedy)

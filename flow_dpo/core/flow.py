@@ -7,8 +7,8 @@ It needs no engine, no tokenizer, no clock and no randomness, so branching at a 
         state = flow.advance(state, sampled_for(turn))
     flow.solution(state)
 
-The five rules, which `core.tree` and `flow_dpo.explore` rely on: states are immutable; `turn` of a state is
-always the same; a turn names a declared role; sampled token ids are passed on as they are; every rollout ends.
+`core.tree` and `core.explore` rely on five rules: states are immutable; `turn` always returns the same turn for a
+state; a turn names a declared role; sampled token ids are passed on unchanged; every rollout ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Flow(ABC, Generic[StateT]):
     """Roles taking turns on one problem. A subclass is a frozen dataclass whose fields are its settings."""
 
     roles: ClassVar[tuple[Role, ...]]
-    """Every role that takes turns; each gets an adapter of its own."""
+    """Every role that takes turns; each gets its own adapter."""
 
     @abstractmethod
     def start(self, problem: Problem) -> StateT:
@@ -38,31 +38,31 @@ class Flow(ABC, Generic[StateT]):
 
     @abstractmethod
     def turn(self, state: StateT) -> Turn | None:
-        """The next turn, or None where the rollout has ended."""
+        """The next turn, or None if the rollout has ended."""
 
     @abstractmethod
     def advance(self, state: StateT, completion: Completion) -> StateT:
-        """The state after the turn's role was sampled as `completion`."""
+        """The state after `state`'s turn was sampled as `completion`."""
 
     @abstractmethod
     def solution(self, state: StateT) -> Solution:
         """What has been written so far."""
 
     def closing(self, state: StateT) -> Turn | None:
-        """A turn of one more token, where `turn` gives None amid its writer's text: is the answer whole, or cut?
-        `advance` takes its completion, which is no node of the tree."""
+        """A turn of one more token if the rollout ended in the middle of a text, to tell a whole answer from a cut one.
+        Its completion goes to `advance`, but is not a node of the tree."""
         return None
 
     def tags(self, state: StateT) -> tuple[str, ...]:
-        """Tags that the record keeps with the turn at `state`, such as ("finished",)."""
+        """Tags to record with the turn at `state`, such as ("finished",)."""
         return ()
 
     def evidence(self, tree: Tree) -> list[dict[str, Any]]:
-        """What a graded tree teaches `calibrated`, as rows of JSON values."""
+        """What `calibrated` can learn from a graded tree, as rows of JSON values."""
         return []
 
     def calibrated(self, evidence: Sequence[Mapping[str, Any]]) -> Flow[StateT]:
-        """The flow with settings as the evidence of earlier problems has them; a flow that has none is itself."""
+        """The flow with its settings fitted to the evidence of earlier problems; by default, the flow itself."""
         return self
 
     def calibration(self) -> dict[str, float]:

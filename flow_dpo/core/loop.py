@@ -1,15 +1,15 @@
 """The loop of Flow-DPO (arXiv 2410.22304, section 2) on one screen.
 
-A batch of problems is sampled with the adapters in force and graded; the trunks' verdicts are progressive validation,
-since nothing was learned from these problems yet; what their trees teach goes to the learner, and the workers sample
-with the new adapters from then on.
+A batch of problems is sampled with the adapters in force and graded. The trunks' verdicts are progressive validation,
+since nothing has been learned from these problems yet. What the trees teach goes to the learner, and from then on the
+workers sample with the new adapters.
 
-With a lag, workers sample while the learner learns. Of batches 0, 1, 2, ... with `lag` 1:
+With a lag, workers sample while the learner learns. Batches 0, 1, 2, ... with `lag` 1:
 
-    sampled   0 and 1 with the first adapters   2 with those that 0 made      3 with those that 1 made     ...
+    sampled   0 and 1 with the first adapters   2 with those after batch 0    3 with those after batch 1   ...
     learned                                     0 (1 is being sampled)        1 (2 is being sampled)       ...
 
-Invariant: batch b is sampled with the adapters that stood after batch b - 1 - lag, exactly, whatever takes how long.
+Invariant: batch b is sampled with exactly the adapters in force after batch b - 1 - lag, however long each step takes.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ def learn(
     in_flight: deque[InFlight] | None = None,
     progress: ProgressiveValidation | None = None,
 ) -> ProgressiveValidation:
-    """Sample, grade, learn and report, `problems_per_batch` problems at a time, until the problems end.
-    Every problem of a batch is sampled under one version of the adapters. Returns the progressive validation, which
-    continues counting in `progress` where that is given. `in_flight` holds the batches that were submitted and not yet
-    learned from, here and for callbacks; a run that continues passes those that it had.
+    """Sample, grade, learn and report, `problems_per_batch` problems at a time, until there are no more problems.
+    Every problem of a batch is sampled with the same version of the adapters. Returns the progressive validation, which
+    continues from `progress` if that is given. `in_flight` holds the batches that were submitted but not yet learned
+    from, so that callbacks can read it; a resumed run passes the batches that it had in flight.
     """
     progress = ProgressiveValidation() if progress is None else progress
     in_flight = deque[InFlight]() if in_flight is None else in_flight
     batches = batched(problems, problems_per_batch)
     workers.refresh(learner.adapters)
     while True:
-        # 1. sample: a tree a problem, each rollout of it graded
+        # 1. sample: one tree per problem, every rollout graded
         for batch in islice(batches, max(0, lag + 1 - len(in_flight))):
             in_flight.append(submit(recipe, batch, workers, learner.version, progress.evidence, seed=seed))
         if not in_flight:
@@ -61,7 +61,7 @@ def learn(
         begun, started = in_flight.popleft(), time.perf_counter()
         rollouts = begun.rollouts.result()
         trees, waited = rollouts.trees, time.perf_counter() - started
-        # 2. validate: accuracy on each problem before anything was learned from it
+        # 2. validate: accuracy on each problem before anything is learned from it
         for tree in trees:
             progress.see(tree.trunk.verdict, begun.flow.evidence(tree))
         row: Row = progress.row() | {"policy_version": begun.version, "learn/version": learner.version, "run/lag": lag}
@@ -82,15 +82,15 @@ def learn(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InFlight:
-    """A batch that was submitted, and all that it depends on besides the problems and the seed."""
+    """A submitted batch: its problems, and the adapters and the flow that it is sampled with."""
 
     problems: Sequence[Problem]
     version: int
-    """Of the adapters that it is sampled with."""
+    """Version of the adapters that it is sampled with."""
     flow: Flow[Any]
-    """As the evidence had it."""
+    """The flow as calibrated on `evidence`."""
     evidence: Sequence[Mapping[str, Any]]
-    """By which the flow was calibrated."""
+    """The evidence on which the flow was calibrated."""
     rollouts: Future[Rollouts]
 
 
@@ -103,7 +103,7 @@ def submit(
     *,
     seed: int,
 ) -> InFlight:
-    """Begin a batch under the workers' adapters, which are of this version, and the flow as the evidence has it."""
+    """Start a batch with the workers' adapters, which have this version, and the flow calibrated on the evidence."""
     kept = list(evidence)
     flow = recipe.flow.calibrated(kept)
     rollouts = workers.submit(recipe.explore, flow, problems, seed=seed)
@@ -111,7 +111,7 @@ def submit(
 
 
 def right(tree: Tree) -> float | None:
-    """1.0 where the trunk is right, 0.0 where it is wrong, None where it could not be graded."""
+    """1.0 if the trunk is right, 0.0 if it is wrong, None if it could not be graded."""
     return None if tree.trunk.verdict is None else tree.trunk.verdict.right
 
 
@@ -128,7 +128,7 @@ def batched(problems: Iterable[Problem], size: int) -> Iterator[list[Problem]]:
 
 
 def rollout_metrics(trees: Sequence[Tree], stats: Mapping[str, float]) -> Row:
-    """Tokens that the rollouts hold, shared ones counted once, and what the workers report of their work."""
+    """Tokens in the rollouts, shared ones counted once, and the workers' own statistics."""
     trunks = [sum(len(node.completion.token_ids) for node in tree.trunk_nodes()) for tree in trees]
     tokens = sum(len(node.completion.token_ids) for tree in trees for node in tree.nodes)
     return {"rollout/tokens": tokens, "rollout/trunk_tokens": sum(trunks) / max(len(trunks), 1), **stats}

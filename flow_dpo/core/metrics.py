@@ -1,8 +1,8 @@
-"""Metrics of a run: progressive validation with its interval, and counts of a batch of trees.
+"""Metrics of a run: progressive validation with its confidence interval, and counts of a batch of trees.
 
 Progressive validation (arXiv 2410.22304, section 2.3): the share of problems that the flow solved *before* it learned
-from them, cumulative and over the last window. What could not be graded was not shown to be right: it counts as not
-solved, and beside that share stands the one of what could be graded.
+from them, cumulative and over the last window. What could not be graded was not shown to be right, so it counts as not
+solved; the share among the graded problems is given as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flow_dpo.core.tree import Rollout, Tree
 from flow_dpo.core.types import Example, Pair, ScoredCompletion, Verdict
 
 NUM_EVIDENCE = 512
-"""Rows of evidence that are kept."""
+"""Number of most recent rows of evidence that are kept."""
 
 
 @dataclass(kw_only=True)
@@ -30,16 +30,16 @@ class ProgressiveValidation:
     num_graded: int = 0
     num_correct: int = 0
     num_ungraded: int = 0
-    """Problems whose answer could not be graded. One whose trunk stopped with a value has no answer: it is seen, and
-    counted nowhere else."""
+    """Problems whose answer could not be graded. A problem whose trunk stopped with a value has no answer: it counts
+    only in `num_seen`."""
     recent: deque[float] = field(default_factory=deque[float])
-    """1 or 0, right or not, for the last `window` problems with an answer; 0 where it could not be graded."""
+    """For the last `window` problems with an answer: 1 if it is right, 0 if it is wrong or could not be graded."""
     first: tuple[int, int] = (0, 0)
-    """Correct and all problems of the first window."""
+    """Number of correct problems and of all problems in the first window."""
     values: tuple[float, int] = (0.0, 0)
-    """Sum and number of the real-valued rewards, where reward functions grade."""
+    """Sum and number of the real-valued rewards, if reward functions grade."""
     evidence: deque[dict[str, Any]] = field(default_factory=lambda: deque[dict[str, Any]](maxlen=NUM_EVIDENCE))
-    """What the flow is calibrated by (`Flow.evidence`), of the last problems."""
+    """The most recent evidence, on which the flow is calibrated (`Flow.evidence`)."""
 
     @property
     def num_answered(self) -> int:
@@ -47,7 +47,7 @@ class ProgressiveValidation:
         return self.num_graded + self.num_ungraded
 
     def see(self, verdict: Verdict | None, evidence: Sequence[dict[str, Any]] = ()) -> None:
-        """Count one problem; None where its trunk has no answer."""
+        """Count one problem; the verdict is None if its trunk has no answer."""
         self.num_seen += 1
         self.evidence.extend(evidence)
         if verdict is None:
@@ -82,13 +82,13 @@ class ProgressiveValidation:
         } | rewards
 
     def state(self) -> dict[str, Any]:
-        """Everything, as JSON."""
+        """All fields, as JSON values."""
         lists = {"recent": list(self.recent), "first": list(self.first), "evidence": list(self.evidence)}
         return {name: value for name, value in vars(self).items() if name != "values" or self.values[1]} | lists
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ProgressiveValidation:
-        """The counts that `state` returned; one that is older than evidence has none."""
+        """The counts that `state` returned. Old states without evidence are accepted."""
         evidence = deque[dict[str, Any]](state.get("evidence", ()), maxlen=NUM_EVIDENCE)
         recent, first = deque(state["recent"]), tuple(state["first"])
         lists = {"recent": recent, "first": first, "evidence": evidence}
@@ -98,12 +98,12 @@ class ProgressiveValidation:
 def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequence[str]) -> dict[str, float | int]:
     """Counts of one batch of trees: pairs, ties and skipped nodes by role, ungraded rollouts, Stop's choices.
 
-    "num_verdicts" counts the rollouts that were graded: one that stopped with a value is none. "tied_trees" are those
-    whose graded rollouts are all right or all wrong, with no other values: credits that compare rollouts learn
-    nothing from them, one that keeps what was right learns from those that are all right.
-    "ties/<role>" are the trunk's nodes that were compared with siblings, of whose rollouts two or more were graded, and
-    all alike; "ungraded/<role>" those of whose rollouts fewer than two were graded. Both are of the trees, whatever
-    the credit makes of them.
+    "num_verdicts" counts rollouts with a verdict; one that stopped with a value has none. "tied_trees" counts trees
+    whose graded rollouts are all right or all wrong, with no other values: a credit that compares rollouts learns
+    nothing from them, one that keeps right solutions learns from those that are all right.
+    "ties/<role>" counts the trunk nodes with siblings of which two or more rollouts were graded, all with the same
+    reward; "ungraded/<role>" counts those of which fewer than two were graded. Both describe the trees, whatever the
+    credit makes of them.
     """
     pairs = [example for example in examples if isinstance(example, Pair)]
     num_scored = Counter(example.request.role for example in examples if isinstance(example, ScoredCompletion))
@@ -132,7 +132,7 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
 
 
 def _reward_metrics(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Mean and deviation of the reward and of each reward function's, and means of what they measured besides."""
+    """Mean and standard deviation of the reward and of each reward function; means of their other measures."""
     found: dict[str, list[float]] = {}
     for verdict in verdicts:
         for name, value in {} if verdict.value is None else {"reward": verdict.value, **verdict.measures}.items():
@@ -144,7 +144,7 @@ def _reward_metrics(verdicts: Sequence[Verdict]) -> dict[str, float]:
 
 
 def _compared(tree: Tree, role: str) -> Iterator[list[float]]:
-    """The graded rewards at each trunk node of a role that has siblings: of the rollouts that these belong to."""
+    """For each trunk node of a role that has siblings: the rewards of their rollouts that were graded."""
     for node in tree.trunk_nodes():
         siblings = tree.children(node.parent)
         if node.role == role and len(siblings) > 1:
@@ -153,12 +153,12 @@ def _compared(tree: Tree, role: str) -> Iterator[list[float]]:
 
 
 def _rewards(tree: Tree) -> set[float]:
-    """The different rewards of a tree's graded rollouts, and values of those that stopped."""
+    """The distinct rewards of a tree's graded rollouts, and values of those that stopped."""
     return {worth for rollout in tree.rollouts if (worth := _worth(rollout)) is not None}
 
 
 def _worth(rollout: Rollout) -> float | None:
-    """A rollout's reward, or the value of where it stopped; None where it has neither."""
+    """A rollout's reward, or the value of the state in which it stopped; None if it has neither."""
     return rollout.value if rollout.verdict is None else rollout.verdict.reward
 
 

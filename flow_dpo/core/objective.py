@@ -8,7 +8,7 @@ log-probabilities under policy and reference:
     reference   chosen -0.3 -0.2    rejected -0.3 -0.9
     log-ratios  chosen  0.2         rejected -0.1         margin beta * 0.3, loss -log sigmoid(beta * 0.3)
 
-Invariant: loss and measures are *sums* over the examples, so that a batch may be split over any number of rows.
+Invariant: loss and measures are *sums* over the examples, so a batch can be split over any number of rows.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
     import torch
 
 Tensor: TypeAlias = "torch.Tensor"
-"""For the modules of settings: the parser of settings runs their imports for type checkers, too, and torch takes a
-second."""
+"""For modules that define settings: the settings parser also runs their imports for type checkers, and importing torch
+takes a second."""
 TokenLogprobs: TypeAlias = "Sequence[torch.Tensor]"
-"""Of an example's completions, in their order: one value a token, float32."""
+"""One float32 tensor for each of an example's completions, in order, with one log-probability per token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Of some examples."""
+    """The loss of some examples, with measures."""
 
     total: torch.Tensor
     """Sum over the examples of weight times loss; carries the gradient."""
     measures: Mapping[str, torch.Tensor]
     """Sums over the examples, for the record."""
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Examples that a measure is of, where it is not of all."""
+    """Number of examples that a measure covers, if it does not cover all."""
 
 
 class Objective(Protocol):
-    """A loss on the policy's log-probabilities. One that depends on all examples of an update beside a row's has a
-    method `for_update(examples)`, which returns the objective for its rows."""
+    """A loss on the policy's log-probabilities. If it depends on all examples of an update and not only on a row's, it
+    has a method `for_update(examples)`, which returns the objective for the rows of that update."""
 
     accepts: ClassVar[tuple[type, ...]]
-    """The kinds of examples."""
+    """The kinds of examples that it can learn from."""
 
     @property
     def needs_reference(self) -> bool | tuple[type, ...]:
-        """Whether it reads the reference's log-probabilities, or of which kinds of examples; where not, they are not
-        computed: it gets none at all, or, among examples of other kinds, an empty sequence for each."""
+        """Whether it reads the reference's log-probabilities, or the kinds of examples for which it does. They are not
+        computed for rows that need none: `reference` is then empty, or holds an empty sequence per example."""
         ...
 
     def __call__(
@@ -62,12 +62,12 @@ class Objective(Protocol):
 
 
 def accepted_names(objective: Objective) -> str:
-    """The names of the kinds of examples that it accepts, as text."""
+    """The names of the kinds of examples that an objective accepts, as text."""
     return " or ".join(kind.__name__ for kind in objective.accepts)
 
 
 def check_examples(objective: Objective, examples: Sequence[object]) -> None:
-    """Refuse, before any work, examples that the objective does not accept."""
+    """Raise `ObjectiveError`, before any work, for an example that the objective does not accept."""
     for example in examples:
         if not isinstance(example, objective.accepts):
             raise ObjectiveError(

@@ -2,7 +2,7 @@
 
     fill("Plan:\\n{plan}\\nSolve.", {"plan": ((71, 9, 5),)})   ->   "Plan:\\n", (71, 9, 5), "\\nSolve."
 
-Invariant: only the template itself has gaps, and those that it should; braces in what is filled in are text.
+Invariant: only the template has gaps, and only the expected ones; braces in the filled-in text are plain text.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from flow_dpo.core.types import Piece
 
 
 def fill(template: str, values: Mapping[str, tuple[Piece, ...]]) -> tuple[Piece, ...]:
-    """The template with each `{name}` replaced by the pieces of that name; other braces stay as they are."""
+    """The template with each `{name}` replaced by the pieces for that name; other braces stay as they are."""
     parts = enumerate(re.split(r"\{(\w+)\}", template))
     pieces = (values.get(part, (f"{{{part}}}",)) if index % 2 else (part,) * bool(part) for index, part in parts)
     return tuple(piece for found in pieces for piece in found)
 
 
 def check_gaps(prompts: object, needs: Mapping[str, Sequence[str]], known: Sequence[str] = ()) -> None:
-    """Raise `ConfigError` for a text of the dataclass `prompts` that lacks a gap which it `needs` (once, if it is not
-    the question), or has another than these and the `known`. Texts without an entry have none; \\boxed{x} is none."""
+    """Raise `ConfigError` for a text of the dataclass `prompts` that lacks a gap it `needs` (exactly once, except the
+    question), or has one that is not in `needs` or `known`. Texts not in `needs` have none; \\boxed{x} is not a gap."""
     for name, text in vars(prompts).items():
         may = (*needs[name], *known) if name in needs else ()
         for gap in needs.get(name, ()):

@@ -1,10 +1,10 @@
-"""Protocols of the parts that the loop is handed.
+"""Protocols of the parts that the loop works with.
 
-Any object with these methods fits: a learner over several processes is a `Learns`, a reward function in an object a
-`Grader`, a fleet of machines is a `RolloutWorkers`. Invariant: nothing in this room knows a concrete one.
+Any object with these methods fits: a learner over several processes is a `Learns`, an object around a reward function
+is a `Grader`, a fleet of machines is a `RolloutWorkers`. Invariant: nothing in this room knows an implementation.
 
     workers = InProcessWorkers(Backends(engine=engine, renderer=renderer, grader=grader))
-    learn(recipe, problems, workers, learner, callbacks=[lambda row, trees, examples: print(row)])
+    learn(recipe, problems, workers, learner, callbacks=[progress_bar])     # any object with `on_batch`
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flow_dpo.core.tree import Tree
 
 Row = dict[str, Any]
-"""One batch's metrics, by their names."""
+"""The metrics of one batch, by name."""
 
 
 class Learns(Protocol):
@@ -33,7 +33,7 @@ class Learns(Protocol):
 
     @property
     def adapters(self) -> Mapping[Role, Adapter]:
-        """The adapters in force, one a role."""
+        """The adapters in force, one per role."""
         ...
 
     @property
@@ -42,13 +42,13 @@ class Learns(Protocol):
         ...
 
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
-        """Take the examples in, learn from as many as make an update, and return metrics."""
+        """Add the examples to those that wait, make every update that is due, and return metrics."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """What one worker, or the learner, did from when to when."""
+    """A stretch of time in which one worker, or the learner, did one kind of work."""
 
     lane: str
     """ "worker 0", "learner"."""
@@ -64,24 +64,24 @@ class Rollouts:
     """A batch of problems that was sampled and graded."""
 
     trees: list[Tree]
-    """One graded tree a problem, in their order."""
+    """One graded tree per problem, in the problems' order."""
     stats: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Counts and seconds of the work, as a row of metrics names them."""
+    """Counts and seconds of the work, by metric name."""
     spans: Sequence[Span] = ()
-    """Who sampled which part of it, and when."""
+    """Which worker was busy when."""
 
 
 class RolloutWorkers(Protocol):
     """Sample and grade whole problems: in this process, on several servers, or on a cluster.
-    A problem's tree depends on the problem, the seed and the adapters in force, and on nothing beside it.
+    A problem's tree depends only on the problem, the seed and the adapters in force, not on other problems.
     """
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
-        """Begin a batch under the adapters in force, whatever is refreshed later. It may be done when this returns."""
+        """Start a batch with the adapters in force, whatever `refresh` does later. It can be complete on return."""
         ...
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        """Sample batches that are submitted from now on with these adapters."""
+        """Use these adapters for all batches submitted from now on."""
         ...
 
 

@@ -18,13 +18,13 @@ from flow_dpo.core.objective import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A method, as the four choices that make it."""
+    """A method, as the four values that define it."""
 
     flow: Flow[Any]
     """Which role takes which turn."""
     explore: Explore
     """Which rollouts of the flow are sampled on a problem."""
     credit: Credit
-    """What the graded rollouts teach: pairs, or scored completions."""
+    """Which examples the graded rollouts make: pairs, or scored completions."""
     objective: Objective
-    """The loss of what they teach."""
+    """The loss on these examples."""

@@ -1,17 +1,17 @@
-"""Rollouts as coroutines: turns in, completions out, all of them under way at once.
+"""Rollouts as coroutines: turns in, completions out, all of them at once.
 
-A rollout is a generator that yields what it needs and is sent the result. The runner, an engine with a renderer in
-front and a grader beside it, drives every one that there is, so a short chunk never waits for a long one and every
-engine sees as much work as there is:
+A rollout is a generator that yields what it needs and is sent the result. The runner, which holds an engine, a renderer
+and a grader, drives all rollouts at the same time, so a short chunk never waits for a long one and the engine always
+sees all the work that is pending:
 
     def rollout(state):
         sampled = yield from sample(SampleRequest(turn=flow.turn(state), sampling=sampling, seed=derive(seed, id, 0)))
         ...
-        yield another_rollout                                         # a generator that is yielded is started beside
-        verdict = yield from verify(problem, flow.solution(state))    # of rollouts that depend on verdicts
-        yield Finished(problem=problem, solution=flow.solution(state))    # the grader may begin to look at it
+        yield another_rollout                                         # a yielded generator is started as well
+        verdict = yield from verify(problem, flow.solution(state))    # if the rollout depends on the verdict
+        yield Finished(problem=problem, solution=flow.solution(state))    # the grader can start on it
 
-Invariant: what a rollout is sent does not depend on what is under way beside it.
+Invariant: what a rollout is sent does not depend on the other rollouts.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from flow_dpo.core.types import Adapter, Completion, Problem, Request, Role, Sam
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """A turn to sample a completion of."""
+    """A turn for which a completion is to be sampled."""
 
     turn: Turn
     sampling: Sampling
     seed: int
     prefix_ids: TokenIds = ()
-    """First tokens of the completion that are given; the answer holds what follows them."""
+    """Leading tokens of the completion that are given; the answer holds only what follows them."""
     excluded_ids: TokenIds = ()
-    """What the token after `prefix_ids` may not be."""
+    """Token ids that the token after `prefix_ids` must not be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """The answer: the request as the turn renders and the completion, both without `prefix_ids`."""
+    """The answer: the turn's rendered request and the completion, both without `prefix_ids`."""
 
     request: Request
     completion: Completion
@@ -50,7 +50,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyRequest:
-    """A solution to be graded, since the rollout continues by its verdict; where that takes long, once all is idle."""
+    """A solution whose verdict the rollout needs to continue. A slow verdict is waited for once sampling is idle."""
 
     problem: Problem
     solution: Solution
@@ -58,17 +58,17 @@ class VerifyRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """A rollout that has come to its end: the grader may begin with it while others are sampled. Not answered."""
+    """A rollout that has ended: the grader can start on it while others are sampled. It is not answered."""
 
     problem: Problem
     solution: Solution
 
 
 RolloutSteps: TypeAlias = "Generator[SampleRequest | VerifyRequest | Finished | RolloutSteps, Sampled | Verdict, None]"
-"""A rollout in progress. Answered with a `Sampled` for each `SampleRequest` and a `Verdict` for each `VerifyRequest`; a
-yielded generator is started and answered with nothing."""
+"""A rollout in progress. It is sent a `Sampled` for each `SampleRequest` and a `Verdict` for each `VerifyRequest`; a
+yielded generator is started, and nothing is sent in return."""
 Yields: TypeAlias = "SampleRequest | VerifyRequest | Finished | RolloutSteps"
-"""What a rollout may yield."""
+"""What a rollout can yield."""
 
 
 def sample(request: SampleRequest) -> Generator[Yields, Sampled | Verdict, Sampled]:
@@ -86,10 +86,10 @@ def verify(problem: Problem, solution: Solution) -> Generator[Yields, Sampled | 
 
 
 class RolloutRunner:
-    """An engine with a renderer in front, and a grader beside it."""
+    """Drives rollouts with an engine, a renderer and a grader."""
 
     def __init__(self, engine: Engine, renderer: RendersTurns, grader: Grader | None = None) -> None:
-        """`grader` checks solutions while rollouts are sampled, and is given every solution that has finished."""
+        """`grader` checks solutions while rollouts are sampled, and is given every finished solution."""
         self.engine = engine
         self.renderer = renderer
         self.grader = grader
@@ -102,8 +102,8 @@ class RolloutRunner:
         self._version = max((adapter.version for adapter in adapters.values()), default=0)
 
     def run(self, rollouts: Iterable[RolloutSteps]) -> None:
-        """Drive every rollout, and every one started by another, to its end.
-        Raises `EngineError` where a completion comes from another policy version than the one in force.
+        """Drive every rollout, and those that they start, to the end.
+        Raises `EngineError` if a completion comes from a policy version other than the one in force.
         """
         waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]] = {}
         self._to_verify = []
@@ -122,11 +122,11 @@ class RolloutRunner:
                 self._advance(rollout, Sampled(request=request, completion=self._cut(yielded, completion)), waiting)
 
     def step_ends(self, completion: Completion) -> tuple[int, ...]:
-        """How many tokens of the completion stand before the end of each step but the last (`core.steps`)."""
+        """Number of the completion's tokens up to the end of each step but the last (`core.steps`)."""
         return step_ends(completion.content_ids, lambda ids: self.renderer.to_text((ids,)))
 
     def _cut(self, yielded: SampleRequest, completion: Completion) -> Completion:
-        """The completion up to the token that completes a stop string, or the line of a turn that is of one line."""
+        """The completion up to the token that completes a stop string, or the first line of a `one_line` turn."""
         turn, given = yielded.turn, len(yielded.prefix_ids)
         ids = yielded.prefix_ids + completion.content_ids
         if turn.one_line:
@@ -141,7 +141,7 @@ class RolloutRunner:
         return completion
 
     def _verify(self, waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]]) -> None:
-        """Have the grader check all pending solutions together, and continue with their rollouts."""
+        """Have the grader check all pending solutions together, and continue their rollouts."""
         if self.grader is None:
             raise FlowError("this exploration verifies solutions while it samples; give the RolloutRunner a grader")
         pending, self._to_verify = self._to_verify, []
@@ -155,7 +155,7 @@ class RolloutRunner:
         answer: Sampled | Verdict | None,
         waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]],
     ) -> None:
-        """Send the answer and follow the rollout up to its next question."""
+        """Send the answer and run the rollout up to its next request."""
         todo: list[tuple[RolloutSteps, Sampled | Verdict | None]] = [(rollout, answer)]
         while todo:
             current, given = todo.pop()
@@ -170,7 +170,7 @@ class RolloutRunner:
             elif isinstance(yielded, VerifyRequest | Finished):
                 verdict = None if self.grader is None else self.grader.begin(yielded.problem, yielded.solution)
                 if isinstance(yielded, VerifyRequest) and verdict is None:
-                    self._to_verify.append((current, yielded))  # what takes long holds up nobody else's sampling
+                    self._to_verify.append((current, yielded))  # a slow verdict must not hold up sampling
                 else:
                     todo.append((current, verdict if isinstance(yielded, VerifyRequest) else None))
             else:

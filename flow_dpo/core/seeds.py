@@ -1,7 +1,7 @@
-"""Seeds: every random number of a run, derived from its seed and the names of what is drawn.
+"""Seeds: every random number of a run is derived from the run's seed and the name of what is drawn.
 
-Invariant: no generator is global and none is carried along, so what is drawn for one problem does not depend on which
-others were sampled before or beside it:
+Invariant: no generator is global and none is carried along, so the draws for one problem do not depend on which others
+were sampled before it or at the same time:
 
     derive(7, "gsm8k/train/12", "trunk", 3)  ->  a 63-bit seed for the trunk's fourth turn
 """

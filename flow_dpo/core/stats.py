@@ -1,4 +1,4 @@
-"""Wilson's interval of a share. What only evaluations need stands in `evaluate.statistics`."""
+"""Wilson's interval for a share. Statistics that only evaluations need are in `evaluate.statistics`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def wilson(num_correct: float, num_problems: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share, 95 % at the default quantile `z`; (0, 1) where nothing was counted."""
+    """Wilson's score interval for a share, 95 % at the default quantile `z`; (0, 1) if nothing was counted."""
     if num_problems == 0:
         return (0.0, 1.0)
     n, p = num_problems, num_correct / num_problems

@@ -1,11 +1,11 @@
 r"""Step boundaries of a solution, in token ids.
 
-A step ends with a sentence or a line, as VinePPO has it (arXiv 2410.01679, section 4). Where that is follows from the
-text; what is cut are the sampled ids, after the first token whose text extends so far:
+A step ends with a sentence or a line, as in VinePPO (arXiv 2410.01679, section 4). The end is found in the text; the
+sampled ids are cut after the first token whose text reaches it:
 
     "Buys 7: 12 + 7 = 19.\nAnswer: 19"    ->  one end, after the token that holds the line's end
 
-Invariant: ends are increasing, none lies at 0 nor after the last token, and no step is blank. Nothing is encoded again.
+Invariant: ends increase, none is at 0 or after the last token, and no step is blank. Nothing is encoded again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from itertools import pairwise
 
 from flow_dpo.core.types import Completion, TokenIds
 
-# A mark that ends a sentence and is followed by space (so not the point of 3.5), or the end of a line. Spaces after it
-# are left to the next sentence, for many tokens begin with one; the "1." that numbers a line is none.
+# Punctuation that ends a sentence and is followed by a space (not the point of 3.5), or the end of a line. Spaces after
+# it belong to the next sentence, since many tokens begin with one; the "1." that numbers a line does not end a step.
 _END = re.compile(r"(?:(?<!^\d)(?<!\n\d)[.!?]+[\"')\]*]*(?:[ \t]*\n+|(?=[ \t]))|\n+)")
 _LINE_END = re.compile(r"\S[^\n]*\n")
 
@@ -27,7 +27,7 @@ Decode = Callable[[TokenIds], str]
 
 
 def step_ends(token_ids: TokenIds, decode: Decode) -> tuple[int, ...]:
-    """The number of tokens up to the end of each step but the last. `token_ids` are without the end token."""
+    """Number of tokens up to the end of each step but the last. `token_ids` must not include the end token."""
     text = decode(token_ids)
     ends: list[int] = []
     begun = 0
@@ -41,17 +41,17 @@ def step_ends(token_ids: TokenIds, decode: Decode) -> tuple[int, ...]:
 
 
 def line_end(token_ids: TokenIds, decode: Decode) -> int | None:
-    """The number of tokens to the end of the first line that is not blank; None where it does not end.
+    """Number of tokens up to the end of the first line that is not blank; None if that line does not end.
 
-    The tokens up to there do not depend on what follows, so that a completion cut there is a draw of one line.
+    The tokens up to there do not depend on what follows, so a completion that is cut there is a draw of one line.
     """
     found = _LINE_END.search(decode(token_ids))
     return None if found is None else _tokens_to(found.end(), token_ids, decode)
 
 
 def stop_end(token_ids: TokenIds, decode: Decode, stop_strings: Sequence[str]) -> tuple[int, int] | None:
-    """How many first tokens hold one of the strings, and how many stand before it; None where there is none. `decode`
-    may write text in front, which counts only as the beginning of a string that the tokens complete."""
+    """Number of tokens up to the end of the first stop string, and number before it; None if there is none. `decode`
+    can put text in front, which counts only as the beginning of a stop string that the tokens complete."""
     begun = len(decode(()))
 
     def found(count: int) -> list[int]:
@@ -66,7 +66,7 @@ def stop_end(token_ids: TokenIds, decode: Decode, stop_strings: Sequence[str]) -
 
 
 def split(completion: Completion, ends: Sequence[int]) -> list[Completion]:
-    """The completion in pieces, cut after so many tokens; the last piece alone keeps how it finished."""
+    """The completion in pieces, cut after these numbers of tokens; only the last piece keeps its finish reason."""
     cuts = [0, *ends, len(completion.token_ids)]
     return [
         replace(
@@ -81,7 +81,7 @@ def split(completion: Completion, ends: Sequence[int]) -> list[Completion]:
 
 
 def join(first: Completion, rest: Completion) -> Completion:
-    """Two completions, of which the second continues the first, as one."""
+    """Two completions as one; the second continues the first."""
     return replace(
         rest,
         token_ids=first.token_ids + rest.token_ids,
@@ -91,5 +91,5 @@ def join(first: Completion, rest: Completion) -> Completion:
 
 
 def _tokens_to(position: int, token_ids: TokenIds, decode: Decode) -> int:
-    """The least number of first tokens whose text has so many characters. Text grows with tokens: a binary search."""
+    """Smallest number of leading tokens whose text has `position` characters; a binary search, since text grows."""
     return bisect_left(range(len(token_ids)), position, key=lambda n: len(decode(token_ids[:n])))

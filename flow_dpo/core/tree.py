@@ -1,7 +1,7 @@
 """The tree of rollouts of one problem.
 
-A node stores only the tokens that it adds, the role that they were sampled for and their rollout; a rollout leads from
-a node to a leaf, and the reward belongs to it, never to a node. With A an Answer chunk and S a choice of Stop:
+A node stores only the tokens that it adds, their role and their rollout. A rollout leads from a node to a leaf; the
+reward belongs to the rollout, never to a node. With A an Answer chunk and S a choice of Stop:
 
     A0 -- S1 -- A2 -- S3          rollout 0, the trunk
      \\     \\     \\
@@ -9,7 +9,7 @@ a node to a leaf, and the reward belongs to it, never to a node. With A an Answe
        \\     S6                  rollout 2 starts at S6, the flip of S1
         A4' ...
 
-Nodes are numbered trunk first, then rollout by rollout, whatever order an engine answered in.
+Nodes are numbered trunk first, then rollout by rollout, regardless of the order in which the engine finished them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Node:
 
     id: int
     parent: int | None
-    """The node of the turn just before, None at the root."""
+    """The node of the previous turn; None at the root."""
     rollout: int
     """The rollout in which it was sampled."""
     depth: int
-    """Nodes on the path to it: turns taken before it, or their steps where an exploration tells these apart."""
+    """Number of nodes before it on its path: turns, or steps of turns if the exploration splits turns into steps."""
     request: Request
     completion: Completion
     tags: tuple[str, ...] = ()
@@ -49,13 +49,13 @@ class Rollout:
     leaf: int
     solution: Solution
     text: str = ""
-    """The solution decoded, once it was graded."""
+    """The decoded solution; set when the rollout is graded."""
     verdict: Verdict | None = None
-    """None until it was graded, and for good where the rollout stopped before its end."""
+    """None until the rollout is graded; stays None if it stopped before its end."""
     probe: bool = False
     """Sampled only to estimate the value of the state from which it starts: none of its completions is learned."""
     value: float | None = None
-    """The estimated value of its leaf, from -1 to 1, where the rollout stopped there: it has no end to grade."""
+    """Estimated value of its leaf, from -1 to 1, if the rollout stopped there and so cannot be graded."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Tree:
     nodes: list[Node] = field(default_factory=list[Node])
     rollouts: list[Rollout] = field(default_factory=list[Rollout])
     skipped: dict[Role, int] = field(default_factory=dict[Role, int])
-    """Trunk nodes, by role, at which nothing else had any probability, so that no alternative was sampled."""
+    """Number of trunk nodes, by role, where no other completion had any probability, so no alternative was sampled."""
 
     @property
     def trunk(self) -> Rollout:
@@ -77,11 +77,11 @@ class Tree:
         return [node for node in self.nodes if node.rollout == 0]
 
     def children(self, parent: int | None) -> list[Node]:
-        """The nodes right after `parent`: siblings of each other, in the order of their rollouts."""
+        """The nodes directly after `parent`, which are siblings, in the order of their rollouts."""
         return [node for node in self.nodes if node.parent == parent]
 
     def path(self, node: int) -> list[Node]:
-        """From the root to `node`, both included."""
+        """The nodes from the root to `node`, both included."""
         walk: list[Node] = []
         at: int | None = node
         while at is not None:
@@ -90,7 +90,7 @@ class Tree:
         return walk[::-1]
 
     def rollout_of(self, node: Node) -> Rollout:
-        """The rollout in which `node` was sampled: the one that it led to."""
+        """The rollout in which `node` was sampled, whose end it led to."""
         return self.rollouts[node.rollout]
 
     def add_rollout(
@@ -102,7 +102,7 @@ class Tree:
         probe: bool = False,
         value: float | None = None,
     ) -> int:
-        """Append one rollout below `parent` and return its id. Raises `ValueError` where it has no turns."""
+        """Append one rollout below `parent` and return its id. Raises `ValueError` if it has no turns."""
         if not turns:
             raise ValueError("a rollout needs at least one completion, found none")
         rollout, start = len(self.rollouts), len(self.nodes)
@@ -124,5 +124,5 @@ class Tree:
         return rollout
 
     def grade(self, rollout: int, text: str, verdict: Verdict) -> None:
-        """Set the verdict of one rollout."""
+        """Set the text and the verdict of one rollout."""
         self.rollouts[rollout] = replace(self.rollouts[rollout], text=text, verdict=verdict)

@@ -1,14 +1,14 @@
-"""The values that travel between the parts: problem, turn, request, completion, verdict, pair.
+"""The values that the parts exchange: problem, turn, request, completion, verdict, pair.
 
-All are immutable and need the standard library alone. Token ids are the truth everywhere; text is for verifiers and
-people. One problem's way through them, with concrete tokens:
+All are immutable and use only the standard library. Token ids are the truth everywhere; text is for verifiers and
+people. From one problem to an example, with concrete tokens:
 
     Problem("gsm8k/7", "2 + 3 * 4 = ?", gold="14")
-    Turn("answer", messages, continuation=((11, 12),))     what a flow yields: text, and sampled ids spliced into it
-    Request("answer", prompt_ids=(1, 5, 6, 11, 12))        the same in token ids, what an engine is given
-    Completion(token_ids=(13, 2), finish_reason="stop")    what it sampled; 2 is the end token, sampled
-    Pair(request, chosen, rejected)                        two completions of one request, the better first
-    Scored(request, completion, advantage=0.7)             or one, and how much better it did than was expected
+    Turn("answer", messages, continuation=((11, 12),))     what a flow asks for: text with sampled ids spliced into it
+    Request("answer", prompt_ids=(1, 5, 6, 11, 12))        the same turn in token ids, as the engine gets it
+    Completion(token_ids=(13, 2), finish_reason="stop")    what the engine sampled; 2 is the end token
+    Pair(request, chosen, rejected)                        two completions of one request, the better one first
+    ScoredCompletion(request, completion, advantage=0.7)   or one, and how much better it did than expected
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Role = str
-"""The name of a part in a flow, and of the adapter that it is sampled with: "answer", "stop"."""
+"""The name of a part in a flow and of the adapter that it is sampled with: "answer", "stop"."""
 
 TokenIds = tuple[int, ...]
 
 Piece = str | TokenIds
-"""A stretch of a prompt: text that is still to be encoded, or token ids that were sampled and are spliced in as is."""
+"""A stretch of a prompt: text that is still to be encoded, or sampled token ids that are spliced in as they are."""
 
 FinishReason = Literal["stop", "stop_string", "length", "choice"]
 Status = Literal["correct", "wrong", "ungraded"]
@@ -38,15 +38,15 @@ class Problem:
     """Unique within its data set and stable across machines."""
     question: str
     gold: str
-    """The accepted final answer alone, never a worked solution; "" only where reward functions grade."""
+    """The accepted final answer, never a worked solution; "" only if reward functions grade."""
     source: str = ""
     """Where it comes from: "gsm8k/train"."""
     solution: str = ""
-    """A human or programmed worked solution where the data set has one; "" where it does not."""
+    """A worked solution, written by a human or a program; "" if the data set has none."""
     level: str = ""
     subject: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False, metadata={"unwritten": True})
-    """The data set's row, for reward functions; no record holds it."""
+    """The problem's row in the data set, for reward functions; never written to records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,22 +59,22 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """The prompt of a role's turn, in text and the sampled ids that it continues from or reads."""
+    """The prompt of a role's turn: text, and the sampled ids that the role reads or continues."""
 
     role: Role
     messages: tuple[Message, ...]
     continuation: tuple[Piece, ...] = ()
     """What the assistant has already written in the turn that it now continues."""
     max_tokens: int = 1
-    """The longest completion, its end token counted. Ignored where `choices` are given."""
+    """Maximum length of the completion, including its end token. Ignored if `choices` are given."""
     choices: tuple[str, ...] = ()
-    """Where not empty, the completion is one of these words, scored in one forward pass and drawn among them."""
+    """If not empty, the completion is one of these words: all are scored in one forward pass, and one is drawn."""
     greedy: bool | None = None
-    """Whether it takes the likeliest token, whatever the exploration does; None leaves it to the exploration."""
+    """Whether to take the likeliest token, whatever the exploration says; None leaves it to the exploration."""
     threshold: float | None = None
-    """Of two choices the first is taken where its probability exceeds this, else the second; None samples."""
+    """With two choices: take the first if its probability exceeds this, otherwise the second. None samples."""
     one_line: bool = False
-    """The completion ends with its first line that is not blank, at the token that holds the line's end."""
+    """End the completion with its first line that is not blank, at the token that holds the line break."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +84,17 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     greedy: bool = False
-    """Take the likeliest token instead of drawing. `sampled_logprobs` stay those of `temperature` and `top_p`."""
+    """Take the likeliest token instead of drawing. `sampled_logprobs` are still those of `temperature` and `top_p`."""
     threshold: float | None = None
-    """Of two choices the first is taken where its probability at temperature 1 exceeds this, else the second: nothing
-    is drawn. `sampled_logprobs` stay those of `temperature`."""
+    """With two choices: take the first if its probability at temperature 1 exceeds this, otherwise the second; nothing
+    is drawn. `sampled_logprobs` are still those of `temperature`."""
     stop_strings: tuple[str, ...] = ()
-    """A text ends with the token that completes one of these; an engine may go on, and the runner cuts."""
+    """A text ends with the token that completes one of these. An engine can sample past it: the runner cuts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What an engine is to complete, in token ids."""
+    """A prompt for an engine to complete, in token ids."""
 
     role: Role
     prompt_ids: TokenIds
@@ -108,33 +108,33 @@ class Completion:
     """What an engine sampled for one request."""
 
     token_ids: TokenIds
-    """The sampled tokens; the end token, or the stop string's, are the last of them where they were sampled."""
+    """The sampled tokens, including the end token or the tokens of a stop string if one was sampled."""
     logprobs: tuple[float, ...]
-    """Log-probability of each token in nats, of the unscaled, untruncated distribution; for a choice, of the
+    """Log-probability of each token in nats, under the unscaled, untruncated distribution; for a choice, under the
     distribution renormalised over the choices."""
     sampled_logprobs: tuple[float, ...]
     """The same under the distribution after temperature and top-p, before any token was excluded."""
     finish_reason: FinishReason
     policy_version: int
-    """Of the adapters that sampled it; -1 where it is learned for another request than it was sampled for."""
+    """Version of the adapters that sampled it; -1 if it is learned under another request than it was sampled for."""
     choice: int | None = None
-    """Index of the drawn choice, where the request declared choices."""
+    """Index of the drawn choice, if the request declared choices."""
     choice_logprobs: tuple[float, ...] = ()
-    """Log-probability of every declared choice, renormalised over them, unscaled."""
+    """Unscaled log-probability of every declared choice, renormalised over the choices."""
     num_stop_tokens: int = 0
-    """Last tokens that spell a stop string and nothing else, where it finished with one."""
+    """Number of final tokens that hold nothing but the stop string, if it ended with one."""
     raw_logprobs: tuple[float, ...] = field(default=(), metadata={"sparse": True})
-    """`logprobs` as they were recorded, where a learner has brought them to its `logit_temperature`."""
+    """`logprobs` as they were recorded, if a learner has converted them to its `logit_temperature`."""
 
     @property
     def content_ids(self) -> TokenIds:
-        """The tokens without the sampled end token or stop string: what enters later context."""
+        """The tokens without the sampled end token or stop string: the part that enters later context."""
         ending = {"stop": 1, "stop_string": self.num_stop_tokens}.get(self.finish_reason, 0)
         return self.token_ids[: max(0, len(self.token_ids) - ending)]
 
     @property
     def ended(self) -> bool:
-        """It ended by itself, with the end token or a stop string: nothing was cut off."""
+        """Whether it ended by itself, with the end token or a stop string, rather than being cut off."""
         return self.finish_reason in ("stop", "stop_string")
 
 
@@ -144,13 +144,13 @@ class Solution:
 
     pieces: tuple[Piece, ...]
     ended: bool
-    """The Answer role sampled its end token or a stop string last: nothing was cut off."""
+    """Whether the Answer role's last completion ended with its end token or a stop string: nothing was cut off."""
     attempt_start: int = 0
-    """Index of the first piece of the attempt that counts: what stands before was given up."""
+    """Index of the first piece of the attempt that counts; earlier pieces belong to abandoned attempts."""
 
     @property
     def attempt(self) -> tuple[Piece, ...]:
-        """The pieces of the attempt that counts, alone. Fixed text after its last sampled ids is left out."""
+        """The pieces of the attempt that counts, without fixed text after its last sampled ids."""
         pieces = self.pieces[self.attempt_start :]
         while pieces and isinstance(pieces[-1], str):
             pieces = pieces[:-1]
@@ -159,27 +159,27 @@ class Solution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The three-valued result of a verifier, or of reward functions: then with a real-valued reward."""
+    """The three-valued result of a verifier, or of reward functions, which add a real-valued reward."""
 
     status: Status
     answer: str | None = None
     """The final answer that was found in the solution."""
     reason: str = ""
     value: float | None = field(default=None, metadata={"sparse": True})
-    """The reward functions' weighted sum; None where a verifier graded, or nothing could be graded."""
+    """The weighted sum of the reward functions; None if a verifier graded or nothing could be graded."""
     measures: Mapping[str, float] = field(default_factory=dict[str, float], hash=False, metadata={"sparse": True})
-    """Of each reward function ("rewards/brevity"), and what it measured besides."""
+    """The value of each reward function ("rewards/brevity"), and whatever else it measured."""
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False, metadata={"sparse": True})
-    """What reward functions noted of this solution, for people."""
+    """What the reward functions noted about this solution, for people."""
 
     @property
     def right(self) -> float | None:
-        """1.0, 0.0, or None where it could not be graded: None is never averaged as a zero."""
+        """1.0, 0.0, or None if it could not be graded; None is never averaged as zero."""
         return {"correct": 1.0, "wrong": 0.0, "ungraded": None}[self.status]
 
     @property
     def reward(self) -> float | None:
-        """`value` where there is one, otherwise `right`."""
+        """`value` if there is one, otherwise `right`; None if ungraded."""
         return self.right if self.value is None or self.status == "ungraded" else self.value
 
 
@@ -190,30 +190,30 @@ class Adapter:
     role: Role
     version: int
     path: str = ""
-    """A folder in PEFT's layout; "" where the engine shares the learner's memory."""
+    """A folder in PEFT's layout; "" if the engine shares the learner's memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two different completions of one request, the better first. The two can never be equal nor tied."""
+    """Two different completions of one request, the better one first. They are never equal and never tied."""
 
     request: Request
     chosen: Completion
     rejected: Completion
     margin: float
-    """Difference of the two rewards, 1 for a verifier's, or of two values."""
+    """Difference of the two rewards (1 for a verifier's verdicts) or of two values."""
     weight: float = 1.0
     """Factor of this pair's loss."""
     problem_id: str = ""
     chosen_node: int = 0
-    """Ids, in the problem's tree, of the two siblings."""
+    """`chosen_node` and `rejected_node`: ids of the two siblings in the problem's tree."""
     rejected_node: int = 0
     depth: int = 0
     """Turns taken before this one."""
     tags: tuple[str, ...] = ()
-    """The flow's tags of the state in which the pair was made, "finished" or "unfinished" for Stop."""
+    """The flow's tags for the state in which the pair was made, such as "finished" or "unfinished" for Stop."""
     verdicts: tuple[Verdict, ...] = ()
-    """On the two sides, chosen first, where they are not those on the rollouts in which these were sampled."""
+    """Verdicts on the two sides, chosen first, if they differ from those of the rollouts that sampled the two."""
 
     def __post_init__(self) -> None:
         if self.chosen.token_ids == self.rejected.token_ids:
@@ -223,18 +223,18 @@ class Pair:
 
     @property
     def completions(self) -> tuple[Completion, ...]:
-        """What an objective reads log-probabilities of: the chosen, then the rejected."""
+        """The completions whose log-probabilities an objective reads: the chosen one, then the rejected one."""
         return (self.chosen, self.rejected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredCompletion:
-    """One completion, and how much better its rollout did than was expected of its request."""
+    """One completion, and how much better its rollout did than expected of its request."""
 
     request: Request
     completion: Completion
     advantage: float
-    """In the reward's unit, or in standard deviations, as the credit defines; never 0 (that teaches nothing)."""
+    """In the reward's unit or in standard deviations, as the credit defines; never 0, which teaches nothing."""
     weight: float = 1.0
     """Factor of this example's loss."""
     problem_id: str = ""
@@ -250,12 +250,12 @@ class ScoredCompletion:
 
     @property
     def completions(self) -> tuple[Completion, ...]:
-        """What an objective reads log-probabilities of."""
+        """The completions whose log-probabilities an objective reads."""
         return (self.completion,)
 
 
 Example = Pair | ScoredCompletion
-"""What credit hands to an objective."""
+"""What a credit passes to an objective."""
 
 ExampleT = TypeVar("ExampleT", Pair, ScoredCompletion, Example)
 

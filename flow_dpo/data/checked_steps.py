@@ -1,4 +1,4 @@
-"""What a step checker says of a solution: its lines, each with its fault, and whether the whole is sound."""
+"""The result of a step checker: a solution's lines, each with its fault, and whether the whole solution is sound."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ class CheckedLine:
 
     text: str
     fault: str = ""
-    """What is wrong with it; "" where nothing is, or where nothing could be checked."""
+    """What is wrong with the line; "" if nothing is, or if nothing could be checked."""
     given_up: bool = False
-    """It belongs to an attempt that was given up."""
+    """Whether the line belongs to an attempt that the solution abandoned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedSolution:
-    """Result of a step checker on one solution."""
+    """The result of a step checker on one solution."""
 
     lines: tuple[CheckedLine, ...]
     sound: bool | None
-    """Every step is right, and nothing is missing; None where no step could be checked."""
+    """Whether every step is right and nothing is missing; None if no step could be checked."""

@@ -1,12 +1,12 @@
-"""Columns and cells of a data set's row: nested names, and what a cell is as a text, an answer or a question.
+"""Columns and cells of a data set's row: looks up nested names, and reads a cell as a text, an answer or a question.
 
     row = {"prompt": [{"role": "user", "content": "2 + 3?"}], "reward_model": {"ground_truth": "5"}}
     find(row, "reward_model.ground_truth")   -> "5"        find(row, "prompt.0.role") -> "user"
     question(row, "prompt")                  -> "2 + 3?"   a chat's question is its one user message
 
-A name is looked for as it stands first, so that a column which is itself called "a.b" wins; then its parts, by "."
-into objects and by a number into lists. Invariant: a cell becomes the text that the data set wrote, or `BadRow` says
-why it is none; a number never loses a digit.
+The whole name is looked up first, so a column that is itself called "a.b" wins. Otherwise the name is a path: "." leads
+into objects, and a number into lists. Invariant: a cell becomes the text that the data set wrote, or `BadRow` says why
+not; a number never loses a digit.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any, cast
 Row = dict[str, Any]
 
 MISSING: Any = object()
-"""What `find` returns where a row has no such column; null is a value."""
+"""What `find` returns if a row has no such column; null is a value."""
 MAX_DIGITS = 400
-"""Longer numbers are no answer that could be graded."""
+"""Longer numbers are refused: they could not be graded as answers."""
 _SHOWN_NAMES = 40
 _ANSWERS = ("answer", "ground_truth", "final_answer", "gold", "target", "expected_answer", "label", "solution",
             "output", "completion", "response")  # fmt: skip
@@ -33,17 +33,17 @@ _QUESTIONS = ("question", "problem", "query", "prompt", "instruction", "input", 
 
 class BadRow(ValueError):
     """A row without a usable question or gold answer. Its message says what was expected, then ", found" and what
-    was found."""
+    the row has."""
 
     @property
     def reason(self) -> str:
-        """What was expected: rows that lack the same are counted together."""
+        """The part of the message that says what was expected; rows with the same reason are counted together."""
         return str(self).partition(", found")[0]
 
 
 def with_floats(value: Any) -> Any:
-    """A row, or a cell, as reward functions get it: what was read as a `Decimal`, to keep every digit of an answer, is
-    a float as in JSON, or a whole number where it is written as one."""
+    """A row, or a cell, as reward functions get it. Numbers were read as `Decimal`, to keep every digit of an answer;
+    here they become floats as in JSON, or ints if they were written as whole numbers."""
     if isinstance(value, dict):
         return {name: with_floats(each) for name, each in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list):
@@ -57,13 +57,13 @@ def with_floats(value: Any) -> Any:
 
 
 def find(value: Any, name: str) -> Any:
-    """The value of a column by its name, which may be a path; `MISSING` where there is none."""
+    """The value of a column by its name or path; `MISSING` if there is none."""
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
         if name in fields:
             return fields[name]
         parts = name.split(".")
-        for cut in range(len(parts) - 1, 0, -1):  # keys may hold dots themselves: the longest one decides
+        for cut in range(len(parts) - 1, 0, -1):  # keys can contain dots: the longest key wins
             head = ".".join(parts[:cut])
             found = find(fields[head], ".".join(parts[cut:])) if head in fields else MISSING
             if found is not MISSING:
@@ -79,19 +79,19 @@ def find(value: Any, name: str) -> Any:
 
 
 def names(row: Mapping[str, Any], *, depth: int = 4) -> list[str]:
-    """Names of a row's columns, sorted, with those inside objects and lists of objects."""
+    """The names of a row's columns, sorted, including those inside objects and lists of objects."""
     return sorted(_names(row, "", depth))
 
 
 def listed(row: Mapping[str, Any]) -> str:
-    """The names for a message."""
+    """The names of a row's columns, for a message."""
     found = [name for name in names(row) if not isinstance(find(row, name), dict)]
     more = f" and {len(found) - _SHOWN_NAMES} more" if len(found) > _SHOWN_NAMES else ""
     return ", ".join(found[:_SHOWN_NAMES]) + more if found else "no columns"
 
 
 def nearest(row: Mapping[str, Any], name: str, flag: str) -> str | None:
-    """The column that was most likely meant by a name that is none, or is an object's; None where none is like it."""
+    """The column most likely meant by a name that is unknown or names an object; None if no name is similar."""
     known = [each for each in names(row) if not isinstance(find(row, each), dict)]
     if isinstance(find(row, name), dict):
         return _usual([each for each in known if each.startswith(f"{name}.")], flag)
@@ -110,7 +110,7 @@ def nearest(row: Mapping[str, Any], name: str, flag: str) -> str | None:
 
 
 def usual(row: Mapping[str, Any], flag: str) -> str | None:
-    """The column that bears a usual name of what a flag names; None where none does."""
+    """The column with a usual name for what `flag` asks for, else the only column; None if there is neither."""
     return _usual(names(row), flag)
 
 
@@ -141,7 +141,7 @@ def _names(value: Any, before: str, depth: int) -> list[str]:
 
 
 def text(row: Row, column: str) -> str:
-    """A column's text. Numbers are written out in full, without a trailing ".0"; a list of one is that one."""
+    """A column's text. Numbers are written out in full, without a trailing ".0"; a list of one item is that item."""
     value = find(row, column)
     return _text(None if value is MISSING else value, column)
 
@@ -159,14 +159,14 @@ def question(row: Row, column: str) -> str:
 
 
 def has_system_message(row: Row, column: str) -> bool:
-    """Whether a column is a chat that brings instructions beside its question, which `question` leaves out."""
+    """Whether a column is a chat with a system message, which `question` leaves out."""
     value = find(row, column)
     messages: list[Any] = cast("list[Any]", value) if isinstance(value, list) else []
     return any(isinstance(each, dict) and each.get("role") in _INSTRUCTIONS for each in messages)
 
 
 def optional(row: Row, column: str) -> str:
-    """A column's text or whole number; "" where there is another value, or none."""
+    """A column's text or whole number; "" for any other value, or none."""
     value = row.get(column)
     if isinstance(value, bool) or not isinstance(value, str | int):
         return ""
@@ -179,7 +179,7 @@ def _text(value: Any, column: str) -> str:
     if isinstance(value, dict) and isinstance(cast("dict[str, Any]", value).get("content"), str | list):
         value = _content(value["content"], column)  # a message of a chat
     if isinstance(value, bool):
-        raise BadRow(f"expected a text in {column!r}, found {value}; write the word that is to be answered")
+        raise BadRow(f"expected a text in {column!r}, found {value}; write the word of the answer")
     if isinstance(value, int | float | Decimal):
         return _number(value, column)
     if isinstance(value, list | dict):
@@ -192,7 +192,7 @@ def _text(value: Any, column: str) -> str:
     found = _unlisted(value.strip(), column)
     if not found:
         raise BadRow(f"expected a text in {column!r}, found nothing")
-    if any("\ud800" <= char <= "\udfff" for char in found):  # JSON may hold lone surrogates, which no tokenizer takes
+    if any("\ud800" <= char <= "\udfff" for char in found):  # JSON can hold lone surrogates; no tokenizer accepts them
         raise BadRow(f"expected a text in {column!r}, found half a surrogate pair in {found!r:.80}")
     return found
 
@@ -216,7 +216,7 @@ def _number(value: int | float | Decimal, column: str) -> str:
 
 
 def _unlisted(found: str, column: str) -> str:
-    """The one text of a list that was stored as JSON, `["5"]`; any other text as it is."""
+    """The one text of a list that was stored as JSON, `["5"]`; any other text unchanged."""
     if not found.startswith('["'):
         return found
     try:
@@ -250,11 +250,11 @@ def _asked(chat: list[dict[str, Any]], column: str) -> Any:
 
 
 def _content(content: Any, column: str) -> Any:
-    """A message's text, which may be a list of parts."""
+    """A message's text; a list of text parts is joined by newlines."""
     if not isinstance(content, list):
         return content
     parts = cast("list[Any]", content)
     other = next((part for part in parts if not isinstance(part, dict) or not isinstance(part.get("text"), str)), None)
     if other is not None:
-        raise BadRow(f"expected a message of text alone in {column!r}, found the part {other!r:.80}")
+        raise BadRow(f"expected a message with text only in {column!r}, found the part {other!r:.80}")
     return "\n".join(part["text"] for part in parts)

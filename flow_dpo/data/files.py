@@ -1,12 +1,12 @@
 """Rows of a data set's file, folder or hub id, as plain dictionaries, each with the place it came from.
 
-JSONL and JSON (a list of objects, or one object a line), plain or compressed, are read here, since the `datasets`
-library cannot say which row is broken and rounds numbers; Parquet files and hub ids go through `datasets`.
+JSONL and JSON (a list of objects, or one object per line), plain or compressed, are read here, because the `datasets`
+library cannot say which row is broken and rounds numbers. Parquet files and hub ids go through `datasets`.
 
     open_rows("data/gsm8k", config=None, split="train")
     -> RowSource("gsm8k", [("data/gsm8k/train.jsonl.gz, row 0", {"question": ..., "answer": ...}), ...])
 
-Invariant: a row comes back as it was written, or `DataError` names file and row. Never a library's exception.
+Invariant: a row is returned as it was written, or a `DataError` names file and row. No library's exception escapes.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _PACKED: Mapping[str, Callable[[bytes], bytes]] = {
 }  # fmt: skip
 _TEXTS = (".jsonl", ".json", ".ndjson")
 SUFFIXES = (*_TEXTS, *(text + packed for text in _TEXTS for packed in _PACKED), ".parquet")
-"""Endings of the files that are read."""
+"""Suffixes of the files that can be read."""
 _OTHER_FILES = (".csv", ".tsv", ".txt", ".arrow", ".feather", ".zip", ".tar", ".xlsx", ".yaml", ".yml", ".pkl", ".db")
 _KINDS = ".jsonl, .json or .parquet (the first two also with .gz, .zst, .xz or .bz2)"
 
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """A data set's name, for ids, and its rows, each with its place, for errors."""
+    """A data set's name, used in ids, and its rows, each with its place, used in errors."""
 
     stem: str
     rows: Iterator[tuple[str, Row]]
@@ -62,7 +62,7 @@ def open_rows(name: str, *, config: str | None, split: str) -> RowSource:
     try:
         path = Path(name).expanduser()
         is_folder, is_there = path.is_dir(), path.exists()
-    except (OSError, RuntimeError) as error:  # a name too long, or the home of a user that is none
+    except (OSError, RuntimeError) as error:  # the name is too long, or "~user" is no user
         raise DataError(f"expected a path or a data set's name, found {name!r:.80}: {error!s:.80}") from error
     if not name.strip():
         raise DataError("expected a path or a data set's name, found none; give one with --dataset_name")
@@ -71,34 +71,34 @@ def open_rows(name: str, *, config: str | None, split: str) -> RowSource:
         return RowSource(path.resolve().name, itertools.chain.from_iterable(map(_read, files)))
     if is_there:
         if split != "train":
-            logger.warning("%s is one file, which has no splits: %r is all of it", name, split)
+            logger.warning("%s is a single file without splits: %r stands for all of it", name, split)
         return RowSource(_stem(path), _read(path))
     if _looks_local(name):
         raise DataError(_missing(path))
     if meant := _mistyped(name, path):
-        raise DataError(f"expected a data set at {path} or on the hub, found nothing by that name here; {meant}")
+        raise DataError(f"expected a data set at {path} or on the hub, found no local one of that name; {meant}")
     wanted = f"a local path or a data set {name!r} on the hub with configuration {config!r} and split {split!r}"
     rows = _table(name, f"{name} ({split})", wanted, name=config, split=split)
     return RowSource(name.rpartition("/")[2], rows)
 
 
 def _looks_local(name: str) -> bool:
-    """A hub id is "name" or "owner/name"; anything else can only be a path, and so can what ends like a file."""
+    """Whether a name can only be a path: a hub id is "name" or "owner/name" and does not end like a file."""
     ends = name.lower().endswith((*SUFFIXES, *_OTHER_FILES, *_PACKED))
     return ends or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def _mistyped(name: str, path: Path) -> str:
-    """What was meant by a name that may be the hub's, and by its likeness is not; "" where nothing is like it."""
+    """A hint for a possible hub id that resembles a registered name or a local path; "" if nothing is similar."""
     if "/" not in name:
         near = get_close_matches(name, dataset_names(), n=1, cutoff=0.7)
-        return f"did you mean {near[0]}? A data set on the hub is named with its owner: owner/{name}" if near else ""
+        return f"did you mean {near[0]}? For a data set on the hub, name its owner: owner/{name}" if near else ""
     near = _near(path)
     return f"did you mean {near}?" if near else ""
 
 
 def _near(path: Path) -> Path | None:
-    """What is called like a path that is not there, beside it."""
+    """The file or folder beside a missing path whose name is most similar."""
     try:
         names = sorted(each.name for each in path.parent.iterdir() if each.exists())[:200]
     except OSError:
@@ -120,21 +120,21 @@ def _stem(path: Path) -> str:
 
 
 def _unpacked(path: Path) -> str:
-    """A file's name without the ending of its compression."""
+    """A file's name without its compression suffix."""
     return path.name[: -len(path.suffix)] if path.suffix.lower() in _PACKED else path.name
 
 
 def _files_of_split(folder: Path, config: str | None, split: str) -> list[Path]:
-    """`<split>.jsonl.gz` and its like, or all parts of it (train-00000-of-00002.parquet), in the folder, in its folder
-    of the configuration, or in `data`."""
+    """The file of a split (`<split>.jsonl.gz`), or all its parts (train-00000-of-00002.parquet): in the subfolder of
+    the configuration, in the folder itself, or in `data`."""
     if config and Path(config).name != config:
-        raise DataError(f"expected a name of a configuration, found {config!r}; give the name of a folder in {folder}")
+        raise DataError(f"expected a configuration's name, found {config!r}; give the name of a folder in {folder}")
     if config and not (folder / config).is_dir():
-        # A run brings its hub configuration along to a local set, which has none: only a likeness is a misspelling.
+        # A run can bring its hub configuration to a local set that has none, so only a similar name is a misspelling.
         near = get_close_matches(config, sorted(each.name for each in folder.iterdir() if each.is_dir()), n=1)
         if near:
             raise DataError(
-                f"expected a folder of the configuration {config!r} in {folder}, found none; did you mean "
+                f"expected a folder for the configuration {config!r} in {folder}, found none; did you mean "
                 f"--dataset_config {near[0]}?"
             )
     stems: set[str] = set()
@@ -155,9 +155,9 @@ def _files_of_split(folder: Path, config: str | None, split: str) -> list[Path]:
         stems.update(map(_stem, tables))
     near = get_close_matches(split, sorted(stems), n=1)
     raise DataError(
-        f"expected a file {split}.jsonl, .json, .parquet or a packed one (.jsonl.gz) in {folder}, found "
+        f"expected a file {split}.jsonl, .json, .parquet or compressed (.jsonl.gz) in {folder}, found "
         f"{', '.join(sorted(stems)[:20]) or 'no data files'}; "
-        + (f"did you mean --dataset_split {near[0]}?" if near else "choose a split that is there, or name the file")
+        + (f"did you mean --dataset_split {near[0]}?" if near else "choose an existing split, or name the file")
     )
 
 
@@ -179,9 +179,9 @@ def _refuse_pointer(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(40)
     except OSError as error:
-        raise DataError(f"expected a readable data set at {path}, found {error}; fetch it again") from error
+        raise DataError(f"expected a readable data set at {path}, found {error}; download it again") from error
     if start.startswith(b"version https://git-lfs"):
-        raise DataError(f"expected a data set at {path}, found Git LFS's pointer to it; fetch the file: git lfs pull")
+        raise DataError(f"expected a data set at {path}, found a Git LFS pointer; fetch the file with git lfs pull")
 
 
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet"}
@@ -196,10 +196,10 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
             kind = next((ending for magic, ending in _MAGIC.items() if error.object.startswith(magic)), None)
             raise DataError(
                 f"expected UTF-8 text in {path}, found byte 0x{error.object[error.start]:02x} at {error.start}; "
-                + (f"its content is that of a {kind} file: name it so" if kind else "save it as UTF-8")
+                + (f"its content is that of a {kind} file: give it that suffix" if kind else "save it as UTF-8")
             ) from error
-        raise DataError(f"expected a readable data set at {path}, found {error}; fetch or pack it again") from error
-    # Half a surrogate pair or NaN in one field is that row's fault, which `problems` skips or refuses.
+        raise DataError(f"expected a readable data set at {path}, found {error}; get or compress it again") from error
+    # A lone surrogate or NaN in a field is accepted here; it makes a bad row, which `problems` skips or refuses.
     values = _list_of_rows(text, path)
     if values is None:
         lines = (line for line in text.split("\n") if line.strip())
@@ -212,7 +212,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _is_empty_table(path: Path) -> bool:
-    """A Parquet file without a row, which `datasets` fails on."""
+    """Whether a Parquet file has no rows; `datasets` fails on such a file."""
     from pyarrow import ArrowException, parquet
 
     try:
@@ -225,8 +225,8 @@ _LISTS = ("data", "rows", "examples", "instances")
 
 
 def _list_of_rows(text: str, path: Path) -> Iterator[Any] | None:
-    """The rows of a text that is one JSON value as a whole: a list, or an object that holds it; None where rows are
-    lines."""
+    """The rows of a text that is a single JSON value: a list, or an object that contains the list. None if the text has
+    one row per line."""
     start, is_json = text.lstrip()[:1], _unpacked(path).lower().endswith(".json")
     try:
         if start == "[":
@@ -234,7 +234,7 @@ def _list_of_rows(text: str, path: Path) -> Iterator[Any] | None:
         if start != "{" or not is_json:
             return None
         parse(text.lstrip().partition("\n")[0], str(path), any_text=True, any_number=True)
-        return None  # an object a line
+        return None  # one object per line
     except DataError:
         if start == "[" and is_json:
             raise
@@ -247,14 +247,14 @@ def _list_of_rows(text: str, path: Path) -> Iterator[Any] | None:
     lists = [value for name, value in found.items() if isinstance(value, list) and (name in _LISTS or len(found) == 1)]
     if len(lists) != 1:
         raise DataError(
-            f"{path}: expected a list of objects or one object a line, found one object of {', '.join(found):.200}; "
-            "save the list of rows by itself"
+            f"{path}: expected a list of objects or one object per line, found one object of {', '.join(found):.200}; "
+            "save only the list of rows"
         )
     return iter(lists[0])
 
 
 def _table(path: str, place: str, wanted: str, **options: Any) -> Iterator[tuple[str, Row]]:
-    """The rows of what `datasets.load_dataset` opens; `wanted` names in the error what was expected."""
+    """The rows of what `datasets.load_dataset` opens; `wanted` says in errors what was expected."""
     import datasets
     from datasets.exceptions import DatasetsError
     from pyarrow import ArrowException
@@ -262,7 +262,7 @@ def _table(path: str, place: str, wanted: str, **options: Any) -> Iterator[tuple
     try:
         table = datasets.load_dataset(path, **options)
         if isinstance(table, datasets.IterableDataset):
-            table = table.decode(False)  # images and sounds stay as they are stored
+            table = table.decode(False)  # images and audio stay encoded
         for index, row in enumerate(as_written(table)):
             yield f"{place}, row {index}", row
     except (OSError, ValueError, RuntimeError, ArithmeticError, ArrowException, DatasetsError) as error:
@@ -273,8 +273,8 @@ def _table(path: str, place: str, wanted: str, **options: Any) -> Iterator[tuple
 
 
 def as_written(table: Any) -> Iterator[Row]:
-    """The rows of a table of the `datasets` library, as their texts were: a class by its name and not by its number,
-    None where it has none, and 0.1 in single precision as 0.1, not 0.10000000149011612."""
+    """The rows of a table of the `datasets` library, with cells as they were written: a class label by its name (None
+    if it has none), and 0.1 in single precision as 0.1, not 0.10000000149011612."""
     features = table.features
     to_change = features is not None and any(kind in str(features) for kind in ("ClassLabel", "float16", "float32"))
     for row in table:
@@ -282,7 +282,7 @@ def as_written(table: Any) -> Iterator[Row]:
 
 
 def _written(value: Any, feature: Any) -> Any:
-    """A cell as it was written, by its feature."""
+    """A cell as it was written, according to its feature."""
     if isinstance(value, dict) and isinstance(feature, dict):
         inner, parts = cast("dict[str, Any]", value), cast("dict[str, Any]", feature)
         return {name: _written(each, parts.get(name)) for name, each in inner.items()}

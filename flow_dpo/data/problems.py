@@ -1,14 +1,14 @@
 """Problem data sets: questions with gold answers from the seed, local files or the hub.
 
 `load_problems` takes "seed", a local file or folder, or a hub id, and knows the columns of GSM8K, MATH, MATH-500, SVAMP
-and MetaMathQA (`data.schemas`); any other data set names its question and answer columns.
+and MetaMathQA (`data.schemas`). For any other data set, name the question and answer columns.
 
     load_problems("data/gsm8k", split="test").problems[0]
     -> Problem(id="gsm8k/test/0", question="Janet's ducks lay 16 eggs ...", gold="18", source="gsm8k/test", ...)
 
-Invariant: every problem has a question, a gold answer that is not empty, and an id of its own. A row without a usable
-gold answer is skipped, counted by reason, or refused, by `bad_rows`; what is wrong with the data set as a whole (a
-missing column, a truncated row, two rows of one id) is a `DataError` that names the place.
+Invariant: every problem has a question, a non-empty gold answer, and a unique id. Rows without a usable gold answer are
+skipped and counted by reason, or refused, as `bad_rows` says. A fault of the data set as a whole (a missing column, a
+truncated row, a repeated id) is a `DataError` that names the place.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 BadRows = Literal["skip", "refuse"]
 NUM_SHOWN = 3
 LOOK_AHEAD = 100
-"""Rows after the first in which columns are looked for that the first one lacks."""
+"""Rows after the first that are searched for columns that the first one lacks."""
 ENDLESS = 1000
-"""Problems that are taken of a data set without end where no number is given."""
+"""Problems taken from an endless data set if no number is given."""
 _MOST_MADE = 10_000_000
-"""Problems that are made of a data set without end, those that are skipped included."""
+"""The most problems that are generated from an endless data set, including skipped ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,36 +48,36 @@ class DataSettings:
     """Settings of the problem stream: data set, split, columns, selection and order."""
 
     dataset_name: str = "seed"
-    """"seed", a local file or folder (JSONL, gzip, JSON, Parquet), or a data set on the hub."""
+    """"seed", a local file or folder (JSON, JSONL, either compressed, or Parquet), or a data set on the hub."""
     dataset_config: str | None = None
-    """The configuration of a hub data set, such as "main" of openai/gsm8k; a subfolder of a local one."""
+    """The configuration of a hub data set, such as "main" of openai/gsm8k; for a local one, a subfolder."""
     dataset_split: str = "train"
     question_column: str | None = None
-    """The column of the question, of a data set that is not one of those known by their columns; a dot leads into a
-    nested one: "extra_info.question". Of a chat, the one user message is the question."""
+    """The column of the question, for a data set whose columns are not known. A dot leads into a nested column:
+    "extra_info.question". In a chat, the only user message is the question."""
     answer_column: str | None = None
-    """The column of the gold answer, such as "reward_model.ground_truth" or "answers.0"; a worked solution there is
-    read to its "####", its last box or "answer is".
-    The columns `solution`, `level`, and `subject` or `type` are read where there are such."""
+    """The column of the gold answer, such as "reward_model.ground_truth" or "answers.0". From a worked solution the
+    answer is taken after "####", in the last box or after "answer is".
+    The columns `solution`, `level`, and `subject` or `type` are read if they exist."""
     schema: str = ""
-    """The reader of the rows where these two do not say enough: a `Schema` of a "file.py:NAME", a "package.module:NAME"
-    or an installed plug-in. Its code is run."""
+    """A reader of the rows, if naming two columns is not enough: a `Schema` in "file.py:NAME", "package.module:NAME" or
+    an installed plug-in. Its code is run."""
     question_template: str = ""
-    """The question put together from columns: "{context}\\n\\n{question}". Braces that are meant are doubled."""
+    """Builds the question from columns: "{context}\\n\\n{question}". Double a brace to write it literally."""
     max_problems: int | None = None
-    """Take only so many, after shuffling. The seed makes so many."""
+    """Take only this many problems, after shuffling. The seed generates as many as you ask for."""
     skip_problems: int = 0
-    """Leave out so many at the beginning, after shuffling: those that something else learns from."""
+    """Leave out this many problems at the beginning, after shuffling, such as those used for something else."""
     shuffle_seed: int | None = None
     """Shuffle with this seed; None keeps the data set's order."""
     bad_rows: BadRows = "skip"
-    """What to do with a row that has no usable question or gold answer."""
+    """What to do with a row that has no usable question or gold answer: "skip" or "refuse"."""
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more, or none for all", lambda value: value is None or value >= 1, "max_problems")
         expect(self, "of 0 or more", lambda value: value >= 0, "skip_problems")
         if self.schema and (self.question_column or self.answer_column):
-            raise ConfigError(f"expected schema or columns, found both: a schema ({self.schema}) knows its columns")
+            raise ConfigError(f"expected schema or columns, found both: the schema {self.schema} has its own columns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +86,12 @@ class ProblemSet:
 
     problems: tuple[Problem, ...]
     fingerprint: str
-    """SHA-256 over ids, questions and gold answers in their order: equal where two runs see the same stream."""
+    """SHA-256 over ids, questions and gold answers in order: equal if two runs see the same stream."""
     skipped: int = 0
     skipped_examples: tuple[str, ...] = ()
     """The first few rows that were skipped, and why."""
     skipped_reasons: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Counts of rows that were skipped, by what was expected in them."""
+    """Numbers of skipped rows, by what was expected in them."""
 
     def __iter__(self) -> Iterator[Problem]:
         return iter(self.problems)
@@ -101,15 +101,15 @@ class ProblemSet:
 
 
 GIVEN = "given"
-"""The name by which a record calls problems that were handed over as objects: no data set has it."""
+"""The name in records for problems that were passed as objects. No data set has this name."""
 
 
 def load(config: DataSettings, *, columns: bool = False) -> ProblemSet:
-    """The problems that a configuration names, with `columns` those that reward functions read, which need no gold
-    answer. Raises `ConfigError` for those that only objects held."""
+    """The problems that the settings name. With `columns` each keeps its row for reward functions, and needs no gold
+    answer. Raises `ConfigError` for problems that were passed as objects."""
     if config.dataset_name == GIVEN:
         raise ConfigError(
-            "expected the name of a data set, found a run whose problems were handed over as objects; name one with "
+            "expected the name of a data set, found a run whose problems were passed as objects; name one with "
             "--dataset_name, or pass the problems from Python"
         )
     return load_problems(
@@ -143,8 +143,8 @@ def load_problems(
     schema: str = "",
     columns: bool = False,
 ) -> ProblemSet:
-    """The problems of a data set, or these; with `columns` each keeps its row, and needs no gold answer. Raises
-    `DataError` where it is not what it promised to be, or has none."""
+    """The problems of a named data set, or the given problems. With `columns` each keeps its row, and needs no gold
+    answer. Raises `DataError` if the data set is faulty or has no problems."""
     if max_problems is not None and max_problems < 1:
         raise DataError(f"expected at least one problem, found max_problems={max_problems}; leave it out to take all")
     if skip_problems < 0:
@@ -158,7 +158,7 @@ def load_problems(
         known = DataSet(load=lambda _: given)
     if known is not None and known.load is not None:
         _refuse_endless(known, name, skip_problems, max_problems)
-        # Of an endless split so many are shuffled as are taken.
+        # From an endless split, only the problems that are taken are shuffled.
         most = (ENDLESS + skip_problems if end is None else end) if known.endless else early
         problems = _unlike(itertools.islice(known.load(split), most), graded_by_gold=not columns)
     else:
@@ -168,8 +168,8 @@ def load_problems(
         problems = list(itertools.islice(_problems(source.rows, source.stem, split, reader, bad_rows, skipped), early))
     if not problems:
         raise DataError(
-            f"expected problems in {name} ({split}), found none{skipped.instead()}; name another file or split, or "
-            "its columns"
+            f"expected problems in {name} ({split}), found none{skipped.instead()}; name another file or split, or the "
+            "columns"
         )
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(problems)
@@ -191,7 +191,7 @@ def load_problems(
 
 
 def _known(name: str, named: Sequence[str | None]) -> DataSet | None:
-    """A registered data set. Raises `ConfigError` for columns of one whose problems have none: another was meant."""
+    """A registered data set, or None. Raises `ConfigError` if columns are named for one whose problems have none."""
     known = dataset(name)
     flags = ("--question_column", "--answer_column", "--question_template", "--schema")
     given = [flag for flag, value in zip(flags, named, strict=True) if value]
@@ -204,16 +204,16 @@ def _known(name: str, named: Sequence[str | None]) -> DataSet | None:
 
 
 def _refuse_endless(known: DataSet, name: str, skip_problems: int, max_problems: int | None) -> None:
-    """Raise `DataError` for more problems than can be made one after the other."""
+    """Raise `DataError` for more problems than can be generated in reasonable time."""
     if known.endless and skip_problems + (max_problems or 0) > _MOST_MADE:
         raise DataError(
-            f"expected skip_problems and max_problems of at most {_MOST_MADE} together of {name}, whose problems are "
-            f"made one after the other, found {skip_problems} and {max_problems}"
+            f"expected skip_problems and max_problems of at most {_MOST_MADE} in total for {name}, whose problems are "
+            f"generated one by one, found {skip_problems} and {max_problems}"
         )
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """SHA-256 over the stream of ids, questions and gold answers, and of the columns that problems keep."""
+    """SHA-256 over the stream of ids, questions and gold answers, and of the columns that problems keep, in order."""
     digest = hashlib.sha256()
     for problem in problems:
         kept = [{name: repr(value) for name, value in problem.columns.items()}] if problem.columns else []
@@ -222,13 +222,13 @@ def fingerprint(problems: Sequence[Problem]) -> str:
 
 
 def _unlike(problems: Iterable[Problem], *, graded_by_gold: bool = True) -> list[Problem]:
-    """The problems, where each is one and has an id of its own. Raises `DataError` otherwise."""
+    """The problems as a list. Raises `DataError` if one is incomplete or repeats an id."""
     found: dict[str, Problem] = {}
     for problem in problems:
         has_gold = bool(problem.gold.strip()) or not graded_by_gold
         if problem.id in found or not (problem.id and problem.question.strip() and has_gold):
             raise DataError(
-                f"expected problems with a question, a gold answer and an id of their own, found {problem!r:.200}"
+                f"expected problems, each with a question, a gold answer and a unique id, found {problem!r:.200}"
             )
         found[problem.id] = problem
     return list(found.values())
@@ -245,11 +245,11 @@ class _LeftOut:
     """Rows that were read, whether usable or not."""
     counts: Counter[str] = field(default_factory=Counter[str])
     places: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    """The first few of each reason: the row, and its id where it has one."""
+    """The first few rows for each reason: the index, and the id if there is one."""
     examples: list[str] = field(default_factory=list[str])
 
     def add(self, index: int, place: str, row: Row, error: BadRow) -> None:
-        """Count one."""
+        """Count one row."""
         self.counts[error.reason] += 1
         named = next((f" ({row[name]!s:.40})" for name in ("unique_id", "ID", "id") if row.get(name)), "")
         places = self.places.setdefault(error.reason, [])
@@ -259,7 +259,7 @@ class _LeftOut:
             self.examples.append(f"{place}: {error}")
 
     def instead(self) -> str:
-        """What was found where no row was usable."""
+        """The rest of an error's "found none", for a data set without usable rows."""
         if not self.examples:
             return " at all"
         return f" with a usable question and gold answer among {self.num_rows}: {self.examples[0]}"
@@ -279,15 +279,15 @@ class RowReader(NamedTuple):
     """How the rows of one data set are read."""
 
     columns: tuple[str | None, str | None]
-    """Of the question and of the gold answer, where they are named."""
+    """The columns of the question and of the gold answer, if they are named."""
     template: QuestionTemplate | None
     kept: bool
     """Each problem keeps its row, and needs no gold answer."""
     named: str = ""
-    """The schema that is named (`DataSettings.schema`)."""
+    """The name of the schema, if one is given (`DataSettings.schema`)."""
 
     def schema(self, place: str, rows: Sequence[Row]) -> Schema:
-        """The reader of these rows. Raises `DataError` where they have not what it needs."""
+        """The reader of these rows. Raises `DataError` if they lack what it needs."""
         (asked, answer), template = self.columns, self.template
         if template is not None:
             template.check(place, {name: value for row in reversed(rows) for name, value in row.items()})
@@ -299,8 +299,8 @@ class RowReader(NamedTuple):
         chat = asked or usual(rows[0], "question_column") if rows else None
         if chat is not None and any(has_system_message(row, chat) for row in rows):
             logger.warning(
-                "%s: the system messages in %r are left out, since every role of a flow has its own: set them with "
-                "--ROLE_system, such as --answer_system, and look at them with flow-dpo prompt",
+                "%s: the system messages in %r are left out, because every role of a flow has its own: set it with "
+                "--ROLE_system, such as --answer_system, and check it with flow-dpo prompt",
                 place,
                 chat,
             )
@@ -321,13 +321,13 @@ def _problems(
     bad_rows: BadRows,
     left_out: _LeftOut,
 ) -> Iterator[Problem]:
-    """The rows as problems. Rows without a question or a gold answer go to `left_out`, or are refused."""
+    """Read the rows as problems. Rows without a question or a gold answer go to `left_out`, or are refused."""
     first = list(itertools.islice(rows, 1))
     if not first:
         return
     try:
         schema = reader.schema(first[0][0], [first[0][1]])
-    except DataError:  # a row may lack a column that is null in it
+    except DataError:  # a row can lack a column that is null in it
         first += itertools.islice(rows, LOOK_AHEAD)
         schema = reader.schema(first[0][0], [row for _, row in first])
     places: dict[str, str] = {}
@@ -343,8 +343,8 @@ def _problems(
         problem = replace(read, id=read.id or f"{stem}/{split}/{index}", source=f"{stem}/{split}")
         if problem.id in places:
             raise DataError(
-                f"expected ids of their own, found {problem.id!r} in two rows: {places[problem.id]} and {place}; "
-                f"drop one, or rename it"
+                f"expected a unique id in every row, found {problem.id!r} in two rows: {places[problem.id]} and "
+                f"{place}; drop one, or rename it"
             )
         places[problem.id] = place
         yield problem

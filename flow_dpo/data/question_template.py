@@ -1,10 +1,10 @@
-r"""A question that is put together from several columns of a row.
+r"""A template that builds a question from several columns of a row.
 
     QuestionTemplate("{context}\n\n{extra.question}").fill({"context": "A or B?", "extra": {"question": "Which?"}})
     -> "A or B?\n\nWhich?"
 
-A brace that is meant is doubled, as in Python's format strings. Invariant: names are looked up as columns
-(`columns.find`) and nothing else, no attribute and no format; what a cell holds is never read as a template.
+A literal brace is doubled, as in Python's format strings. Invariant: a name is only ever looked up as a column
+(`columns.find`), never as an attribute or a format; a cell's content is never read as a template.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class QuestionTemplate:
     """A template over a row's columns."""
 
     def __init__(self, template: str) -> None:
-        """Raises `ConfigError` for a template without columns, or with what is no column's name. A shell passes on a
-        backslash before n or t as it is typed: here too they are a new line and a tab."""
+        """Raises `ConfigError` for a template without columns, or with anything but column names in its braces. A typed
+        backslash and n or t, which a shell passes on unchanged, becomes a newline or a tab."""
         template = template.replace("\\n", "\n").replace("\\t", "\t")
         try:
             self._parts = [part[:4] for part in Formatter().parse(template)]
@@ -34,11 +34,11 @@ class QuestionTemplate:
         self.columns = tuple(name for _, name, _, _ in self._parts if name)
         if odd or not self.columns or any(name == "" for _, name, _, _ in self._parts):
             raise ConfigError(
-                f"expected names of columns alone in the braces of the question template, found {template!r:.200}"
+                f"expected only column names in the braces of the question template, found {template!r:.200}"
             )
 
     def check(self, place: str, columns: Mapping[str, Any]) -> None:
-        """Raise `DataError` for a name that is no column of a data set."""
+        """Raise `DataError` for a name that is not a column of the data set."""
         for name in self.columns:
             if find(dict(columns), name) is MISSING:
                 near = nearest(columns, name, "question_column")
@@ -49,5 +49,5 @@ class QuestionTemplate:
                 )
 
     def fill(self, row: Row) -> str:
-        """The question of a row. Raises `BadRow` where a cell holds no text."""
+        """The question of a row. Raises `BadRow` if a cell holds no text."""
         return "".join(text + (question(row, name) if name else "") for text, name, _, _ in self._parts).strip()

@@ -1,12 +1,12 @@
-"""Problems from rows that are handed over in Python, as TRL's trainers take them.
+"""Problems from rows that are passed in Python, as to TRL's trainers.
 
     problems_from([{"prompt": [{"role": "user", "content": "2 + 3 = ?"}], "solution": "5"}], DataSettings())
     -> ProblemSet of Problem(id="given/0", question="2 + 3 = ?", gold="5")
 
-Rows may be a list of mappings, a `datasets.Dataset` or an `IterableDataset`; their columns are found as those of a data
-set that is named (`data.schemas`), or by their usual names: the question in `prompt`, `question`, `problem`, ..., the
-gold answer in `answer`, `ground_truth`, `solution`, ... Invariant: a row without a question or a gold answer is skipped
-and counted, or refused, as in a data set that is named.
+Rows can be a list of mappings, a `datasets.Dataset` or an `IterableDataset`. Their columns are found as for a named
+data set (`data.schemas`), or by their usual names: the question in `prompt`, `question`, `problem`, ..., the gold
+answer in `answer`, `ground_truth`, `solution`, ... Invariant: a row without a question or a gold answer is skipped and
+counted, or refused, as in a named data set.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from flow_dpo.data.schemas import KNOWN, Schema
 log = logging.getLogger("flow_dpo")
 _STEM = "given"
 _LOOK_AT = 100
-"""Rows in which columns are looked for: one may be null in the first."""
+"""Rows that are searched for columns: a column can be missing or null in the first row."""
 
 
 def problems_from(data: Any, settings: DataSettings, *, columns: bool = False) -> ProblemSet:
-    """The problems of rows, or these problems, chosen and shuffled as the settings say; with `columns` each keeps its
-    row for reward functions, and needs no gold answer.
+    """The problems of the given rows, or the given problems, chosen and shuffled by the settings. With `columns` each
+    keeps its row for reward functions, and needs no gold answer.
 
-    Raises `ConfigError` for what are no rows, `DataError` for rows that lack what they need.
+    Raises `ConfigError` if `data` has no rows or problems, `DataError` for rows that lack what they need.
     """
     return load_problems(
         _problems(data, settings, columns),
@@ -49,7 +49,7 @@ def problems_from(data: Any, settings: DataSettings, *, columns: bool = False) -
 
 
 def _problems(data: Any, settings: DataSettings, columns: bool) -> Iterator[Problem]:
-    """Problems as they are, or read from rows."""
+    """The given problems unchanged, or problems read from the given rows."""
     if isinstance(data, Mapping):
         raise ConfigError(
             f"expected a data set, found several by name ({', '.join(map(str, data))}); pass one, such as data['train']"
@@ -63,7 +63,7 @@ def _problems(data: Any, settings: DataSettings, columns: bool) -> Iterator[Prob
     if all(isinstance(each, Problem) for each in first):
         for each in itertools.chain(first, every):
             if not isinstance(each, Problem):
-                raise ConfigError(f"expected flow_dpo.Problem objects alone, found {each!r:.80} among them")
+                raise ConfigError(f"expected only flow_dpo.Problem objects, found {each!r:.80} among them")
             yield each
         return
     if other := next((each for each in first if not isinstance(each, Mapping)), None):
@@ -73,21 +73,21 @@ def _problems(data: Any, settings: DataSettings, columns: bool) -> Iterator[Prob
 
 
 def _cut(rows: Iterator[Any]) -> Iterator[Any]:
-    """The first rows of a stream; says so where there are more."""
+    """The first rows of a stream; warns if there are more."""
     yield from itertools.islice(rows, ENDLESS)
     if next(rows, None) is not None:
         log.warning(
-            "a stream: the first %d rows are taken; max_problems, or a data set of known length, has more", ENDLESS
+            "the data set is a stream: only its first %d rows are taken; set max_problems to take more", ENDLESS
         )
 
 
 def _is_endless(data: Any) -> bool:
-    """Whether nobody knows how many rows there are, as of a stream."""
+    """Whether the number of rows is unknown, as for a stream."""
     return not hasattr(data, "__len__")
 
 
 def _schema(rows: list[Row], settings: DataSettings, kept: bool) -> Schema:
-    """The reader of the rows: by the columns that are named, those of a known data set, or usual names."""
+    """The reader of the rows: by the named columns, the columns of a known data set, or usual names."""
     asked, answer = settings.question_column, settings.answer_column
     columns = {name: value for row in reversed(rows) for name, value in row.items()}
     known = any(schema.columns <= columns.keys() for schema in KNOWN)
@@ -99,14 +99,14 @@ def _schema(rows: list[Row], settings: DataSettings, kept: bool) -> Schema:
             raise DataError(
                 f"the given rows: expected a gold answer beside the question in {found[0]!r}, found the columns "
                 f'{listed(columns)}; name its column with settings={{"data.answer_column": ...}}, or pass '
-                "reward_funcs, which need none"
+                "reward_funcs, which need no gold answer"
             )
     template = QuestionTemplate(settings.question_template) if settings.question_template else None
     return RowReader((asked, answer), template, kept, settings.schema).schema("the given rows", rows)
 
 
 def _read(rows: Iterable[Mapping[str, Any]], schema: Schema, settings: DataSettings) -> Iterator[Problem]:
-    """A problem a row; rows without a question or a gold answer are skipped, counted and reported, or refused."""
+    """One problem per row; rows without a question or a gold answer are skipped, counted and reported, or refused."""
     skipped, first = Counter[str](), ""
     for index, row in enumerate(rows):
         try:
@@ -119,4 +119,4 @@ def _read(rows: Iterable[Mapping[str, Any]], schema: Schema, settings: DataSetti
             continue
         yield replace(read, id=read.id or f"{_STEM}/{index}", source=f"{_STEM}/{settings.dataset_split}")
     if skipped:
-        log.warning("skipped %d of the given rows, the first: %s", skipped.total(), first)
+        log.warning("skipped %d of the given rows; the first: %s", skipped.total(), first)

@@ -1,11 +1,11 @@
-r"""Rows into problems, by the columns of data sets that are known, or by those that are named.
+r"""Reads rows as problems, by the columns of known data sets or by named columns.
 
     {"question": ..., "answer": "so 72 #### 72"}          GSM8K: gold "72", solution "so 72"
     {"problem": ..., "solution": "... \boxed{6}."}        MATH: gold "6"
-    {"problem": ..., "answer": "6", "solution": ""}       the answer's own column comes first: gold "6"
+    {"problem": ..., "answer": "6", "solution": ""}       the answer column takes precedence: gold "6"
 
-Invariant: the gold answer is taken from the column of answers, and from a solution only where that column holds
-nothing; a row that gives none raises `BadRow`.
+Invariant: the gold answer is read from the answer column, and from the solution only if that column has none; a row
+without a gold answer raises `BadRow`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from flow_dpo.verify.extract import after_answer_is, last_box
 
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])")
 _LOOKS = re.compile(r"\\(?:left|right|[,!;])|\s|(?<=\\)[dt](?=frac)")
-"""What only looks: two boxes that differ in it alone are one answer."""
+"""Formatting only: two boxes that differ in nothing else are the same answer."""
 _ASKS_A_LIST = re.compile(r"\bseparated by\b|\ball (?:the )?(?:possible|real|complex|integer)?\s?"
                           r"(?:values|solutions|roots|polynomials)\b", re.IGNORECASE)  # fmt: skip
 _ASKS_SEVERAL = re.compile(
@@ -45,20 +45,20 @@ _ASKS_ONE = re.compile(r"\b(?:either|one of|only one|not both|any one)\b", re.IG
 
 
 class Schema(NamedTuple):
-    """A data set known by its columns; one of a plug-in or a file is named by `--schema`."""
+    """How rows with certain columns are read. `--schema` names one of a plug-in or a file."""
 
     columns: frozenset[str]
-    """Columns that a row has at least."""
+    """Columns that every row must have."""
     read: Callable[[Row], Problem]
-    """A row as a problem, whose id may be empty: then it gets one. Raises `BadRow` for a row that gives none."""
+    """Reads a row as a problem; an empty id is filled in later. Raises `BadRow` for a row that gives no problem."""
 
 
 # ---- gold answers ----------------------------------------------------------------------------------------------------
 
 
 def gold_of_text(found: str, column: str) -> str:
-    r"""The final answer in an answer column: after "####", in the last box, after "answer is", or the text itself, of
-    which the verifier reads the value (`extract.gold_answer`). Raises `BadRow` where there is none."""
+    r"""The final answer in an answer column: after "####", in the last box, after "answer is", or the whole text, from
+    which the verifier reads the value (`extract.gold_answer`). Raises `BadRow` if there is none."""
     box = last_box(found)
     if "####" in found:
         gold = found.rpartition("####")[2].strip()
@@ -70,7 +70,7 @@ def gold_of_text(found: str, column: str) -> str:
 
 
 def usable(gold: str, column: str) -> str:
-    """A gold answer, without separators of thousands. Raises `BadRow` where it is none."""
+    """The gold answer, without thousands separators. Raises `BadRow` if it is empty."""
     if not gold.strip(" $.{}\\"):
         raise BadRow(f"expected a gold answer in {column!r}, found {gold!r}")
     if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", gold):
@@ -79,11 +79,11 @@ def usable(gold: str, column: str) -> str:
 
 
 def boxed_gold(asked: str, solution: str) -> str | None:
-    r"""The gold answer of a solution in MATH's manner: its last box; None where it has no box.
+    r"""The gold answer of a solution in the style of MATH: its last box; None if it has no box.
 
-    Where the question asks for several answers, boxes that one sentence joins are one answer, "\boxed{6} and \boxed{8}"
-    is "6, 8"; where it asks for a list, all that the solution boxes are. Elsewhere two boxes are one answer in two
-    spellings, "\boxed{x+11} or \boxed{11+x}", or a choice ("either of the foci"), and the last stands for both.
+    If the question asks for several answers, boxes joined in one sentence are one answer: "\boxed{6} and \boxed{8}" is
+    "6, 8". If it asks for a list, all boxes of the solution are the answer. Otherwise two boxes are one answer in two
+    spellings, "\boxed{x+11} or \boxed{11+x}", or a choice ("either of the foci"), and the last box is the answer.
     """
     last = last_box(solution, joined=False)
     if not last or _ASKS_ONE.search(asked):
@@ -92,12 +92,12 @@ def boxed_gold(asked: str, solution: str) -> str | None:
         starts = [box.start() for box in _BOX.finditer(solution)]
         ends = [*starts[1:], len(solution)]
         boxes = [last_box(solution[start:end], joined=False) for start, end in zip(starts, ends, strict=True)]
-        distinct = {_LOOKS.sub("", box): box for box in boxes if box}  # one that holds another box is not whole: ""
+        distinct = {_LOOKS.sub("", box): box for box in boxes if box}  # a box around another is cut, and gives ""
         return ", ".join(distinct.values())
     return last_box(solution) if _ASKS_SEVERAL.search(asked) else last
 
 
-# ---- data sets that are known ----------------------------------------------------------------------------------------
+# ---- known data sets -------------------------------------------------------------------------------------------------
 
 
 def _subject(row: Row) -> str:
@@ -105,8 +105,8 @@ def _subject(row: Row) -> str:
 
 
 def _from_answer_or_solution(row: Row, asked: str, read: Callable[[str], str]) -> tuple[str, str]:
-    """The gold answer and the text that it was read from: the answer's column, or a box of the solution's where that
-    holds nothing."""
+    """The gold answer and the text that it was read from: the answer column or, if that has no answer, a box in the
+    solution."""
     solution = optional(row, "solution")
     try:
         written = text(row, "answer")
@@ -120,7 +120,7 @@ def _from_answer_or_solution(row: Row, asked: str, read: Callable[[str], str]) -
             raise BadRow("expected a box in 'solution', found none") from error
         return usable(box or "", "solution"), solution
     if solution and gold == last_box(solution, joined=False):
-        # The last of several boxes, letter by letter, is an answer that was cut from the solution.
+        # An answer that equals the last box letter by letter was extracted from the solution, which can have more.
         gold = boxed_gold(asked, solution) or gold
     return gold, written
 
@@ -188,12 +188,12 @@ KNOWN = (
 )
 
 
-# ---- columns that are named ------------------------------------------------------------------------------------------
+# ---- named columns ---------------------------------------------------------------------------------------------------
 
 
 def choose(place: str, rows: Sequence[Row], question_column: str | None, answer_column: str | None) -> Schema:
-    """The reader of a data set's rows, chosen by the columns of its first. Raises `DataError` where they have not what
-    it needs."""
+    """The reader of a data set's rows, chosen by the named columns or by those of its first rows. Raises `DataError` if
+    the rows lack what it needs."""
     columns: Row = {name: value for row in reversed(rows) for name, value in row.items() if value is not None}
     columns = {name: None for row in rows for name in row} | columns
     if question_column is None and answer_column is None:
@@ -211,18 +211,18 @@ def choose(place: str, rows: Sequence[Row], question_column: str | None, answer_
         is_chat = flag == "question_column" and isinstance(value, dict) and "content" in value
         if value is MISSING or (isinstance(value, dict) and not is_chat):
             near = nearest(columns, column, flag)
-            what = "none of that name" if value is MISSING else "an object by that name"
+            what = "no such column" if value is MISSING else "an object of that name"
             raise DataError(
-                f"{place}: expected a column {column!r} of texts, {what} but found {listed(columns)}; "
+                f"{place}: expected a column {column!r} of texts, found {what} among {listed(columns)}; "
                 + (f"did you mean --{flag} {near}?" if near else f"choose one of them with --{flag}")
-                + ("" if flag == "question_column" or near else "; flow-dpo ask answers questions that have none")
+                + ("" if flag == "question_column" or near else "; without gold answers, use flow-dpo ask")
             )
     return Schema(frozenset({asked, answer}), lambda row: _named(row, asked, answer))
 
 
 def load_schema(source: str) -> Schema:
-    """The schema of a "file.py:NAME", a "package.module:NAME" or an installed plug-in. Raises `ConfigError` for what is
-    none."""
+    """The schema in "file.py:NAME", "package.module:NAME" or an installed plug-in. Raises `ConfigError` if the object
+    is no `Schema`."""
     found = load_object(source, kind="schema")
     if not isinstance(found, Schema):
         raise ConfigError(f"expected a flow_dpo.data.schemas.Schema in {source} for --schema, found {found!r:.80}")
@@ -230,15 +230,15 @@ def load_schema(source: str) -> Schema:
 
 
 def choose_named(place: str, rows: Sequence[Row], source: str, *, kept: bool) -> Schema:
-    """The reader that `source` names, where the rows have its columns; with `kept` each problem keeps its row.
+    """The reader that `source` names. With `kept` each problem keeps its row, and needs no gold answer.
 
-    Raises `DataError` where they lack one, and where the reader fails on a row in a way of its own.
+    Raises `DataError` if the rows lack one of its columns, or if the reader fails on a row other than by `BadRow`.
     """
     named, columns = load_schema(source), {name: None for row in rows for name in row}
     if missing := named.columns - columns.keys():
         raise DataError(
-            f"{place}: expected the columns of {source}, {', '.join(sorted(named.columns))}; of these "
-            f"{', '.join(sorted(missing))} is missing in {listed(columns)}"
+            f"{place}: expected the columns of {source}, {', '.join(sorted(named.columns))}; "
+            f"{', '.join(sorted(missing))} is missing from {listed(columns)}"
         )
 
     def read(row: Row) -> Problem:
@@ -248,12 +248,12 @@ def choose_named(place: str, rows: Sequence[Row], source: str, *, kept: bool) ->
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise DataError(
-                f"expected a problem of the schema {source}, found {type(error).__name__}: {error} in the row "
-                f"{row!r:.200}; let it raise flow_dpo.data.columns.BadRow for a row to be skipped"
+                f"expected a problem from the schema {source}, found {type(error).__name__}: {error} in the row "
+                f"{row!r:.200}; raise flow_dpo.data.columns.BadRow for a row to be skipped"
             ) from error
         if not isinstance(found, Problem) or not found.question.strip() or not (kept or found.gold.strip()):
             raise DataError(
-                f"expected a problem with a question and a gold answer of the schema {source}, found {found!r:.200}"
+                f"expected a problem with a question and a gold answer from the schema {source}, found {found!r:.200}"
             )
         return replace(found, columns=with_floats(row)) if kept else found
 
@@ -261,9 +261,9 @@ def choose_named(place: str, rows: Sequence[Row], source: str, *, kept: bool) ->
 
 
 def choose_open(place: str, rows: Sequence[Row], question_column: str | None, answer_column: str | None) -> Schema:
-    """The reader where reward functions grade: a problem keeps its row (`Problem.columns`), and needs no gold answer.
+    """The reader for reward functions: a problem keeps its row (`Problem.columns`), and needs no gold answer.
 
-    Raises `DataError` where no column is the question's.
+    Raises `DataError` if no column holds the question.
     """
     columns = {name: value for row in reversed(rows) for name, value in row.items()}
     try:
@@ -280,7 +280,7 @@ def choose_open(place: str, rows: Sequence[Row], question_column: str | None, an
         try:
             if known is not None:
                 return replace(known(row), columns=with_floats(row))
-        except BadRow:  # a row without a gold answer is one all the same, where it has a question
+        except BadRow:  # a row without a gold answer is still a problem if it has a question
             pass
         return Problem(
             id=_id(row), question=question(row, asked), gold="", subject=_subject(row), columns=with_floats(row)

@@ -1,11 +1,11 @@
-r"""Strict JSON: a parser that refuses what is not portable JSON, and checks of the kinds of an object's fields.
+r"""Strict JSON: a parser that refuses anything but portable JSON, and checks of the kinds of an object's fields.
 
-Python's own parser accepts texts that are not JSON, or that are ambiguous. Here those are errors with their place:
+Python's own parser accepts texts that are not JSON, or that are ambiguous. Here they are errors that name the place:
 
     {"a": NaN}   {"a": 1e999}   {"a": 1, "a": 2}   {"a": "\ud800"}   [[[[ ... fifty deep   {"a": <half of UTF-8>}
 
-Invariant: what is returned can be written again as UTF-8 JSON, and nothing of the text was dropped on the way. Every
-error is a `DataError` that begins with the place ("runs/traces/traces.jsonl, line 3") and names the field.
+Invariant: the value returned can be written again as UTF-8 JSON, and nothing of the text was dropped. Every error is a
+`DataError` that begins with the place ("runs/traces/traces.jsonl, line 3"); those of `check` name the field.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import Any, NoReturn, cast
 from flow_dpo.core.errors import DataError
 
 MAX_DEPTH = 50
-"""Deeper values are refused: later readers of them recurse, within Python's limit."""
+"""Values nested more deeply are refused, because their later readers recurse within Python's limit."""
 _MAX_TOKEN_ID = 2**31
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse(text: str | bytes, place: str, *, any_text: bool = False, any_number: bool = False) -> Any:
-    """The value of a JSON text, UTF-8 where it is in bytes, after a byte order mark or not.
+    """The value of a JSON text. Bytes are UTF-8, with or without a byte order mark.
 
-    `any_text` lets half surrogate pairs pass, for texts that are never written as UTF-8; `any_number` lets NaN and
-    infinities pass, for rows of others that are judged field by field, and gives fractions with all their digits, as
-    `Decimal`. Raises `DataError`.
+    `any_text` accepts lone surrogates, for texts that are never written as UTF-8. `any_number` accepts NaN and
+    infinities, for foreign rows that are checked field by field, and returns fractions as `Decimal` with all their
+    digits. Raises `DataError`.
     """
     numbers: dict[str, Any] = (
         {"parse_float": _exact} if any_number else {"parse_constant": _constant, "parse_float": _finite}
@@ -56,7 +56,7 @@ def parse(text: str | bytes, place: str, *, any_text: bool = False, any_number: 
 
 
 def parse_object(text: str | bytes, place: str, *, any_text: bool = False) -> dict[str, Any]:
-    """The object of a JSON text. Raises `DataError` where it is another value."""
+    """The object in a JSON text. Raises `DataError` if the text is another value."""
     value = parse(text, place, any_text=any_text)
     if not isinstance(value, dict):
         raise DataError(f"{place}: expected a JSON object, found {type(value).__name__}; repair or drop it")

@@ -9,14 +9,14 @@
     read(Rollout, {"role": "answer", "tags": [], "value": "high"}, "trees.jsonl, line 3")
     -> DataError: trees.jsonl, line 3: expected a number or null in 'value', found 'high'; repair or drop it
 
-Hints may be str, int, float, bool, Any, Literal of texts, tuples, mappings by text, other dataclasses, unions of
-these, and `Annotated[hint, Kind]` where a `strict_json.Kind` is narrower than the hint. What relates two fields is
-checked in `__post_init__`, whose `ValueError` becomes a `DataError` with its place.
+Hints can be str, int, float, bool, Any, Literal of texts, tuples, mappings with text keys, other dataclasses, unions of
+these, and `Annotated[hint, Kind]` if a `strict_json.Kind` is narrower than the hint. Relations between fields are
+checked in `__post_init__`; its `ValueError` becomes a `DataError` with the place.
 
-A field with the metadata "sparse" is written only where it holds something, one with "unwritten" never.
+A field with the metadata "sparse" is written only if it holds something, one with "unwritten" never.
 
-Invariant: every field without a default has to be there, and no other may be, unless a field made by `others()` takes
-the rest; `read(type(x), write(x), place) == x`.
+Invariant: every field without a default must be present, and no unknown field may be, unless a field made by `others()`
+takes the rest; `read(type(x), write(x), place) == x`, except for "unwritten" fields.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ TokenIdList = Annotated[tuple[int, ...], TOKEN_IDS]
 
 T = TypeVar("T")
 _Make = Callable[[Any, str, str], Any]
-"""Value, place and name to what the field gets. It may assume what its kind's test found."""
+"""Makes a field's value from the JSON value, the place and the name. The value has passed its kind's test."""
 
 
 def others() -> Any:
-    """A field, a mapping of texts, that takes all columns which no other field names."""
+    """A field, a mapping with text keys, that takes all columns that no other field names."""
     return field(default_factory=dict, metadata={"others": True})
 
 
 def read(kind: type[T], row: Mapping[str, Any], place: str) -> T:
-    """The object that a parsed JSON object states. Raises `DataError` with the place and the field that is wrong."""
+    """A parsed JSON object as a dataclass. Raises `DataError` with the place and the field that is wrong."""
     plan = _plan(kind)
     name_of_kind = kind.__name__.lower()
     missing = [name for name in plan.needed if name not in row]
@@ -71,7 +71,7 @@ def read(kind: type[T], row: Mapping[str, Any], place: str) -> T:
 
 
 def write(value: Any) -> Any:
-    """The inverse: dicts, lists and plain values, for `json.dumps`."""
+    """The inverse of `read`: dicts, lists and plain values, for `json.dumps`."""
     if is_dataclass(value):
         found: dict[str, Any] = {}
         for each in fields(value):
@@ -82,7 +82,7 @@ def write(value: Any) -> Any:
             found |= inner if each.metadata.get("others") else {each.name: inner}
         return found
     if isinstance(value, (tuple, list)):
-        # Token ids and log-probabilities are most of a record: they are passed on as they are.
+        # Token ids and log-probabilities are the bulk of a record: they are copied without a look at each value.
         return list(value) if value and isinstance(value[0], (int, float, str)) else [write(each) for each in value]
     if isinstance(value, Mapping):
         return {name: write(each) for name, each in value.items()}
@@ -94,22 +94,22 @@ def write(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The check that a hint stands for: description and test of its outermost layer, and how the layers below are
-    made."""
+    """The check that a hint stands for: description and test of its outermost layer, and a maker that handles the
+    layers below."""
 
     kind: Kind
     make: _Make | None = None
-    """None where the value stays as it is."""
+    """None if the value is used unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Plan by which a dataclass is read."""
+    """How a dataclass is read."""
 
     parts: Mapping[str, _Part]
     needed: tuple[str, ...]
     rest_name: str
-    """The field that takes all other columns; "" where these are refused."""
+    """The field that takes all other columns; "" if they are refused."""
     rest: _Part | None
 
 
@@ -163,7 +163,7 @@ def _part(hint: Any) -> _Part:
     if is_dataclass(hint):
         inner = cast("type[Any]", hint)
         return _Part(OBJECT, lambda value, place, name: read(inner, value, f"{place}, {name}"))
-    raise TypeError(f"expected a hint that JSON can be read by, found {hint!r}")
+    raise TypeError(f"expected a type hint that JSON can be read by, found {hint!r}")
 
 
 def _union(parts: list[_Part]) -> _Part:

@@ -1,4 +1,4 @@
-"""Who completes token ids? Engines in this process, over HTTP and scripted, and which of them a run gets.
+"""Which engine completes token ids? Engines in this process, over HTTP and scripted, and how a run chooses one.
 
 May import learner, models, data, plugins, verify and core.
 """

@@ -1,11 +1,11 @@
 """Choice requests: sample one of a request's declared choices from their logits.
 
-Scored by one forward: the logits of the choices at the end of the prompt, renormalised over the choices, then sampled
-with the request's temperature. `top_p` is not applied: every declared choice is intended, and an improbable one is not
-noise. Greedy takes the most probable; where several are exactly equal, the request's seed picks among them, so that a
-tie is neither a Yes for being named first nor a No. A `threshold` takes the first of two where its probability, at
-temperature 1, exceeds it, and draws nothing. Invariant: the completion is one of the choices, and the probabilities of
-`choice_logprobs` sum to one.
+One forward gives the logits of the choices at the end of the prompt. They are renormalised over the choices, then
+sampled with the request's temperature. `top_p` is not applied: every declared choice is intended, and an improbable one
+is not noise. Greedy takes the most probable choice; if several are exactly equal, the request's seed picks one of them,
+so a tie has no fixed answer. A `threshold` takes the first of two choices if its probability at temperature 1 exceeds
+it, without a draw. Invariant: the completion is one of the choices, and the probabilities of `choice_logprobs` sum to
+one.
 
     choose([2.0, 2.0], Request(role="stop", prompt_ids=(1,), choices=(8, 9)), Sampling(), seed=7)   # logprobs=(-0.693,)
 """
@@ -33,7 +33,7 @@ def choose(
 ) -> Completion:
     """Sample a choice, given the logits (or log-probabilities) of the choices' token ids, in their order.
 
-    Raises `EngineError` where no choice has probability, or `excluded` leaves none.
+    Raises `EngineError` if no choice has probability, or `excluded` leaves none.
     """
     peak = max(scores)
     if peak == -math.inf:
@@ -47,7 +47,7 @@ def choose(
     else:
         if sampling.greedy and (left := [index for index in range(len(logprobs)) if index not in left_out]):
             tied = [index for index in left if logprobs[index] == max(logprobs[other] for other in left)]
-            left_out |= set(tied) - {tied[int(share * len(tied))]} if tied else set()  # none where they are not finite
+            left_out |= set(tied) - {tied[int(share * len(tied))]} if tied else set()  # none if they are not finite
         whole = sampling if sampling.top_p == 1 else replace(sampling, top_p=1.0)
         drawn = draw(dict(enumerate(logprobs)), whole, uniform=share, excluded=left_out)
     if drawn is None:
@@ -66,8 +66,8 @@ def choose(
 def _by_threshold(
     logprobs: Sequence[float], log_odds: float, sampling: Sampling, left_out: Collection[int]
 ) -> Drawn | None:
-    """The first choice where its log-odds exceed the threshold's, else the second, however improbable at this
-    temperature; of one that is left out, or has no probability, the other."""
+    """The first choice if its log-odds exceed the threshold's, otherwise the second, however improbable it is at this
+    temperature. If that one is excluded or has no probability, the other one."""
     wanted = 0 if log_odds > _logit(sampling.threshold or 0.0) else 1
     left = [index for index in (wanted, 1 - wanted) if index not in left_out and logprobs[index] > -math.inf]
     if not left:

@@ -1,10 +1,10 @@
-"""How engines are opened: what each needs of the model and the adapters in this process.
+"""Opens engines: checks each against the model in this process, and connects it to the policy's adapters.
 
     with open_engine(settings, loaded, num_roles=2) as access:
         engine = access.build(policy, AdapterStore(policy, Path("runs/x/served")))
 
-`local` shares the learner's memory. The others read adapters from files, in PEFT's layout, that an `AdapterStore`
-writes for them. Invariant: what an engine cannot sample is refused by `open_engine`, before any rollout.
+`local` and `plain` share the learner's model. The others read adapters in PEFT's layout from files that an
+`AdapterStore` writes. Invariant: `open_engine` refuses an engine that cannot sample from the model, before any rollout.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ PROBES = (
     "Let x^2 + 3x - 4 = 0.\nThen (x - 1)(x + 4) = 0.",
     "Answer: 42",
 )
-"""Texts that a server must tokenize, and continue, as the model in this process does."""
+"""Texts that a server must tokenize, and continue, like the model in this process."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +67,22 @@ class EngineAccess:
     """An engine that is available, before it is built."""
 
     context_tokens: int
-    """Tokens of its context window: prompt and completion of one request together."""
+    """Size of its context window in tokens: prompt and completion of one request together."""
     build: Callable[[Policy, AdapterStore], Engine]
 
 
 class AdapterStore:
-    """The folder with the policy's adapters for an engine that reads files: the newest version of each role."""
+    """The newest version of each role's adapter, in a folder, for engines that read files."""
 
     def __init__(self, policy: Policy, folder: Path) -> None:
         self._policy, self._folder = policy, folder
 
     def __call__(self, adapter: Adapter) -> Path:
-        """The adapter's folder; the policy's present weights are written there where it has none."""
+        """The adapter's folder. If it has none, the policy's current weights are written to one."""
         return Path(adapter.path) if adapter.path else self._put(adapter, self._policy.save_adapter)
 
     def merged(self, adapter: Adapter) -> Path:
-        """The folder of the whole model with the policy's present weights of this role merged in."""
+        """The folder of the whole model with the policy's current weights of this role merged in."""
         return self._put(adapter, lambda role, folder: save_merged(self._policy, role, folder))
 
     def _put(self, adapter: Adapter, write: Callable[[Role, Path], object]) -> Path:
@@ -101,10 +101,9 @@ class AdapterStore:
 def open_engine(
     settings: EngineSettings, loaded: LoadedModel, *, num_roles: int
 ) -> AbstractContextManager[EngineAccess]:
-    """Check that the engine can sample from this model. The model must not have been given adapters yet.
+    """Check that the engine can sample from this model, which must not have adapters yet.
 
-    Raises `ConfigError`, on entering, for a server that is not there or serves something else, and where vLLM is not
-    installed.
+    Raises `ConfigError` on entering: for a server that is unreachable or serves another model, and for a missing vLLM.
     """
     opens = KINDS[kind_of(settings)].open
     if isinstance(opens, str):
@@ -166,18 +165,18 @@ def open_vllm_server(settings: VllmServerSettings, loaded: LoadedModel, *, num_r
 
 
 def check_readable(policy: Policy) -> None:
-    """Raise `ConfigError` for adapters that vLLM does not read from files: with magnitudes or whole modules; on
-    parameters it is not known."""
+    """Raise `ConfigError` for adapters that vLLM cannot read from files: DoRA, whole modules (`modules_to_save`), or
+    adapters on parameters."""
     for name in ("use_dora", "modules_to_save"):
         if getattr(policy.settings, name):
             merged = "--engine.sync merged (vLLM in this process, one role), " if name == "use_dora" else ""
             raise ConfigError(
-                f"expected adapters that vLLM can load, found --{name}, which vLLM does not have; use {merged}--engine "
-                f"local, or leave out {name}"
+                f"expected adapters that vLLM can load, found --{name}, which vLLM does not support; use {merged}"
+                f"--engine local, or leave out {name}"
             )
     if policy.targets.parameters:
         raise ConfigError(
-            "expected adapters on layers alone, which vLLM reads from files, found some on the parameters "
+            "expected adapters on layers only, which vLLM can read from files, found some on the parameters "
             f"{', '.join(policy.targets.parameters)}; use --engine.sync merged (vLLM in this process, one role), "
             f"another engine, or --lora_target_modules with the names of layers ({', '.join(policy.targets.modules)})"
         )
@@ -186,12 +185,12 @@ def check_readable(policy: Policy) -> None:
 def model_facts(
     loaded: LoadedModel, settings: VllmSettings | VllmServerSettings, *, on_gpu: bool = False
 ) -> ModelFacts:
-    """What vLLM's replies are read by. Warns where requests have no seeds."""
+    """The facts needed to read vLLM's replies. Warns if requests have no seeds."""
     seeded = seeds_from_top_p(settings.request_seeds, on_gpu=on_gpu)
     if seeded > 0:
         _logger.warning(
-            "requests to vLLM%s have no seed of their own (--engine.request_seeds), for a faster sampler: what is "
-            "sampled again, after --resume or by another worker, is other text",
+            "requests to vLLM%s have no seed of their own (--engine.request_seeds), for a faster sampler: text that is "
+            "sampled again, after --resume or by another worker, differs",
             "" if math.isinf(seeded) else " with a top-p below 1",
         )
     return ModelFacts(
@@ -203,7 +202,7 @@ def model_facts(
 
 
 def expected_model(loaded: LoadedModel, *, num_roles: int) -> ExpectedModel:
-    """What the model in this process says where a server is compared with it."""
+    """Tokenization and next-token log-probabilities of the model in this process, with which a server is compared."""
     encoded = {text: loaded.renderer.encode(text) for text in PROBES}
     prompts = [ids[:room] for ids in encoded.values() if (room := min(len(ids), loaded.context_tokens - 1))]
     expected: dict[TokenIds, list[float]] = {}
@@ -223,7 +222,7 @@ def _vllm(
     expected: ExpectedModel,
     context_tokens: int,
 ) -> VllmEngine:
-    """vLLM in this process. Raises `ConfigError` where it cannot be started, or gives other log-probabilities."""
+    """vLLM in this process. Raises `ConfigError` if it does not start, or gives other log-probabilities."""
     model = loaded.model
     if settings.sync != "merged":
         check_readable(policy)
@@ -260,7 +259,7 @@ def _vllm(
 
 
 def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Engine:
-    """The local engine where it is right for this model and its adapters, otherwise a plain one."""
+    """The local engine if it samples correctly from this model and its adapters, otherwise a plain one."""
     settings, role_model = budgeted(settings, loaded.model), role_model_of(policy, settings)
 
     def make(subject: Subject, **facts: Any) -> Engine:
@@ -273,7 +272,8 @@ def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Engi
 
 @contextmanager
 def open_base(settings: LocalSettings, loaded: LoadedModel) -> Iterator[Engine]:
-    """The local engine of the base model without adapters, whatever the role; a plain one where that is not right."""
+    """The local engine for the base model without adapters, for any role; a plain one if the local one is not
+    correct."""
 
     def make(subject: Subject, **facts: Any) -> Engine:
         return _local_engine(settings, subject, subject.using, facts)
@@ -286,10 +286,10 @@ def open_base(settings: LocalSettings, loaded: LoadedModel) -> Iterator[Engine]:
 
 
 def _right_local(settings: LocalSettings, subject: Subject, loaded: LoadedModel, make: Callable[..., Engine]) -> Engine:
-    """The local engine that `make` makes where it is right for this model, otherwise a plain one. In 8-bit integers,
-    where these are set, once it is right without.
+    """The local engine that `make` creates if it samples this model correctly, otherwise a plain one. 8-bit integers
+    are checked last, once it is correct without them.
 
-    Raises `ConfigError` where these are set and not possible, or too far from the model.
+    Raises `ConfigError` if 8-bit integers are requested but not possible, or too far from the model.
     """
     if settings.int8:
         int8_drift.refuse(subject.model.device)
@@ -307,7 +307,7 @@ def _right(
     engines: Mapping[str, tuple[Callable[..., Engine], Kind]],
     settings: LocalSettings | None = None,
 ) -> Engine:
-    """The first of these engines that samples this model rightly."""
+    """The first of these engines that samples this model correctly."""
     make, _ = engines[choose_engine(subject, engines, settings=settings)]
     to_text = lambda ids: loaded.renderer.to_text((ids,))  # noqa: E731
     return make(subject, end_ids=loaded.end_ids, num_tokens=loaded.num_tokens, to_text=to_text)
@@ -319,7 +319,7 @@ def _local_engine(
     role_model: Callable[[Role], AbstractContextManager[PreTrainedModel]],
     facts: Mapping[str, Any],
 ) -> LocalEngine:
-    # What is compared with the model (`model_check`) is exact, and has no facts yet.
+    # Without facts, the engine is the one compared with the model (`model_check`), which must be exact.
     return LocalEngine(
         subject.model,
         role_model=role_model,
@@ -330,11 +330,11 @@ def _local_engine(
 
 
 def role_model_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
-    """The context manager that yields a role's model for sampling: with merged weights where set and possible."""
+    """A context manager for each role that yields its model for sampling, with merged weights if set and possible."""
     merge = merging(settings, policy.settings)
     if merge == "never" or (merge == "auto" and not can_merge(policy)):
         return policy.using
-    return MergedModels(policy).using  # refused now rather than amid rollouts
+    return MergedModels(policy).using  # fails now rather than during rollouts
 
 
 def _plain_engine(subject: Subject, *, cached: bool = True, **facts: Any) -> PlainEngine:

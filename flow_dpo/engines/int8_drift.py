@@ -1,8 +1,8 @@
-"""How far an engine of 8-bit integers is from the model: measured when it is opened, before anything is sampled.
+"""Measures how far an engine with 8-bit integers is from the model: when it is opened, before anything is sampled.
 
-    report(engine, Subject.of(policy, context_tokens=2048), prompts)     logs "... differ by 0.046 nats in the mean"
+    report(engine, Subject.of(policy, context_tokens=2048), prompts)     logs "... differ by 0.046 nats on average"
 
-Invariant: what is reported are recorded log-probabilities against the model's own forward, as the drift check has them.
+Invariant: recorded log-probabilities are compared with the model's own forward, as in the drift check.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from flow_dpo.models.drift_causes import distance
 
 _logger = logging.getLogger(__name__)
 _TOKENS = 32
-"""Sampled after each prompt."""
+"""Tokens sampled after each prompt."""
 MOST = 0.2
-"""Nats a token above which the integers are another model: as a run's `max_logprob_drift` has it."""
+"""Mean difference in nats per token above which the engine is refused; the same as a run's `max_logprob_drift`."""
 
 
 def refuse(device: torch.device) -> None:
-    """Raise `ConfigError` where this process cannot multiply 8-bit integers."""
+    """Raise `ConfigError` if this process cannot multiply 8-bit integers."""
     reason = "the model is on a GPU" if device.type != "cpu" else why_not()
     if reason:
         raise ConfigError(
@@ -38,13 +38,10 @@ def refuse(device: torch.device) -> None:
 
 
 def report(engine: Engine, subject: Subject, prompts: Sequence[TokenIds]) -> None:
-    """Log by how many nats a sampled token's log-probability differs in the mean.
-
-    Raises `ConfigError` above `MOST`.
-    """
+    """Log the mean difference in nats between recorded and recomputed log-probabilities of sampled tokens."""
     if not isinstance(engine, LocalEngine):
         raise ConfigError(
-            "expected a model that the local engine computes for --engine.int8, found one that it does not"
+            "expected a model that the local engine supports for --engine.int8, found one that it does not"
         )
     role = subject.roles[0]
     tokens = min(_TOKENS, subject.context_tokens // 2)
@@ -56,7 +53,7 @@ def report(engine: Engine, subject: Subject, prompts: Sequence[TokenIds]) -> Non
     if not found <= MOST:
         raise ConfigError(
             f"expected log-probabilities within {MOST} nats of the model's own with --engine.int8, found {found:.2g} a "
-            "token in the mean: this model does not bear 8-bit integers; leave int8 out (--engine.int8 false)"
+            "token on average: 8-bit integers are too coarse for this model; leave int8 out (--engine.int8 false)"
         )
     count = sum(len(completion.token_ids) for completion in completions)
-    _logger.info("8-bit integers: log-probabilities of %d sampled tokens differ by %.2g nats in the mean", count, found)
+    _logger.info("8-bit integers: log-probabilities of %d sampled tokens differ by %.2g nats on average", count, found)

@@ -1,11 +1,11 @@
-"""Which engine in this process samples a model rightly, found by comparing it with the model's own forward.
+"""Finds an engine in this process that samples a model correctly, by comparing it with the model's own forward.
 
-Several prompts in one step, tokens one by one, prompts that begin alike, a prompt that continues from a sampled
-completion, a choice: for every role's adapter, past every window, chunk or other length that the model's config names.
+The cases: several prompts in one step, tokens one by one, prompts that begin alike, a prompt that continues a sampled
+completion, a choice; for every role's adapter, and past every window, chunk or other length in the model's config.
 
     name = choose_engine(Subject.of(policy, context_tokens=2048), {"the local engine": (make, "layout"), ...})
 
-Invariant: an engine is chosen only if all its log-probabilities are right up to rounding; the first that is.
+Invariant: the engine chosen is the first whose log-probabilities are all right up to rounding.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from flow_dpo.models.own_forward import FULL_TOLERANCE, REDUCED_TOLERANCE, Case,
 from flow_dpo.models.probes import REACH, Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
 
 _MORE, _FEWER = 16, 6
-"""Tokens that are sampled one by one with a small model, and with a large one."""
+"""Number of tokens sampled one by one with a small model, and with a large one."""
 _UNLIMITED = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model, and how it is used under each role: with adapters, or as it is."""
+    """A model, and how it is used under each role: with adapters or without."""
 
     model: PreTrainedModel
     roles: tuple[Role, ...]
     using: Callable[[Role], AbstractContextManager[PreTrainedModel]]
-    """The role's model by its adapter's own layers, never merged."""
+    """Yields the role's model, with the adapter's own layers, never merged."""
     context_tokens: int
     policy: Policy | None = None
     """None without adapters."""
     tolerance: float = FULL_TOLERANCE
-    """Nats that the largest difference may have in float32."""
+    """Largest difference allowed in float32, in nats."""
 
     @staticmethod
     def of(policy: Policy, *, context_tokens: int) -> Subject:
@@ -60,7 +60,7 @@ class Subject:
         return Subject(model=model, roles=("model",), using=lambda _: nullcontext(model), context_tokens=context_tokens)
 
     def reduced(self) -> Subject:
-        """The same over the model's reduced copy. Raises one of `own_forward.FAULTS` where that cannot be built."""
+        """The same for the model's reduced copy. Raises one of `own_forward.FAULTS` if that cannot be built."""
         if self.policy is not None:
             small = Subject.of(small_policy(self.policy), context_tokens=_UNLIMITED)
         else:
@@ -73,16 +73,16 @@ class Subject:
 
 
 MakesEngine = Callable[[Subject], Engine]
-"""An engine over this subject for which no token ends a completion."""
+"""Creates an engine for this subject, without end tokens."""
 Kind = Literal["layout", "cached", "whole"]
-"""Whether an engine needs the registered attention, keeps transformers' own cache, or forwards all tokens again."""
+"""Whether an engine needs the registered attention, uses transformers' own cache, or recomputes all tokens."""
 
 
 def choose_engine(subject: Subject, engines: Mapping[str, tuple[MakesEngine, Kind]], *, settings: object = None) -> str:
-    """The name of the first of these engines that samples rightly; warns where it is not the very first. With the
-    first one's `settings` it is not tried again where this process has found it right (`probes.first_right`).
+    """The name of the first of these engines that samples correctly; warns if it is not the very first. With the first
+    engine's `settings`, a check that passed before in this process is not repeated (`probes.first_right`).
 
-    Raises `ModelError`, with what was seen, where none is right.
+    Raises `ModelError`, with the differences found, if no engine is correct.
     """
     ways = {
         name: Way[Subject](complaint=partial(_complaint, make), layout=kind == "layout", whole=kind == "whole")
@@ -100,15 +100,15 @@ def choose_engine(subject: Subject, engines: Mapping[str, tuple[MakesEngine, Kin
         )
     if name != first:
         warnings.warn(
-            f"{family} is sampled by {name}, right but one request at a time and much slower: {first} is not right "
-            f"for it ({seen[first]})",
+            f"{family} is sampled by {name}, correctly but one request at a time and much slower: {first} is not "
+            f"correct for it ({seen[first]})",
             stacklevel=2,
         )
     return name
 
 
 def _complaint(make: MakesEngine, subject: Subject) -> str:
-    """How the log-probabilities of what an engine samples are off; "" where they are right."""
+    """What is wrong with the log-probabilities of the tokens that an engine samples; "" if they are right."""
     with ExitStack() as stack:
         if subject.policy is not None:
             for index, role in enumerate(subject.roles):
@@ -126,8 +126,8 @@ def _complaint(make: MakesEngine, subject: Subject) -> str:
 
 
 def _sample(engine: Engine, subject: Subject) -> Sequence[tuple[Request, Completion]]:
-    """Requests of all roles at once, and then some that begin with what was sampled for the first role."""
-    # 1. Prompts that begin alike, of two lengths, and a choice; roles after the first have the first prompt alone.
+    """Sample requests of all roles at once, then some that begin with what was sampled for the first role."""
+    # 1. Prompts that begin alike, of two lengths, and a choice; other roles than the first get only the first prompt.
     room = min(subject.context_tokens, probe_room(subject.model))
     reach = probe_reach(subject.model)
     more = min(_MORE if reach == REACH else _FEWER, room // 4)
@@ -141,7 +141,7 @@ def _sample(engine: Engine, subject: Subject) -> Sequence[tuple[Request, Complet
         *(Request(role=role, prompt_ids=prompt, max_tokens=3) for role in others),
     ]
     completions = engine.sample(requests, Sampling(), seeds=list(range(len(requests))))
-    # 2. On from the first completion, and from the middle of its prompt.
+    # 2. Continue from the first completion, and from inside its prompt.
     later = [
         Request(role=first, prompt_ids=prompt + completions[0].token_ids + other[:1], max_tokens=more),
         Request(role=first, prompt_ids=prompt[: long - 2] + other[4:6], max_tokens=3),

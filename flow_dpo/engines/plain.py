@@ -1,19 +1,19 @@
 """The plain engine: one request at a time, one forward per token, through transformers' own KV cache.
 
-No batching, no prefix cache, no kernels of our own: what every other engine may be compared with, and what to read
-first. A request goes through in two steps, with 5 6 the prompt and 7 8 what is drawn:
+No batching, no prefix cache, no kernels of our own: every other engine can be compared with it, and it is the one to
+read first. With a prompt of 5 6, from which 7 and 8 are drawn, a request takes these steps:
 
     forward 5 6 -> draw 7      the prompt is read, excluded first tokens are left out
     forward 7   -> draw 8      keys and values of 5 6 come from the cache
     ...                        until an end token, a stop string or `max_tokens`
 
-A request with declared choices is the first forward alone: the choices' scores, renormalised over them.
+A request with declared choices takes only the first forward, and its scores are renormalised over the choices.
 
     engine = PlainEngine(policy.model, role_model=policy.using, end_ids={2}, context_tokens=2048)
     [completion] = engine.sample([Request(role="answer", prompt_ids=(5, 6), max_tokens=32)], Sampling(), seeds=[7])
 
-Invariant: tokens are drawn by `engines.sampling_rule`, so that a seed gives the token here that it gives in the local
-engine, up to the rounding of sums.
+Invariant: tokens are drawn by `engines.sampling_rule`, so a seed gives the same tokens here as in the local engine, up
+to rounding of sums.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class _Queued(NamedTuple):
 
 
 class PlainEngine(Engine):
-    """transformers in this process, a request at a time.
+    """transformers in this process, one request at a time.
 
-    `role_model(role)` gives the model with the role's adapter on, without dropout; the model as it is where not given.
-    With `cached` off every token takes a forward over all tokens before it: for models that transformers' cache does
-    not fit.
+    `role_model(role)` yields the model with the role's adapter on, without dropout; by default, the model as it is.
+    Without `cached`, every token takes a forward over all tokens before it: for models that do not work with
+    transformers' cache.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class PlainEngine(Engine):
         to_text: ToText | None = None,
     ) -> None:
         """Ids from `num_tokens` on, which pad the embedding and stand for no token, are never sampled. With `to_text` a
-        completion ends at its stop string, without it at its end token or length."""
+        completion also ends at its stop string; without it, only at its end token or length."""
         self._role_model = role_model or (lambda _: nullcontext(model))
         self._cached = cached
         self._few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         self._end_ids = frozenset(end_ids)
-        # Some models rotate every key otherwise past a length, the cached ones too: no request goes that far.
+        # Beyond some length, some models rotate all keys differently, cached ones too: no request may go that far.
         self._context_tokens = min(context_tokens, steady_tokens(model) or context_tokens)
         self._vocab_size = vocabulary_size(model)
         self._num_tokens, self._to_text = num_tokens, to_text
@@ -87,7 +87,7 @@ class PlainEngine(Engine):
         return self._num_tickets
 
     def poll(self) -> list[tuple[int, Completion]]:
-        """The oldest request's completion."""
+        """The completion of the oldest request."""
         if not self._queue:
             return []
         queued = self._queue.popleft()
@@ -104,14 +104,14 @@ class PlainEngine(Engine):
         return stats
 
     def _write(self, model: PreTrainedModel, queued: _Queued) -> Completion:
-        """Draw token after token."""
+        """Draw one token after another."""
         request, sampling = queued.request, queued.sampling
         cache = DynamicCache(config=model.config) if self._cached else None
         unread, drawn, reason = request.prompt_ids, list[Drawn](), "length"
         while len(drawn) < request.max_tokens and reason == "length":
-            # 1. read what is new; the cache has the keys and values of the rest
+            # 1. read new tokens; the cache has the keys and values of the rest
             scores = dict(enumerate(self._forward(model, unread, cache)[0].double().tolist()))
-            # 2. draw by the number that belongs to this seed and position
+            # 2. draw with the uniform number of this seed and position
             excluded = () if drawn else queued.excluded
             share = uniform(queued.seed, len(drawn))
             token = draw(scores, sampling, uniform=share, excluded=excluded, num_tokens=self._num_tokens)
@@ -131,7 +131,7 @@ class PlainEngine(Engine):
         )
 
     def _choose(self, model: PreTrainedModel, queued: _Queued) -> Completion:
-        """Score the declared choices on one forward, and draw one of them."""
+        """Score the declared choices with one forward, and draw one of them."""
         request = queued.request
         with head_inputs(model) as kept:
             logits_1V = self._forward(model, request.prompt_ids, None)

@@ -1,10 +1,10 @@
-"""Request checks: the requests that every engine refuses, and the errors that all engines share.
+"""Request checks: which requests every engine refuses, and the errors that all engines share.
 
-A request that no engine could answer as the contract says is refused when it is submitted, before any work:
+A request that no engine can answer as the contract requires is refused on submission, before any work:
 
     check_request(Request(role="answer", prompt_ids=(), max_tokens=8), Sampling(), context_tokens=512)   # EngineError
 
-Invariant: what passes here can be answered, unless `excluded` leaves no token to sample (`nothing_left`).
+Invariant: a request that passes can be answered, unless `excluded` leaves no token to sample (`nothing_left`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flow_dpo.core.types import Request, Sampling, TokenIds
 
 
 def check_request(request: Request, sampling: Sampling, *, context_tokens: int) -> None:
-    """Raise `EngineError` where this request is malformed or does not fit the context window (in tokens)."""
+    """Raise `EngineError` if this request is malformed or does not fit the context window (in tokens)."""
     found = f"role {request.role!r}, a prompt of {len(request.prompt_ids)} tokens"
     if not request.prompt_ids:
         raise EngineError(f"expected a prompt of at least one token, found {found}; render the prompt first")
@@ -26,7 +26,7 @@ def check_request(request: Request, sampling: Sampling, *, context_tokens: int) 
         raise EngineError(f"expected a temperature above 0, found {sampling.temperature}; use Sampling(greedy=True)")
     if sampling.threshold is not None and (len(request.choices) != 2 or not 0 <= sampling.threshold <= 1):
         raise EngineError(
-            f"expected a threshold from 0 to 1 of one of two choices, found {sampling.threshold} and "
+            f"expected a threshold from 0 to 1 with exactly two choices, found {sampling.threshold} and "
             f"{len(request.choices)} choices ({found})"
         )
     if not 0 < sampling.top_p <= 1:
@@ -48,19 +48,19 @@ def check_vocabulary(request: Request, excluded: TokenIds, *, vocab_size: int) -
 
 
 def check_idle(num_requests: int) -> None:
-    """Raise `EngineError` for a refresh while requests are under way: their adapters would change midway."""
+    """Raise `EngineError` for a refresh while requests are under way, whose adapters would change midway."""
     if num_requests:
-        raise EngineError(f"expected nothing under way at a refresh, found {num_requests} requests; poll first")
+        raise EngineError(f"expected no requests under way at a refresh, found {num_requests}; poll first")
 
 
 def nothing_left(request: Request, sampling: Sampling, excluded: TokenIds) -> EngineError:
-    """The error for a request of which no token with probability is left to sample."""
+    """The error for a request that leaves no token with probability to sample."""
     if not excluded:
         return EngineError(
             f"expected probabilities of the next token for role {request.role!r}, found none: the model's logits are "
             "not finite. Its weights have diverged; lower the learning rate"
         )
     return EngineError(
-        f"expected a first token other than {excluded} for role {request.role!r}, found none that has probability "
+        f"expected a first token other than {excluded} for role {request.role!r}, found none with probability "
         f"under {sampling}; exclude fewer tokens"
     )

@@ -1,9 +1,9 @@
-"""Sampling rule: which token a request's seed picks, by temperature and nucleus sampling (top-p), in plain Python.
+"""Sampling rule: the token that a request's seed picks, by temperature and nucleus sampling (top-p), in plain Python.
 
-Every engine of this package follows it: `local.sampling` is the same rule for a whole batch of tensors, and the
-scripted engines sample with it directly. Two invariants:
+Every engine of this package follows it: `local.sampling` is the same rule for a batch of tensors, and the scripted
+engines call it directly. Two invariants:
 
-- The uniform number for a request's token at a position depends on its seed and that position alone (`uniform`), so
+- The uniform number for a request's token at a position depends only on its seed and that position (`uniform`), so
   neither the batch nor the engine changes it.
 - The token is the first, in ascending order of ids, at which the cumulative probability of the nucleus exceeds
   `uniform` times all of it. The nucleus is the smallest set of most probable tokens (the lower id first where two are
@@ -23,13 +23,13 @@ from flow_dpo.core.types import Sampling
 
 _MASK_64 = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
-"""Odd, and near 2**64 divided by the golden ratio: the stride of SplitMix64."""
+"""SplitMix64's stride: odd, and near 2**64 divided by the golden ratio."""
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A sampled token: its log-probability under the model, and after temperature and top-p, before any exclusion."""
+    """A sampled token: its log-probability under the model, and after temperature and top-p but before exclusions."""
 
     token: int
     logprob: float
@@ -44,7 +44,7 @@ def _mix(z: int) -> int:
 
 
 def stream(seed: int) -> int:
-    """The first state of this seed's random numbers. Mixed, so that streams of neighbouring seeds do not overlap."""
+    """The initial state of this seed's random numbers, mixed so that streams of neighbouring seeds do not overlap."""
     return _mix((seed + GOLDEN) & _MASK_64)
 
 
@@ -61,9 +61,9 @@ def draw(
     excluded: Collection[int] = (),
     num_tokens: int | None = None,
 ) -> Drawn | None:
-    """Sample a token by its (perhaps unnormalised) log-probability; None where no token is left.
+    """Sample a token, given (possibly unnormalised) log-probabilities; None if no token is left.
 
-    Log-probabilities of the result are normalised. Ids from `num_tokens` on have no share in what is drawn from.
+    The result's log-probabilities are normalised. Ids from `num_tokens` on are never drawn.
     """
     peak = max(logprobs.values())
     total = math.fsum(math.exp(value - peak) for value in logprobs.values())
@@ -98,7 +98,7 @@ def _nucleus(weights: Mapping[int, float], ranked: list[int], top_p: float) -> t
 
 
 def _pick(weights: Mapping[int, float], uniform: float) -> int:
-    """The inverse of the cumulative sum, over tokens in ascending order of ids."""
+    """Inverse-CDF sampling over tokens in ascending order of ids."""
     target, cumulative = uniform * math.fsum(weights.values()), 0.0
     for token, weight in weights.items():
         cumulative += weight

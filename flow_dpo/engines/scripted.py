@@ -1,8 +1,8 @@
 """Scripted and tabular engines: engines without a model, for tests, demonstrations and experiments.
 
-`ScriptedEngine` takes completions from a function, `TabularEngine` samples from a function that returns the next
-token's probabilities. Both keep the contract of every engine exactly, so a flow that works here and fails on a real
-model fails for reasons of the model.
+`ScriptedEngine` takes completions from a function; `TabularEngine` samples from a function that returns the next
+token's probabilities. Both keep the engine contract exactly, so if a flow works here and fails on a real model, the
+model is the reason.
 
     engine = ScriptedEngine(lambda request, seed, excluded: (5, 6, 2), end_ids={2})
     engine = TabularEngine(lambda role, prefix: {5: 0.75, 2: 0.25}, end_ids={2})
@@ -27,7 +27,7 @@ from flow_dpo.engines.request_checks import check_idle, check_request, nothing_l
 from flow_dpo.engines.sampling_rule import Drawn, draw, uniform
 
 EVEN_LOGPROB = math.log(0.5)
-"""Log-probability of a scripted token where the script names none: one half, so that alternatives to it exist."""
+"""Log-probability of a scripted token if the script gives none: one half, so that alternatives to it exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,17 +36,17 @@ class ScriptedReply:
 
     token_ids: Sequence[int] = ()
     logprobs: Sequence[float] = ()
-    """One a token; `EVEN_LOGPROB` each where empty. Taken for the sampled log-probabilities as well."""
+    """One for each token; if empty, each is `EVEN_LOGPROB`. Also used as the sampled log-probabilities."""
     choice: int | None = None
     choice_logprobs: Sequence[float] = ()
-    """One a declared choice; all equally likely where empty."""
+    """One for each declared choice; all equally likely if empty."""
 
 
 Script = Callable[[Request, int, TokenIds], ScriptedReply | Sequence[int] | int]
-"""From a request, its seed and the excluded first tokens to a reply. Token ids or an index alone will do."""
+"""Maps a request, its seed and the excluded first tokens to a reply, or to just its token ids or choice index."""
 
 NextProbs = Callable[[Role, TokenIds], Mapping[int, float]]
-"""From a role and all ids so far to the probability of each next token (0 for those that are not named)."""
+"""Maps a role and all ids so far to the probability of each next token (0 for ids that are missing)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class _QueueEngine(Engine):
             except EngineError:
                 if not finished:
                     raise
-                # Return what is finished; the next poll meets this request first, and raises.
+                # Return what is finished; the next poll tries this request first, and raises.
                 self._queue.appendleft(pending)
                 break
         return finished
@@ -100,7 +100,7 @@ class _QueueEngine(Engine):
 
 
 class ScriptedEngine(_QueueEngine):
-    """Replies by a function. Tokens beyond `max_tokens` are cut off, so a script may return whole solutions."""
+    """Replies with a function's result, cut off after `max_tokens`, so a script can return whole solutions."""
 
     def __init__(self, script: Script, *, end_ids: Collection[int] = (), context_tokens: int = 1 << 20) -> None:
         super().__init__(end_ids=end_ids, context_tokens=context_tokens)
@@ -121,12 +121,10 @@ class ScriptedEngine(_QueueEngine):
     def _choice_completion(self, pending: _Pending, reply: ScriptedReply) -> Completion:
         choices = pending.request.choices
         if reply.choice is None or not 0 <= reply.choice < len(choices) or choices[reply.choice] in pending.excluded:
-            raise EngineError(
-                f"expected an allowed index into the choices {choices}, found a script that returns {reply}"
-            )
+            raise EngineError(f"expected a script to return the index of an allowed choice of {choices}, found {reply}")
         logprobs = tuple(reply.choice_logprobs) or (-math.log(len(choices)),) * len(choices)
         if len(logprobs) != len(choices):
-            raise EngineError(f"expected {len(choices)} choice_logprobs, found a script that returns {reply}")
+            raise EngineError(f"expected a script to return {len(choices)} choice_logprobs, found {reply}")
         return Completion(
             token_ids=(choices[reply.choice],),
             logprobs=(logprobs[reply.choice],),
@@ -143,14 +141,14 @@ class ScriptedEngine(_QueueEngine):
         logprobs = tuple(reply.logprobs[:limit]) or (EVEN_LOGPROB,) * len(ids)
         if not ids or ids[0] in pending.excluded or len(logprobs) != len(ids):
             raise EngineError(
-                f"expected tokens that do not begin with one of {pending.excluded}, and as many logprobs or none, "
-                f"found a script that returns {reply}"
+                f"expected a script to return tokens that do not begin with one of {pending.excluded}, and as many "
+                f"logprobs or none, found {reply}"
             )
         ended = ids[-1] in self._end_ids
         if not self._end_ids.isdisjoint(ids[:-1]) or not (ended or len(ids) == limit):
             raise EngineError(
-                f"expected one end token ({sorted(self._end_ids)}), as the last, or at least {limit} tokens, found a "
-                f"script that returns {ids}"
+                f"expected a script to return one end token ({sorted(self._end_ids)}), as the last, or at least "
+                f"{limit} tokens, found {ids}"
             )
         return Completion(
             token_ids=ids,
@@ -162,7 +160,7 @@ class ScriptedEngine(_QueueEngine):
 
 
 class TabularEngine(_QueueEngine):
-    """Samples from a function's probabilities by the rule with which other engines sample from a model's."""
+    """Samples from a function's probabilities, by the same rule as engines with a model."""
 
     def __init__(self, next_probs: NextProbs, *, end_ids: Collection[int] = (), context_tokens: int = 1 << 20) -> None:
         super().__init__(end_ids=end_ids, context_tokens=context_tokens)

@@ -1,12 +1,12 @@
-"""The registry of engines: a name to the settings that choose an engine, and to how it is opened.
+"""The registry of engines: maps a name to an engine's settings class and to the function that opens it.
 
     default_settings("vllm_server")     # VllmServerSettings(base_url="http://127.0.0.1:8000", ...)
     kind_of(LocalSettings())            # "local"
 
-Another engine joins by `register_engine`, or as an installed plug-in: an `EngineKind` under an entry point of the group
-"flow_dpo.engines", found when `--engine` names it.
+Further engines are added with `register_engine`, or by an installed plug-in: an `EngineKind` under an entry point of
+the group "flow_dpo.engines", which is loaded when `--engine` names it.
 
-Invariant: nothing heavy is imported, so that a command line is read before torch is.
+Invariant: nothing heavy is imported, so a command line can be parsed before torch is loaded.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from flow_dpo.models.http_client import check_base_url
 from flow_dpo.plugins.load import installed, load_object
 
 USUAL_KV_GIB = 2.0
-"""Keys and values where there is no device to choose by, in workers elsewhere, and of vLLM on a CPU."""
+"""KV budget in GiB if it cannot be derived from a device: in workers elsewhere, and for vLLM on a CPU."""
 
 
 def kv_bytes(budget_gib: float | Literal["auto"]) -> int:
-    """A budget in bytes."""
+    """The budget in bytes; "auto" counts as `USUAL_KV_GIB`."""
     return int((USUAL_KV_GIB if budget_gib == "auto" else budget_gib) * 2**30)
 
 
 def check_kv_budget(budget_gib: float | Literal["auto"]) -> None:
-    """Raise `ConfigError` for a budget that could hold nothing."""
+    """Raise `ConfigError` unless the budget is positive or "auto"."""
     if budget_gib != "auto" and not budget_gib > 0:
         raise ConfigError(f'expected engine.kv_budget_gib above 0, or "auto", found {budget_gib}')
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings:
-    """Batch size and memory of the local engine."""
+    """Settings of the local engine: batch size, memory and speed."""
 
     max_batch_size: int = 128
-    """Rows of one role that are decoded together."""
+    """Maximum number of requests of one role that are decoded together."""
     kv_budget_gib: float | Literal["auto"] = "auto"
-    """Memory for keys and values in GiB: rows under way and prefix cache together. "auto" is up to a quarter of the
-    machine's memory on a CPU, and on a GPU what its memory leaves (docs/start/one-gpu.md)."""
+    """Memory for the KV cache in GiB: requests under way and prefix cache together. "auto" takes up to a quarter of the
+    machine's memory on a CPU, and on a GPU what the rest leaves free (docs/start/one-gpu.md)."""
     prefill_tokens: int = 4096
-    """Prompt tokens that one step prefills at most, unless a single prompt is longer."""
+    """Maximum number of prompt tokens prefilled in one step, unless a single prompt is longer."""
     merge_adapters: Literal["auto", "never", "always"] = "auto"
-    """Sample with each role's adapter merged into weights of its own: faster, for the memory of the base's linear
-    layers once a role. In float32 only; "auto" does it where that is 1 GiB in all at most."""
+    """Sample with each role's adapter merged into a copy of the weights: faster, but each role needs memory for a copy
+    of the adapted layers. In float32 only; "auto" merges if all copies together take at most 1 GiB."""
     reuse: bool = True
-    """Use the prefix cache. Without it sampling is slower, and no token changes."""
+    """Use the prefix cache. Without it sampling is slower; the sampled tokens do not change."""
     lean: bool = True
-    """Compute known families of dense models in plain tensor operations instead of by transformers' modules, where that
-    gives the same logits: faster, above all with small models."""
+    """Compute known families of dense models with plain tensor operations instead of transformers' modules, if that
+    gives the same logits: faster, above all for small models."""
     packed_gib: float = 2.0
-    """Memory for copies of weights in the order in which a CPU's products read them, in GiB: faster, and no bit of a
-    product in half precision changes. Weights beyond it are used as they are. 2 is half a billion in float32. 8-bit
-    integers are beside it."""
+    """Memory in GiB for copies of the weights in the layout that a CPU's matrix products read: faster, and in half
+    precision bit-identical. Weights that do not fit are used unpacked. 2 GiB holds half a billion parameters in
+    float32. 8-bit integer weights are packed whatever the budget."""
     int8: bool = False
-    """Sample with weights and inputs of linear layers in 8-bit integers: on a processor with VNNI a model of half a
-    billion parameters is sampled 1.7 times as fast, of a slightly other distribution than is learned. The difference
-    is measured at the start and at every update (`--max_logprob_drift`). Dense models in the lean forward only."""
+    """Sample with weights and inputs of linear layers in 8-bit integers: with VNNI, a model of half a billion
+    parameters samples 1.7 times as fast, from a slightly different distribution than the learner's. The difference is
+    measured at the start and at every update (`--max_logprob_drift`). Dense models in the lean forward only."""
 
     def __post_init__(self) -> None:
         check_kv_budget(self.kv_budget_gib)
@@ -75,29 +75,29 @@ class LocalSettings:
 
     @property
     def kv_bytes(self) -> int:
-        """The budget in bytes, where it is not left to a device."""
+        """The budget in bytes; "auto" counts as `USUAL_KV_GIB`."""
         return kv_bytes(self.kv_budget_gib)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainSettings:
-    """The plain engine has nothing to set."""
+    """The plain engine has no settings."""
 
 
 RequestSeeds = Literal["auto", "always", "never"]
 
 
 def seeds_from_top_p(request_seeds: RequestSeeds, *, on_gpu: bool) -> float:
-    """Requests to vLLM have a seed of their own from this top-p on: 0 is all of them, infinity none.
+    """The top-p from which requests to vLLM carry their own seed: 0 means all requests, infinity none.
 
-    vLLM 0.32 samples top-p on a GPU by FlashInfer, its fastest way, in steps where no request has a seed and none is
-    greedy. Without seeds a run that is resumed, and a shard that another worker samples again, get other text.
+    On a GPU, vLLM 0.32 samples top-p with FlashInfer, its fastest sampler, only in steps where no request has a seed
+    and none is greedy. Without seeds, a resumed run and a shard that another worker samples again get different text.
     """
     return {"always": 0.0, "never": math.inf}.get(request_seeds, 1.0 if on_gpu else 0.0)
 
 
 def seeds_fact(engine: EngineSettings, *, on_gpu: bool) -> dict[str, str]:
-    """Which requests have seeds, for the record of a run whose engine leaves that to a setting."""
+    """Which requests carry seeds, for the record of a run whose engine has that setting."""
     if not isinstance(engine, VllmSettings | VllmServerSettings):
         return {}
     least = seeds_from_top_p(engine.request_seeds, on_gpu=on_gpu and isinstance(engine, VllmSettings))
@@ -109,65 +109,65 @@ class VllmSettings:
     """vLLM in this process."""
 
     kv_budget_gib: float | Literal["auto"] = "auto"
-    """Memory for the KV cache in GiB. The learner needs the rest. "auto" is 2 on a CPU, and on a GPU what its memory
-    leaves beside the learner (docs/start/one-gpu.md)."""
+    """Memory for the KV cache in GiB; the learner needs the rest. "auto" is 2 on a CPU, and on a GPU what the learner
+    leaves free (docs/start/one-gpu.md)."""
     max_batch_size: int = 256
-    """Requests that are decoded together."""
+    """Maximum number of requests that are decoded together."""
     block_tokens: int = 0
-    """Tokens in a block of the prefix cache: what two prompts share is reused in whole blocks. 0 is vLLM's own choice,
-    16 on most GPUs; on a CPU 128, where 32 is better."""
+    """Tokens in a block of the prefix cache; what two prompts share is reused in whole blocks. 0 takes vLLM's default,
+    which is 16 on most GPUs and 128 on a CPU, where 32 is better."""
     partial_blocks: Literal["auto", "always", "never"] = "auto"
-    """Whether the part of a block that two prompts share is reused, too (`engines.vllm.partial_blocks`): "auto" does
-    it on a CPU."""
+    """Whether to also reuse a block that two prompts share only in part (`engines.vllm.partial_blocks`). "auto" does so
+    on a CPU."""
     compiled: bool = True
-    """Compile the model and capture its steps: minutes at the start, faster from then on. Never on a CPU."""
+    """Compile the model and capture CUDA graphs: takes minutes at the start, then faster. Not used on a CPU."""
     top_logprobs: int = 20
-    """Top log-probabilities reported at each position where temperature or top-p are not 1."""
+    """Number of top log-probabilities requested at each position if temperature or top-p is not 1."""
     request_seeds: RequestSeeds = "auto"
-    """As `seeds_from_top_p` has it: "auto" leaves seeds out on a GPU where top-p is below 1."""
+    """Which requests carry their own seed (`seeds_from_top_p`). "auto" omits seeds on a GPU if top-p is below 1."""
     sync: Literal["adapters", "merged"] = "adapters"
-    """What a refresh loads: adapters, or all weights with a role's adapter merged in. The latter is for recipes of one
-    role: tokens cost no adapter, a refresh costs the whole model (docs/engines.md)."""
+    """What a refresh loads: the adapters, or all weights with the adapter merged in. "merged" is for recipes with one
+    role: tokens do not pay for the adapter, but every refresh loads the whole model (docs/engines.md)."""
     engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """More of vLLM's `EngineArgs`, such as {"tensor_parallel_size": 2}."""
+    """Further `EngineArgs` of vLLM, such as {"tensor_parallel_size": 2}."""
 
     def __post_init__(self) -> None:
         check_kv_budget(self.kv_budget_gib)
         if self.max_batch_size < 1 or self.block_tokens < 0 or self.top_logprobs < 1:
             raise ConfigError(
-                "expected max_batch_size and top_logprobs of 1 at least, block_tokens of 0 at least, found "
+                "expected max_batch_size and top_logprobs of at least 1, block_tokens of at least 0, found "
                 f"{self.max_batch_size}, {self.top_logprobs}, {self.block_tokens}"
             )
 
     def check_roles(self, num_roles: int) -> None:
-        """Raise `ConfigError` where merged weights would have to serve several roles."""
+        """Raise `ConfigError` if merged weights would have to serve several roles."""
         if self.sync == "merged" and num_roles != 1:
             raise ConfigError(
-                f"expected one role with --engine.sync merged, found {num_roles}: one vLLM holds one set of weights; "
-                "leave it at adapters"
+                f"expected one role with --engine.sync merged, found {num_roles}: vLLM holds one set of weights; "
+                "use --engine.sync adapters"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VllmServerSettings:
-    """A running `vllm serve` that samples. Its API key, where it needs one, is read from OPENAI_API_KEY."""
+    """A running `vllm serve` that does the sampling. Its API key, if it needs one, is read from OPENAI_API_KEY."""
 
     base_url: str = "http://127.0.0.1:8000"
-    """Where it listens; with or without /v1. Several, separated by commas, with `--workers servers`."""
+    """Address of the server, with or without /v1. With `--workers servers`, several addresses separated by commas."""
     served_model: str = ""
-    """The base model's name there; may be left out where it serves one only."""
+    """Name of the base model on the server. Can be left out if the server has only one."""
     concurrency: int = 128
-    """Requests under way at once."""
+    """Maximum number of requests under way at once."""
     deadline_s: float = 600.0
-    """Seconds that one request may take in all before it is given up and retried."""
+    """Seconds that one request can take in all before it is given up and retried."""
     patience_s: float = 900.0
-    """Seconds for which a request that fails on the way is retried: as long as the server takes to restart."""
+    """Seconds for which a failing request is retried. Allow for a restart of the server."""
     backoff_s: float = 0.25
-    """Seconds before the second try; twice as many before each that follows, five at most."""
+    """Seconds before the first retry. The wait doubles with each further retry, up to 5 seconds."""
     top_logprobs: int = 20
-    """Top log-probabilities reported at each position where temperature or top-p are not 1."""
+    """Number of top log-probabilities requested at each position if temperature or top-p is not 1."""
     request_seeds: RequestSeeds = "auto"
-    """As `seeds_from_top_p` has it: "auto" is "always" here."""
+    """Which requests carry their own seed (`seeds_from_top_p`). "auto" is "always" here."""
 
     def __post_init__(self) -> None:
         for url in self.base_urls or [self.base_url]:
@@ -176,7 +176,7 @@ class VllmServerSettings:
             raise ConfigError(f"expected each base_url once, found {self.base_url!r}")
         if self.concurrency < 1 or self.top_logprobs < 1:
             raise ConfigError(
-                f"expected concurrency and top_logprobs of 1 at least, found {self.concurrency} and {self.top_logprobs}"
+                f"expected concurrency and top_logprobs of at least 1, found {self.concurrency} and {self.top_logprobs}"
             )
         if not 0 < self.deadline_s < 1e6 or not 0 <= self.patience_s < 1e6 or not 0 < self.backoff_s < 1e6:
             raise ConfigError(
@@ -186,19 +186,19 @@ class VllmServerSettings:
 
     @property
     def base_urls(self) -> list[str]:
-        """The addresses one by one."""
+        """The addresses as a list."""
         return [url.strip() for url in self.base_url.split(",") if url.strip()]
 
 
 class EngineSettings(Protocol):
-    """The settings of an engine: an instance of a dataclass, whose type tells which engine is meant."""
+    """The settings of an engine: an instance of a dataclass whose type identifies the engine."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 OpensEngine = Callable[..., AbstractContextManager[Any]]
-"""`(settings, loaded, *, num_roles)` to a context with an `engines.factory.EngineAccess`. What cannot sample from this
-model is refused with `ConfigError` on entering."""
+"""Called as `(settings, loaded, *, num_roles)`; returns a context manager that yields an
+`engines.factory.EngineAccess`. Entering it raises `ConfigError` if the engine cannot sample from this model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +206,9 @@ class EngineKind:
     """What `--engine NAME` stands for."""
 
     settings: type[Any]
-    """A frozen dataclass; every field has a default. No other engine has the same."""
+    """A frozen dataclass with a default for every field. No two engines share one."""
     open: OpensEngine | str
-    """Or "package.module:function", imported when the engine is opened."""
+    """The function, or "package.module:function", which is imported when the engine is opened."""
 
 
 _FACTORY = "flow_dpo.engines.factory"
@@ -218,13 +218,13 @@ KINDS: dict[str, EngineKind] = {
     "vllm": EngineKind(settings=VllmSettings, open=f"{_FACTORY}:open_vllm_here"),
     "vllm_server": EngineKind(settings=VllmServerSettings, open=f"{_FACTORY}:open_vllm_server"),
 }
-"""The engines by name: `--engine vllm_server`. Installed plug-ins join when they are named."""
+"""The engines by name, as in `--engine vllm_server`. Engines of installed plug-ins are added when they are named."""
 BUILT_IN = frozenset(KINDS)
-"""Those of this package."""
+"""The engines of this package."""
 
 
 def register_engine(name: str, settings: type[Any], open: OpensEngine | str) -> None:
-    """Let `--engine name` choose an engine. Raises `ConfigError` where the name or the settings are another's."""
+    """Make an engine available as `--engine name`. Raises `ConfigError` if another has this name or settings class."""
     kind = EngineKind(settings=settings, open=open)
     for known, other in KINDS.items():
         if other != kind and (known == name or other.settings is settings):
@@ -235,12 +235,12 @@ def register_engine(name: str, settings: type[Any], open: OpensEngine | str) -> 
 
 
 def engine_names() -> list[str]:
-    """All names that `--engine` may have, those of installed plug-ins included."""
+    """All names that `--engine` accepts, including those of installed plug-ins."""
     return list(dict.fromkeys([*KINDS, *installed("engine")]))
 
 
 def kind_of(settings: EngineSettings) -> str:
-    """The name of this engine. Raises `ConfigError` for settings of no registered engine."""
+    """The name of the engine with these settings. Raises `ConfigError` if no engine is registered with them."""
     for name, kind in KINDS.items():
         if type(settings) is kind.settings:
             return name
@@ -251,7 +251,7 @@ def kind_of(settings: EngineSettings) -> str:
 
 
 def default_settings(name: str) -> EngineSettings:
-    """An engine's default settings. Raises `ConfigError` for an unknown name."""
+    """The default settings of an engine. Raises `ConfigError` for an unknown name."""
     if name not in KINDS:
         if name not in installed("engine"):
             near = difflib.get_close_matches(name, engine_names(), n=1)

@@ -1,11 +1,11 @@
-"""A new question, answered by a trained flow: every turn as it is sampled, then the answer and why it is that one.
+"""A new question, answered by a trained flow: every turn as it is sampled, then the answer and the reason for it.
 
     answered = ask("runs/quickstart", "Mia has 4 shells. She finds 3 shells. How many shells does Mia have now?")
     answered.answer                  "7"
-    answered.turns[-1].choices       {"Yes": 0.93, "No": 0.07}, Stop's, of the attempt that was accepted
+    answered.turns[-1].choices       {"Yes": 0.93, "No": 0.07}, Stop's, for the attempt that was accepted
 
-Works for the flow of every recipe and for one's own. No gold answer is needed, and nothing is graded. Invariant: a
-question is sampled as `evaluate` samples a problem of the same id, settings and seed; watching changes nothing.
+Works for every recipe's flow and for your own. No gold answer is needed, and nothing is graded. Invariant: a question
+is sampled like a problem of the same id, settings and seed in `evaluate`; watching the turns changes nothing.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def ask(
     settings: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Answered:
-    """Answer a question with the flow of a run folder, of a model by its name (untrained), or of an open runtime.
+    """Answer a question with the flow of a run folder, of a named model (untrained), or of an open runtime.
 
-    `tell` is called with every turn as soon as it was sampled. Any setting of `flow-dpo ask` may be given by its name:
-    `ask(run, question, greedy=False, seed=3)`. For several questions open a runtime, or a model is loaded for each.
-    Raises `ConfigError` for a name that does not exist and an empty question.
+    `tell` is called with every turn as soon as it is sampled. Any setting of `flow-dpo ask` can be given by name:
+    `ask(run, question, greedy=False, seed=3)`. For several questions, open a runtime; otherwise each one loads a model.
+    Raises `ConfigError` for an unknown setting and for an empty question.
     """
     given = GivenObjects(engine=engine, flow=flow)
     overrides = {**(settings or {}), **more}
@@ -63,7 +63,7 @@ def ask(
         recipe = source.recipe
         chosen = flow or (None if recipe is None else recipe.flow)
         if chosen is None or engine is not None:
-            raise ConfigError("expected a runtime that was opened with a flow and its engine; or a run folder's name")
+            raise ConfigError("expected a runtime that was opened with a flow and its engine; or name a run folder")
         explore = Siblings() if recipe is None else recipe.explore
         how = _settings_of(overrides)
         flow_asked = sampled_flow(chosen, how.mode)
@@ -75,7 +75,7 @@ def ask(
 
 
 def _settings_of(values: Mapping[str, Any]) -> AskSettings:
-    """The settings by name that an open runtime still takes."""
+    """The settings that an open runtime still takes, by name."""
     known = [each.name for each in fields(AskSettings)]
     for name in values:
         if name.removeprefix("ask.") not in known:
@@ -85,7 +85,7 @@ def _settings_of(values: Mapping[str, Any]) -> AskSettings:
 
 
 def asked_problem(question: str | Problem) -> Problem:
-    """The question as a problem without an accepted answer; its id, from which seeds derive, is that of its text."""
+    """The question as a problem without a gold answer. Its id, from which seeds derive, is a hash of its text."""
     if isinstance(question, Problem):
         return question
     text = question.strip()
@@ -93,7 +93,7 @@ def asked_problem(question: str | Problem) -> Problem:
         raise ConfigError("expected a question, found an empty one")
     try:
         known = hashlib.sha256(text.encode()).hexdigest()[:12]
-    except UnicodeEncodeError as error:  # bytes of a shell or a pipe that are of another encoding
+    except UnicodeEncodeError as error:  # bytes from a shell or a pipe in another encoding
         raise ConfigError(f"expected a question in UTF-8, found {text!r:.80}") from error
     return Problem(id=f"asked/{known}", question=text, gold="")
 
@@ -107,9 +107,9 @@ def open_to_ask(
     *,
     doing: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Asking]:
-    """Load model and adapters; sections are those of `flow-dpo ask`. Questions are answered in this process.
+    """Load model and adapters to answer questions in this process; `sections` are those of `flow-dpo ask`.
 
-    Raises `ConfigError` where none of the problems fits the context window, before anything is sampled.
+    Raises `ConfigError` if none of the problems fits the context window, before anything is sampled.
     """
     given = GivenObjects() if given is None else given
     settings: AskSettings = sections["ask"]
@@ -131,7 +131,7 @@ def open_to_ask(
 
 
 class Asking:
-    """A flow that is loaded and answers questions, one after another."""
+    """A loaded flow that answers questions, one after another."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Asking:
         self._adapters = adapters
 
     def __call__(self, problem: Problem, tell: Tell | None = None) -> Answered:
-        """Sample one rollout of the flow, and tell of each turn at once."""
+        """Sample one rollout of the flow, and report each turn at once."""
         turns: list[AskedTurn] = []
 
         def on_advance(state: Any, completion: Completion, after: Any) -> None:
@@ -159,7 +159,7 @@ class Asking:
                 if tell is not None:
                     tell(turn)
 
-        # Refreshed for each: what an engine has cached of one question would carry rounding into the next.
+        # Refreshed each time: what an engine has cached from one question would carry rounding into the next.
         self._runner.refresh(self._adapters)
         [tree] = self._explore(watched(self.flow, on_advance), self._runner, [problem], seed=self._settings.seed)
         nodes, solution = tree.trunk_nodes(), tree.trunk.solution
@@ -179,7 +179,7 @@ class Asking:
         )
 
     def _turn(self, state: Any, completion: Completion, after: Any, before: Sequence[AskedTurn]) -> AskedTurn | None:
-        """What is shown of a turn; None of the token that only closes a rollout."""
+        """What is shown of a turn; None for the token that only closes a rollout."""
         turn = self.flow.turn(state)
         if turn is None:
             return None
@@ -189,7 +189,7 @@ class Asking:
             if turn.choices and isinstance(self.flow, Attempts):
                 judged = after.refused[-1] if len(after.refused) > len(state.refused) else after.attempt
                 right, threshold = 1 / (1 + math.exp(-judged.log_odds)), self.flow.threshold
-        else:  # an ended answer that Stop refused was reopened: its turns are those of the next attempt
+        else:  # Stop refused an ended answer and it was reopened: its turns belong to the next attempt
             reopened = bool(before) and self.flow.solution(state).attempt_start > 0 and not turn.choices
             last = before[-1].attempt if before else 1
             attempt = last + (reopened and self._newly_reopened(state))
@@ -209,14 +209,14 @@ class Asking:
         return self._renderer.to_text((completion.content_ids,))
 
     def _newly_reopened(self, state: Any) -> bool:
-        """Whether nothing of the attempt that was reopened has been written yet."""
+        """Whether nothing of the reopened attempt has been written yet."""
         solution = self.flow.solution(state)
         return not any(not isinstance(piece, str) for piece in solution.pieces[solution.attempt_start :])
 
 
 def watched(flow: Flow[Any], on_advance: Callable[[Any, Completion, Any], None]) -> Flow[Any]:
-    """The same flow, of a class that is the flow's own but for telling of every turn: explorations that ask for a kind
-    of flow take it as that."""
+    """The same flow, in a subclass of its own class that reports every turn, so explorations that need a certain kind
+    of flow still accept it."""
     kind = type(flow)
 
     def advance(self: Flow[Any], state: Any, completion: Completion) -> Any:
@@ -225,6 +225,6 @@ def watched(flow: Flow[Any], on_advance: Callable[[Any, Completion, Any], None])
         return after
 
     seen = copy.copy(flow)
-    # No slots of its own, so that the layout is the flow's; its settings may be frozen.
+    # Without slots of its own, so the layout stays the flow's; its settings can be frozen.
     object.__setattr__(seen, "__class__", type(kind.__name__, (kind,), {"advance": advance, "__slots__": ()}))
     return seen

@@ -1,16 +1,16 @@
-"""Stop on one fixed set of candidates: whatever is measured, two Stops judge the very same solutions.
+"""Stop on one fixed set of candidates: all Stops that are measured judge the same solutions.
 
-The set is the predictions.jsonl of an evaluation with `--draws`, typically of the untrained model, kept as a file. Stop
-is asked about every finished candidate, and about the first half of its tokens, which is unfinished; nothing is sampled
-but its choice. Where the flow's judgement is more than Stop's P(Yes), it is measured beside it, by how likely the same
-run's Answer finds each candidate. The verdicts are the file's own:
+The set is the predictions.jsonl of an evaluation with `--draws`, usually of the untrained model, kept as a file. Stop
+is asked about every finished candidate, and about the first half of its tokens, which is unfinished; only its choice is
+sampled. If the flow's judgement is more than Stop's P(Yes), it is measured as well, from how likely the same run's
+Answer finds each candidate. The verdicts are those of the file:
 
     flow-dpo evaluate --draws 4 --output_dir runs/fixed            candidates of the untrained Answer
     flow-dpo evaluate --candidates runs/fixed                      the untrained Stop on them
     flow-dpo evaluate --candidates runs/fixed --run runs/train     a run's Stop on the same
 
-Invariant: a candidate reaches Stop as the tokens that it was sampled as, so the set is refused for another tokenizer.
-Candidates that were cut or could not be graded are counted and enter no measure.
+Invariant: Stop gets a candidate as the tokens that were sampled, so the set is refused for another tokenizer.
+Candidates that were cut off or could not be graded are counted but enter no measure.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from flow_dpo.recipes.flow_dpo.judgement import Judgement
 from flow_dpo.runs.headers import read_header
 from flow_dpo.runs.records import Prediction, read_rows
 
-MAKE_ONE = "make one with flow-dpo evaluate --draws 4 --output_dir FOLDER (without --run: of the untrained Answer)"
+MAKE_ONE = "make one with flow-dpo evaluate --draws 4 --output_dir FOLDER (without --run, from the untrained Answer)"
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------
@@ -46,24 +46,24 @@ MAKE_ONE = "make one with flow-dpo evaluate --draws 4 --output_dir FOLDER (witho
 
 @dataclass(frozen=True, kw_only=True)
 class FixedSet:
-    """Candidates that were kept, and where they come from."""
+    """Kept candidates, and where they come from."""
 
     path: Path
     """predictions.jsonl."""
     sha256: str
-    """Of the file: two evaluations with the same one are comparable."""
+    """Of the file; evaluations with the same hash are comparable."""
     rows: tuple[Prediction, ...]
     header: Mapping[str, Any]
-    """summary.json beside the file."""
+    """The summary.json beside the file."""
 
     @property
     def finished(self) -> list[Prediction]:
-        """The candidates that Stop is asked about."""
+        """The finished candidates, which Stop is asked about."""
         return [row for row in self.rows if row.ended]
 
     def token_ids(self) -> dict[str, TokenIds]:
-        """What Stop is asked about, by a name of its own: whole candidates, and first halves of those of two tokens or
-        more whose whole was graded."""
+        """What Stop is asked about, by a unique name: whole candidates, and the first halves of graded ones with at
+        least two tokens."""
         found: dict[str, TokenIds] = {}
         for row in self.finished:
             ids = row.token_ids or ()
@@ -73,7 +73,7 @@ class FixedSet:
         return found
 
     def problems(self) -> ProblemSet:
-        """A problem for each of `token_ids`, under its name."""
+        """One problem for each entry of `token_ids`, under its name."""
         known = self.token_ids()
         found = tuple(
             replace(row.problem, id=name) for row in self.finished for name in (_name(row), _half(row)) if name in known
@@ -82,9 +82,9 @@ class FixedSet:
 
 
 def read(source: str) -> FixedSet:
-    """The candidates of a predictions.jsonl, or of the folder of an evaluation.
+    """The candidates of a predictions.jsonl, or of an evaluation's folder.
 
-    Raises `DataError` where it is none, or holds no tokens, saying how to make one.
+    Raises `DataError`, saying how to make such a file, if it is not one or holds no tokens.
     """
     path = Path(source)
     path = path / "predictions.jsonl" if path.is_dir() else path
@@ -96,11 +96,11 @@ def read(source: str) -> FixedSet:
     for line, row in enumerate(rows, start=1):
         if row.token_ids is None:
             raise DataError(
-                f"{path}, line {line}: expected the tokens that the candidate was sampled as, found a prediction of an "
+                f"{path}, line {line}: expected the sampled tokens of the candidate, found a prediction of an "
                 f"evaluation without --draws; {MAKE_ONE}"
             )
     if len({_name(row) for row in rows}) < len(rows):
-        raise DataError(f"expected one row for each draw of each problem in {path}, found some twice; {MAKE_ONE}")
+        raise DataError(f"expected one row for each draw on each problem in {path}, found some twice; {MAKE_ONE}")
     header = read_header(path.parent / "summary.json", EvaluationSummary, absent={})
     if not header.get("tokenizer"):
         raise DataError(
@@ -111,18 +111,18 @@ def read(source: str) -> FixedSet:
 
 
 def check_fits(fixed: FixedSet, tokenizer: str, model: str, fitting: Sequence[Problem]) -> None:
-    """Raise `ConfigError` where the model has another tokenizer than the candidates were sampled with, or not all of
-    them fit its context window."""
+    """Raise `ConfigError` if the candidates were sampled with another tokenizer than the model's, or if not all of them
+    fit its context window."""
     if fixed.header["tokenizer"] != tokenizer:
         raise ConfigError(
             f"expected candidates in the tokens of {model}, found those of {fixed.header.get('model')} in {fixed.path},"
             f" which has another tokenizer; judge them with a model of that tokenizer (--model_name_or_path), or make a"
-            f" set of this model's: flow-dpo evaluate --model_name_or_path {model} --draws 4"
+            f" set with this model: flow-dpo evaluate --model_name_or_path {model} --draws 4"
         )
     if missing := len(fixed.token_ids()) - len(fitting):
         raise ConfigError(
             f"expected all candidates of {fixed.path} to fit the context window of {model}, found {missing} that do "
-            "not; a fixed set is judged whole: make one with shorter answers, or raise the window"
+            "not; a fixed set is judged whole: make one with shorter answers, or enlarge the window"
         )
 
 
@@ -143,7 +143,7 @@ def _graded(row: Prediction) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgingState:
-    """A candidate's problem, and whether it was judged."""
+    """A candidate's problem, and whether it has been judged."""
 
     problem: Problem
     judged: bool = False
@@ -151,10 +151,10 @@ class JudgingState:
 
 @dataclass(frozen=True, kw_only=True)
 class Judging(Flow[JudgingState]):
-    """Stop is asked once about a given candidate, of which nothing is sampled; its solution is empty."""
+    """A flow that asks Stop once about a given candidate, of which nothing is sampled; its solution is empty."""
 
     candidates: Mapping[str, TokenIds]
-    """By their problems' ids."""
+    """By the ids of their problems."""
     prompts: RolePrompts = field(default_factory=RolePrompts)
 
     roles: ClassVar[tuple[Role, ...]] = (STOP,)
@@ -177,7 +177,7 @@ class Judging(Flow[JudgingState]):
 
 
 TeacherForced = Callable[[Sequence[tuple[Request, Completion]]], Sequence[Sequence[float]]]
-"""The log-probability of each token of some completions."""
+"""Computes the log-probability of each token of some completions."""
 
 
 # ---- the measures ----------------------------------------------------------------------------------------------------
@@ -192,9 +192,9 @@ def judge(
     judgement: Judgement | None = None,
     mean_logprobs: Mapping[str, float] | None = None,
 ) -> tuple[list[Prediction], dict[str, Any]]:
-    """Have Stop judge every candidate; the set's rows with its P(Yes), and the measures that summary.json holds under
-    `candidates`. `judgement` is the flow's, where it is measured too, with what `answer_logprobs` found: rows have that
-    in place of what the candidate's own Answer found."""
+    """Have Stop judge every candidate. Returns the set's rows with its P(Yes), and the measures that summary.json holds
+    under `candidates`. With the flow's `judgement`, that is measured too, using the result of `answer_logprobs`, which
+    then replaces the rows' log-probabilities under the candidate's own Answer."""
     workers.refresh(adapters)
     explore = Group(num_rollouts=1, greedy_trunk=True)
     trees = [
@@ -219,7 +219,7 @@ def judge(
 def answer_logprobs(
     fixed: FixedSet, flow: Attempts, render: Callable[[Turn], Request], end_id: int, logprobs: TeacherForced
 ) -> dict[str, float]:
-    """The mean log-probability, in nats, of each finished candidate's tokens and its end token, by its name: all as one
+    """The mean log-probability, in nats, of each finished candidate's tokens and end token, by its name, taken as one
     completion of Answer's first turn.
 
     `logprobs` computes them under the Answer adapter (`evaluate.run`); no token is sampled.
@@ -242,7 +242,7 @@ def answer_logprobs(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """Stop's word on one candidate."""
+    """Stop's choice on one candidate."""
 
     yes: float
     """P(Yes)."""
@@ -266,7 +266,7 @@ def measures(fixed: FixedSet, judged: Mapping[str, Judged]) -> dict[str, Any]:
         if _half(row) in judged:
             kinds["unfinished"].append((row.id, judged[_half(row)]))
     odds = {kind: [(id, one.log_odds) for id, one in ones] for kind, ones in kinds.items()}
-    # 2. Measures of P(Yes) on those that are finished.
+    # 2. Measures of P(Yes) on the finished ones.
     probabilities = [one.yes for kind in ("right", "wrong") for _, one in kinds[kind]]
     rewards = [1.0] * len(kinds["right"]) + [0.0] * len(kinds["wrong"])
     return {
@@ -288,7 +288,7 @@ def measures(fixed: FixedSet, judged: Mapping[str, Judged]) -> dict[str, Any]:
 def by_judgement(
     fixed: FixedSet, judged: Mapping[str, Judged], judgement: Judgement, means: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The area and the calibration of P(right), at the graded candidates that `measures` takes."""
+    """The area and calibration of P(right), on the graded candidates that `measures` uses."""
     odds: dict[bool, list[tuple[str, float]]] = {True: [], False: []}
     chances: dict[bool, list[float]] = {True: [], False: []}
     for row in fixed.finished:

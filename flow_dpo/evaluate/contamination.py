@@ -4,7 +4,7 @@ Questions are compared as normalised text: Unicode forms joined, case, punctuati
 
     "Anna has 12 apples.\\n"  ==  "anna has 12 apples"  !=  "Anna has 13 apples."
 
-Invariant: a training source that cannot be read is an error, never an overlap of nothing.
+Invariant: a training source that cannot be read is an error, not an overlap of zero.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _FILES = ("trees.jsonl", "traces.jsonl")
 
 
 def normalised(question: str) -> str:
-    """The words and numbers of a question, in one form."""
-    # A dot or a comma inside a number belongs to it: 1.5 is not 1 and 5.
+    """The words and numbers of a question, in normalised form."""
+    # A dot or comma inside a number belongs to it: 1.5 is not 1 and 5.
     text = re.sub(r"(?<=\d)[.,/](?=\d)", "_", unicodedata.normalize("NFKC", question).casefold())
-    return " ".join(_WORD.findall(text)) or text.strip()  # of signs alone: "+ ?" and "- ?" are two questions
+    return " ".join(_WORD.findall(text)) or text.strip()  # only signs: "+ ?" and "- ?" are two questions
 
 
 def questions_of(source: Path) -> set[str]:
@@ -54,10 +54,10 @@ def overlapping(problems: Iterable[Problem], trained: set[str]) -> list[Problem]
 def check(
     problems: Sequence[Problem], trained_on: str, *, exclude: bool
 ) -> tuple[list[Problem], dict[str, Any] | None]:
-    """The problems to measure on, and what summary.json says of the overlap; None where no source is named.
+    """The problems to measure on, and what summary.json says about the overlap; None if no source is named.
 
-    `trained_on` names run folders and traces, separated by commas. With `exclude` what was trained on is left out.
-    Raises `DataError` where every problem would be left out.
+    `trained_on` names run folders and traces, separated by commas. With `exclude`, problems that were trained on are
+    left out. Raises `DataError` if every problem would be left out.
     """
     sources = [name.strip() for name in trained_on.split(",") if name.strip()]
     if not sources:

@@ -1,13 +1,13 @@
-"""Evaluation while a run is under way: the flow, and one pass of its Answer role, at versions of the learner.
+"""Evaluation during a run: the flow, and a single pass of its Answer role, at versions of the learner.
 
-    Evaluator(plan, recipe, runtime, notify)     a callback of the run: a row a measurement in evaluations.jsonl
+    Evaluator(plan, recipe, runtime, notify)     a callback of the run: one row per measurement in evaluations.jsonl
 
     {"version": 12, "problems_seen": 96, "name": "flow", "accuracy": 0.61, "interval": [...], "num_problems": 200, ...}
     {"version": 12, "problems_seen": 96, "name": "single", "accuracy": 0.58, ...}
 
-Invariant: the run's own bytes are those of a run without it: it samples with the adapters that are in force anyway,
-after a batch is learned from, and takes nothing from the run's seeds, counts or budget. A resumed run has the rows of
-an uninterrupted one: those of later versions than its checkpoint are cut off and measured again.
+Invariant: evaluation does not change the run's own bytes. It samples with the adapters that are in force anyway, after
+a batch was learned from, and takes nothing from the run's seeds, counts or budget. A resumed run has the rows of an
+uninterrupted one: rows of versions later than its checkpoint are cut off and measured again.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from flow_dpo.workers.grading import reward_functions
 
 FILE = "evaluations.jsonl"
 Notify = Callable[[str, Mapping[str, Any], int], None]
-"""Called with "eval", the flow's summary with that of the single pass beside it ("single_accuracy"), and the version of
-the learner."""
+"""Called with "eval", the flow's summary (the single pass's values in it are prefixed: "single_accuracy"), and the
+learner's version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """What is measured while a run is under way, and when."""
+    """What is measured during a run, and when."""
 
     problems: Sequence[Problem]
     every: int = 0
-    """Updates between two evaluations, which stand at the end of a batch; 0 evaluates at the end alone."""
+    """Updates between two evaluations, which take place at the end of a batch; 0 evaluates only at the end."""
     at_start: bool = False
-    """Also before anything was learned."""
+    """Also evaluate before anything was learned."""
     delay: int = 0
-    """No evaluation before so many updates."""
+    """No evaluation before this many updates."""
     settings: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def __post_init__(self) -> None:
@@ -67,23 +67,23 @@ class EvaluationPlan:
 
 
 def refuse_unmeasured(settings: EvaluationSettings) -> None:
-    """Raise `ConfigError` for settings of which `measure` makes nothing: it measures the flow and a single pass, and
-    writes no folder."""
+    """Raise `ConfigError` for settings that `measure` does not use: it measures the flow and a single pass, and writes
+    no folder."""
     defaults = EvaluationSettings()
     for name in ("draws", "candidates", "mode", "output_dir"):
         value = getattr(settings, name)
         if value != getattr(defaults, name):
             raise ConfigError(
-                f"expected an evaluation of the flow and of a single pass, which writes no folder of its own, found "
+                f"expected an evaluation of the flow and of a single pass, without a folder of its own, found "
                 f"evaluation.{name}={value!r:.80}; leave it out, or measure with evaluate_flow({name}=...)"
             )
 
 
 def watchers(data: DataSettings, settings: WhileTrainingSettings, grading: GradingSettings) -> tuple[Watcher, ...]:
-    """What evaluates a run on its own data set's held-out split; nothing where that is not wanted. Where `grading`
-    names reward functions, the problems keep their columns, as those that are trained on.
+    """What evaluates a run on a held-out split of its own data set; empty if that is not wanted. If `grading` names
+    reward functions, the problems keep their columns, like those that are trained on.
 
-    Raises `DataError` where there is no such split, `ConfigError` where it has not the columns that functions ask for.
+    Raises `DataError` if there is no such split, `ConfigError` if it lacks columns that the functions need.
     """
     if not settings.eval_steps:
         return ()
@@ -106,7 +106,7 @@ def measure(
     adapters: Mapping[Role, Adapter],
     settings: EvaluationSettings,
 ) -> dict[str, dict[str, Any]]:
-    """The summary of the flow and, where it has one, of a single pass of its Answer role ("flow", "single")."""
+    """The summaries of the flow ("flow") and, if it has one, of a single pass of its Answer role ("single")."""
     settings = replace(settings, batch_problems=runtime.problems_under_way(settings.batch_problems))
     flows = {"flow": flow}
     if has_one_pass(flow) and not isinstance(flow, Single):
@@ -122,25 +122,25 @@ def measure(
 
 
 class Evaluator:
-    """The callback that evaluates while a run is under way."""
+    """The callback that evaluates during a run."""
 
     def __init__(self, plan: EvaluationPlan, recipe: Recipe, runtime: Runtime, notify: Notify) -> None:
-        """`recipe` is the run's, `notify` how its other callbacks are called."""
+        """`recipe` is the run's; `notify` is how its other callbacks are called."""
         self._plan, self._recipe, self._runtime, self._notify = plan, recipe, runtime, notify
         self._rows: list[dict[str, Any]] = []
         self._done = set[int]()
         self._last: Mapping[str, Any] = {}
-        """Of the run's rows of metrics."""
+        """The run's last row of metrics."""
 
     def on_run_begin(self, run: RunInfo) -> None:
-        """Take up the folder: what later versions than the present left there is cut off, and measured again."""
+        """Take over the folder: rows of later versions than the present one are dropped, and measured again."""
         self._path = run.path / FILE
         found = read_evaluations(run.path) if run.resumed else []
         self._rows = [row for row in found if row["version"] <= self._version]
         self._done = {row["version"] for row in self._rows}
         rows = read_metrics(run.path / "metrics.jsonl")
         self._last = rows[-1] if rows else {}
-        if (self._plan.at_start and not self._version) or self._is_due:  # due where the run ended in the middle of it
+        if (self._plan.at_start and not self._version) or self._is_due:  # due if the run was interrupted during it
             self._measure()
 
     @property
@@ -153,13 +153,13 @@ class Evaluator:
         return bool(every) and version >= self._plan.delay and version // every > before // every
 
     def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
-        """Evaluate where so many updates have passed."""
+        """Evaluate if enough updates have passed."""
         self._last = row
         if self._is_due:
             self._measure()
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
-        """Evaluate at the end, where that was asked for and nothing has ended the run before."""
+        """Evaluate at the end, if the plan says so and the run did not fail."""
         if error is None and not self._plan.every and self._version >= self._plan.delay:
             self._measure()
 
@@ -171,7 +171,7 @@ class Evaluator:
         flow = calibrated_as(self._recipe.flow, self._last)
         adapters = self._runtime.adapters_in_force
         found = measure(self._runtime, flow, self._recipe.explore, plan.problems, adapters, plan.settings)
-        # What an engine has cached would carry rounding into the run's next batch.
+        # What the engine has cached would carry rounding into the run's next batch.
         self._runtime.workers.refresh(adapters)
         at = {"version": version, "problems_seen": self._last.get("problems_seen", 0)}
         self._rows += [{**at, "name": name, **plain(summary)} for name, summary in found.items()]
@@ -180,13 +180,13 @@ class Evaluator:
         try:
             write_whole(self._path, text)
         except OSError as error:
-            raise StorageError(f"could not write {self._path}: {error}; make room, and go on") from error
+            raise StorageError(f"could not write {self._path}: {error}; free some space, and resume") from error
         single = {f"single_{name}": value for name, value in found.get("single", {}).items()}
         self._notify("eval", {**found["flow"], **single}, version)
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's evaluations.jsonl; none where it has none. Raises `DataError` for what is no row."""
+    """The rows of a run's evaluations.jsonl; empty if there is none. Raises `DataError` for a broken row."""
     path, rows = folder / FILE, list[dict[str, Any]]()
     if not path.exists():
         return rows
@@ -202,7 +202,7 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
 
 
 def calibrated_as(flow: Flow[Any], row: Mapping[str, Any]) -> Flow[Any]:
-    """The flow with what a row of metrics says that it was calibrated to, as `evaluate --run` takes it from there."""
+    """The flow with the calibration that a row of metrics records, which `evaluate --run` also takes from there."""
     found: Any = flow
     for name, value in row.items():
         if name.startswith("flow/"):

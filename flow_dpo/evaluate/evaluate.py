@@ -1,11 +1,11 @@
 """Evaluation of a flow, or of one of its roles alone, on held-out problems.
 
-A rollout of the flow (or of the Answer role in one pass) is sampled for each problem, greedily once or several times at
-a temperature, without alternatives, and graded. With `draws`, each of several attempts is judged once by Stop, whatever
-the flow does after that (`votes`). Stop is measured on the candidates of these rollouts: how often it chose Yes for
+For each problem a rollout of the flow (or of the Answer role in one pass) is sampled, once greedily or several times at
+a temperature, without alternatives, and graded. With `draws`, Stop judges each of several attempts once, whatever the
+flow would do after that (`votes`). Stop is measured on the candidates of these rollouts: how often it chose Yes for
 unfinished, wrong and right ones, and how well its log-odds of Yes separate right from wrong and finished from
-unfinished (area under the curve). Invariant: nothing is learned. A draw that cannot be graded counts as not right in
-`accuracy`, is left out of `accuracy_graded`, and enters no rate of Stop.
+unfinished ones (area under the ROC curve). Invariant: nothing is learned. A draw that cannot be graded counts as not
+right in `accuracy`, is left out of `accuracy_graded`, and enters no rate of Stop.
 
     {"accuracy": 0.41, "interval": [0.34, 0.48], "num_problems": 200, "stop": {"yes_rate": {"right": 0.8, ...}}, ...}
 """
@@ -49,19 +49,19 @@ class EvaluationSettings:
     """Take the likeliest token; otherwise sample with the exploration's temperature and top-p. Attempts of `draws` are
     always sampled."""
     num_samples: int = 1
-    """Rollouts of each problem; more than one needs `greedy` to be false."""
+    """Rollouts per problem; more than one needs `greedy` to be false."""
     draws: int = 0
-    """Attempts of Answer at each problem, each judged once by Stop: reports majority, majority weighted by P(Yes), best
-    by P(Yes), and what each threshold would come to; the same by P(right) where the flow has a judgement of its own. 0
+    """Attempts of Answer per problem, each judged once by Stop. Reports the majority, the majority weighted by P(Yes),
+    the best by P(Yes), and what each threshold would give; also by P(right) if the flow has a judgement of its own. 0
     evaluates the flow."""
     candidates: str = ""
     """A predictions.jsonl of `draws`, or its folder: Stop judges the candidates in it, and nothing else is sampled."""
     output_dir: str = "runs/evaluation"
     seed: int = 0
     batch_problems: int = 64
-    """Problems under way at once, or two shards for each worker elsewhere. Changes timing only."""
+    """Problems under way at once, or two shards per worker if workers run elsewhere. Changes timing only."""
     trained_on: str = ""
-    """Run folders and traces, separated by commas: their problems are compared with those of the test."""
+    """Run folders and traces, separated by commas, whose problems are compared with those of the test."""
     exclude_overlap: bool = False
     """Leave out test problems that are among them; otherwise they are only counted."""
 
@@ -71,8 +71,8 @@ class EvaluationSettings:
         expect(self, "of 0 or more", lambda value: value >= 0, "draws")
         if self.candidates and (self.draws or self.num_samples > 1 or self.mode == "single" or self.trained_on):
             raise ConfigError(
-                f"expected the candidates of {self.candidates} alone, found what is to be sampled beside it; leave out "
-                "--draws, --num_samples, --mode and --trained_on where --candidates is given"
+                f"expected only the candidates of {self.candidates}, found something to sample as well; leave out "
+                "--draws, --num_samples, --mode and --trained_on when --candidates is given"
             )
         if self.exclude_overlap and not self.trained_on.strip(" ,"):
             raise ConfigError(
@@ -86,17 +86,15 @@ class EvaluationSettings:
             )
         if self.draws and self.mode == "single":
             raise ConfigError(
-                'expected the flow where attempts are drawn, found the mode "single": --draws samples Answer\'s own '
+                'expected the flow when attempts are drawn, found the mode "single": --draws samples Answer\'s own '
                 "attempts and has Stop judge them; leave out --mode, or use --num_samples"
             )
         if self.greedy and self.num_samples > 1:
-            raise ConfigError(
-                f"expected one sample where decoding is greedy, found {self.num_samples}; add --greedy false"
-            )
+            raise ConfigError(f"expected one sample with greedy decoding, found {self.num_samples}; add --greedy false")
 
     @property
     def num_rollouts(self) -> int:
-        """Rollouts of each problem."""
+        """Rollouts per problem."""
         return self.draws or self.num_samples
 
     @property
@@ -115,9 +113,9 @@ def evaluate(
     adapters: Mapping[Role, Adapter],
     settings: EvaluationSettings,
 ) -> tuple[list[Tree], dict[str, Any]]:
-    """Sample and grade all rollouts of every problem; the trees draw by draw, and what `summary.json` says of them.
+    """Sample and grade all rollouts of every problem. Returns the trees, draw by draw, and the content of summary.json.
 
-    Where `settings` asks for draws, `flow` is to be one attempt (`runs.adapters.one_attempt`).
+    If `settings` asks for draws, `flow` has to be one attempt (`runs.adapters.one_attempt`).
     """
     workers.refresh(adapters)
     trunk_only = explore.alone(greedy=settings.takes_likeliest)
@@ -126,7 +124,7 @@ def evaluate(
     right: list[tuple[Problem, str]] = []
     work = {"tokens": 0}
     for draw in range(settings.num_rollouts):
-        # The first draw is the one that an evaluation of a single draw makes.
+        # The first draw equals that of an evaluation with a single draw.
         seed = derive(settings.seed, "draw", draw) if draw else settings.seed
         for batch in batched(problems, settings.batch_problems):
             batch_trees = workers.submit(trunk_only, flow, batch, seed=seed).result().trees
@@ -144,9 +142,9 @@ def evaluate(
 
 
 def decoding(flow: Flow[Any], explore: Explore, trees: Iterable[Tree], settings: EvaluationSettings) -> dict[str, Any]:
-    """The decoding, as summary.json records it: the values that had an effect, and no others.
+    """The decoding as recorded in summary.json: only the values that had an effect.
 
-    Greedy decoding draws nothing, but where the flow asks for it: later attempts of `Attempts`, if there were any.
+    Greedy decoding samples nothing, unless the flow asks for it: later attempts of `Attempts`, if there were any.
     """
     names = ["temperature", "top_p", "choice_temperature"]
     if settings.takes_likeliest:
@@ -178,7 +176,7 @@ def summary(trees: Iterable[Tree]) -> dict[str, Any]:
 
 
 def summary_of(drawn: Iterable[tuple[Problem, Verdict | None]]) -> dict[str, Any]:
-    """The same, of draws as problems and verdicts."""
+    """The same for draws given as problems and verdicts."""
     verdicts: dict[str, list[Verdict]] = {}
     problems: dict[str, Problem] = {}
     for problem, verdict in drawn:
@@ -190,8 +188,7 @@ def summary_of(drawn: Iterable[tuple[Problem, Verdict | None]]) -> dict[str, Any
 
 
 def attempts_by_problem(trees: Iterable[Tree], flow: Flow[Any]) -> list[list[votes.Attempted]]:
-    """The draws of every problem as attempts, in their order, with P(right) where the flow has a judgement of its
-    own."""
+    """The draws of every problem as attempts, in their order, with P(right) if the flow has a judgement of its own."""
     judgement = own_judgement(flow)
     found: dict[str, list[votes.Attempted]] = {}
     for tree in trees:
@@ -207,19 +204,19 @@ def attempts_by_problem(trees: Iterable[Tree], flow: Flow[Any]) -> list[list[vot
 
 
 def yes_probability(tree: Tree) -> float | None:
-    """The probability of the first choice at the trunk's last turn, Stop's P(Yes) of one attempt; None where that turn
-    has no choices."""
+    """The probability of the first choice at the trunk's last turn, which is Stop's P(Yes) for one attempt; None if
+    that turn has no choices."""
     logprobs = tree.trunk_nodes()[-1].completion.choice_logprobs
     return math.exp(logprobs[0]) if logprobs else None
 
 
 def own_judgement(flow: Flow[Any]) -> Judgement | None:
-    """What a flow of attempts makes of Stop's word and of an attempt's likelihood; None where that is Stop's P(Yes)."""
+    """A flow's judgement of attempts by Stop's word and Answer's likelihood; None if it is no more than P(Yes)."""
     return flow.judgement if isinstance(flow, Attempts) and flow.judgement != Judgement() else None
 
 
 def mean_logprob(tree: Tree) -> float | None:
-    """Of the tokens of the trunk's turns without choices, in nats; None where it has none."""
+    """Mean log-probability, in nats, of the tokens in the trunk's turns without choices; None if there are none."""
     written = [node.completion for node in tree.trunk_nodes() if not node.completion.choice_logprobs]
     logprobs = [value for completion in written for value in completion.logprobs]
     return math.fsum(logprobs) / len(logprobs) if logprobs else None
@@ -234,7 +231,7 @@ CandidateKind = Literal["unfinished", "wrong", "right"]
 
 @dataclass(frozen=True, kw_only=True)
 class StopChoice:
-    """One Yes or No of a choosing role, and the kind of candidate that it was given."""
+    """One Yes or No of a choosing role, and the kind of candidate that it judged."""
 
     chose_yes: bool
     log_odds: float
@@ -243,7 +240,7 @@ class StopChoice:
 
 
 def stop_choices(flow: Flow[Any], trees: Sequence[Tree], renderer: RendersTurns, grader: Grader) -> list[StopChoice]:
-    """The choice at every candidate on the trunks, with the kind that the candidate's own verdict gives it."""
+    """The choice at every candidate on the trunks, and the kind of the candidate by its own verdict."""
     candidates: list[tuple[tuple[Problem, str, bool], bool, float]] = []
     for tree in trees:
         state = flow.start(tree.problem)
@@ -263,10 +260,10 @@ def stop_choices(flow: Flow[Any], trees: Sequence[Tree], renderer: RendersTurns,
 
 
 def candidate_kind(status: Status, *, ended: bool) -> CandidateKind | None:
-    """The kind of a candidate that a choosing role judged; None where it could not be graded.
+    """The kind of a candidate that a choosing role judged; None if it could not be graded.
 
-    A run's report uses it too, with the verdict of the rollout that Yes ended there (`report.run_data`) in place of
-    grading every candidate, and so leaves out those for which Yes was never chosen.
+    A run's report uses it too, but with the verdict of the rollout that Yes ended there (`report.run_data`) instead of
+    grading every candidate; it leaves out those for which Yes was never chosen.
     """
     if status == "correct":
         return "right"
@@ -274,7 +271,7 @@ def candidate_kind(status: Status, *, ended: bool) -> CandidateKind | None:
 
 
 def stop_summary(choices: Sequence[StopChoice]) -> dict[str, Any]:
-    """Yes-rates and mean probability of Yes by kind of candidate, and the two areas under the curve."""
+    """Yes rates and mean probability of Yes by kind of candidate, and the two areas under the ROC curve."""
     kinds = {kind: [one for one in choices if one.kind == kind] for kind in ("unfinished", "wrong", "right")}
     odds = {kind: [one.log_odds for one in ones] for kind, ones in kinds.items()}
     return {
@@ -291,8 +288,8 @@ def stop_summary(choices: Sequence[StopChoice]) -> dict[str, Any]:
 
 
 def predictions(trees: Sequence[Tree], *, draws: bool = False) -> list[Prediction]:
-    """The rows of predictions.jsonl, one draw of one problem each; with `draws` also what a vote and another Stop need:
-    P(Yes), the attempt's tokens, and how likely Answer found them."""
+    """The rows of predictions.jsonl, one per draw and problem. With `draws`, also what votes and another Stop need:
+    P(Yes), the attempt's tokens, and their mean log-probability under Answer."""
     seen: Counter[str] = Counter()
     rows: list[Prediction] = []
     for tree in trees:
@@ -318,18 +315,18 @@ def predictions(trees: Sequence[Tree], *, draws: bool = False) -> list[Predictio
 
 
 def _sampled_ids(tree: Tree) -> TokenIds:
-    """The tokens of a solution that holds no fixed text, as one attempt's does."""
+    """The tokens of a solution without fixed text, such as that of a single attempt."""
     pieces = tree.trunk.solution.pieces
     assert not any(isinstance(piece, str) for piece in pieces)
     return tuple(id for piece in pieces if not isinstance(piece, str) for id in piece)
 
 
 def write_predictions(folder: Path, rows: Sequence[Prediction], result: dict[str, Any]) -> None:
-    """predictions.jsonl, one draw of one problem a line, and summary.json. Raises `StorageError`."""
+    """Write predictions.jsonl, one line per draw and problem, and summary.json. Raises `StorageError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "predictions.jsonl").write_bytes(b"")
         append_rows(folder / "predictions.jsonl", rows)
         write_header(folder / "summary.json", EvaluationSummary, result)
     except OSError as error:
-        raise StorageError(f"could not write the predictions to {folder}: {error}; make room, and go on") from error
+        raise StorageError(f"could not write the predictions to {folder}: {error}; free space, and resume") from error

@@ -1,4 +1,4 @@
-"""A file of answers and golds, graded row by row: `flow-dpo verify`."""
+"""Grading a file of answers and gold answers row by row: `flow-dpo verify`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flow_dpo.verify.extract import AnswerRule
 from flow_dpo.verify.verifier import STANDALONE, Verifier
 
 BATCH = 500
-"""Rows between two signs of life."""
+"""Rows between two progress reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class VerifySettings:
     output: str = ""
     """Where the verdicts go: a folder, or a file that ends in .jsonl or .json, such as graded.jsonl."""
     timeout_s: float = 5.0
-    """Seconds of processor time after which an answer is given up as ungraded; a busy machine changes no verdict."""
+    """Seconds of processor time after which an answer counts as ungraded; a busy machine changes no verdict."""
     num_workers: int = 2
     """Processes that compare formulas."""
 
@@ -47,16 +47,16 @@ def verify_file(
     num_workers: int = 2,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Grade a JSONL file of `{"gold", "model_output"}` rows; write each with what was found added.
+    """Grade a JSONL file of `{"gold", "model_output"}` rows, and write each row with the result added.
 
-    Added are "status", "reason" and "extracted_answer". `output` is a folder, which gets `verdicts.jsonl` and
+    "status", "reason" and "extracted_answer" are added. `output` is a folder, which gets `verdicts.jsonl` and
     `summary.json`, or a file that ends in .jsonl or .json, such as `graded.jsonl`, with `graded.summary.json` beside
-    it; any other dot is a part of a folder's name, as in `qwen2.5-0.5B`, unless there is a file of it. The summary
-    counts statuses; where rows carry an `is_correct` of their own it counts agreement, with rows that name a `policy`
-    or are `disputed` apart. `accuracy` is the share of all rows that are correct, `accuracy_graded` of those that could
-    be graded.
-    `on_batch` is called with the number of rows done and of all. Verdicts are written batch by batch: those of an
-    interrupted call are there, without a summary. Raises `DataError` for a file without a row, or with a broken one.
+    it. Any other dot belongs to a folder's name, as in `qwen2.5-0.5B`, unless a file of that name exists. The summary
+    counts statuses; for rows with an `is_correct` of their own it counts agreement, separately for rows that name a
+    `policy` or are `disputed`. `accuracy` is the share of correct rows among all rows, `accuracy_graded` among those
+    that could be graded.
+    `on_batch` is called with the number of rows done and the total. Verdicts are written batch by batch; those of an
+    interrupted call remain, without a summary. Raises `DataError` for a file without rows, or with a broken one.
     """
     source, target = Path(path), Path(output)
     table, summary_file = _places(target)
@@ -70,13 +70,13 @@ def verify_file(
     verdicts: list[Verdict] = []
     try:
         table.parent.mkdir(parents=True, exist_ok=True)
-        summary_file.unlink(missing_ok=True)  # of other verdicts
+        summary_file.unlink(missing_ok=True)  # it belongs to other verdicts
         with Verifier(rule=rule, timeout_s=timeout_s, num_workers=num_workers) as verifier, open(table, "w") as file:
             for start in range(0, len(items), BATCH):
                 graded = verifier.grade_many(items[start : start + BATCH])
                 for row, verdict in zip(rows[start : start + BATCH], graded, strict=True):
                     found = {"status": verdict.status, "reason": verdict.reason, "extracted_answer": verdict.answer}
-                    file.write(json.dumps({**row, **found}) + "\n")  # ASCII: a lone surrogate is no UTF-8
+                    file.write(json.dumps({**row, **found}) + "\n")  # ASCII: UTF-8 cannot hold a lone surrogate
                 file.flush()
                 verdicts += graded
                 if on_batch is not None:
@@ -84,14 +84,14 @@ def verify_file(
         summary = _summary(source, rows, verdicts)
         summary_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"could not write {table}: {error}; make room, or name another --output") from error
+        raise StorageError(f"could not write {table}: {error}; free some space, or name another --output") from error
     return summary
 
 
 def _places(target: Path) -> tuple[Path, Path]:
-    """Where verdicts and summary go."""
+    """The files for verdicts and summary."""
     named = target.suffix.lower() in (".jsonl", ".json")
-    # By `os.path`, for which a name that is too long is neither: it is refused as one that cannot be written to.
+    # `os.path` takes a name that is too long as neither; it is then refused as one that cannot be written to.
     if os.path.isdir(target) or not (named or (target.suffix and os.path.isfile(target))):
         return target / "verdicts.jsonl", target / "summary.json"
     stem = target.name.removesuffix(target.suffix) if named else target.name
@@ -107,7 +107,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         row = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path}, row {row}: expected UTF-8 text, found byte 0x{error.object[error.start]:02x}; save it as UTF-8, "
-            "and unpacked where it is packed"
+            "and unpack it if it is packed"
         ) from error
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -126,7 +126,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _summary(source: Path, rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     counts = Counter(verdict.status for verdict in verdicts)
     graded = counts["correct"] + counts["wrong"]
-    # What could not be graded was not shown to be right: the headline is the lower of the two.
+    # An answer that could not be graded counts as not right, so the headline is the lower of the two.
     summary: dict[str, Any] = {
         "file": str(source),
         "num_rows": len(rows),
@@ -147,7 +147,7 @@ def _summary(source: Path, rows: Sequence[dict[str, Any]], verdicts: Sequence[Ve
 
 
 def _group(row: dict[str, Any]) -> str:
-    """Labels that are one grader's convention, or in dispute, are counted apart."""
+    """Labels that follow one grader's convention, or are disputed, are counted separately."""
     if row.get("disputed"):
         return "disputed"
     return f"policy: {row['policy']}" if row.get("policy") else "agreed"

@@ -1,7 +1,7 @@
-"""JSON files of what was measured: summary.json of an evaluation and of a judge, judge.json and comparison.json.
+"""JSON files with measurements: summary.json of an evaluation and of a judge, judge.json and comparison.json.
 
-Each kind names what readers rely on, and keeps what else the file holds (`runs.headers`). Invariant: a number is a
-number or null wherever a table shows it.
+Each kind names the fields that readers rely on, and keeps whatever else the file holds (`runs.headers`). Invariant:
+wherever a table shows a number, the field is a number or null.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Numbers = Mapping[str, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class StopSummary:
-    """How well Stop separates the kinds of candidates, which were graded one by one."""
+    """How well Stop separates the kinds of candidates, each of which was graded."""
 
     num_candidates: Numbers | None = None
     yes_rate: Numbers | None = None
@@ -61,32 +61,32 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class VotesAtK:
-    """What k attempts at a problem come to by each rule (`evaluate.votes`)."""
+    """What k attempts at a problem give by each rule (`evaluate.votes`)."""
 
     tokens: float | None
-    """Sampled for k attempts, a problem."""
+    """Sampled for k attempts, per problem."""
     one_attempt: Measured
     majority: Measured
     weighted_majority: Measured
     best: Measured
     oracle: Measured
     weighted_by_right: Measured | None = None
-    """By P(right), as the next one, where the flow has a judgement of its own."""
+    """By P(right); like `best_by_right`, only if the flow has a judgement of its own."""
     best_by_right: Measured | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AtThreshold:
-    """What accepting the first attempt whose P(Yes), or P(right), exceeds a threshold comes to."""
+    """What accepting the first attempt whose P(Yes), or P(right), exceeds a threshold gives."""
 
     max_attempts: Count
     threshold: float
     accuracy: float | None
     interval: Interval
     tokens: float | None
-    """Sampled until one is accepted, a problem."""
+    """Sampled until an attempt is accepted, per problem."""
     attempts: float | None
-    """Made until one is accepted, a problem."""
+    """Made until one is accepted, per problem."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +95,9 @@ class VotesSummary:
 
     by_k: Mapping[str, VotesAtK]
     threshold_curve: tuple[AtThreshold, ...]
-    """Of P(Yes)."""
+    """By threshold of P(Yes)."""
     right_curve: tuple[AtThreshold, ...] | None = None
-    """Of P(right), where the flow has a judgement of its own: what the flow's threshold is in."""
+    """By threshold of P(right), the scale of the flow's own threshold, if the flow has a judgement of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +109,12 @@ class MeasuredArea:
 
 
 AREA_WORDS = {"right_over_wrong": "right over wrong", "finished_over_unfinished": "finished over unfinished"}
-"""How tables name the areas of a fixed set."""
+"""How tables name the areas measured on a fixed set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReliabilityBin:
-    """The probabilities from `low` to `high`: how many, their mean, and the share of right candidates among them."""
+    """The probabilities from `low` to `high`: their number, their mean, and the share of right candidates."""
 
     low: float
     high: float
@@ -125,10 +125,10 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgementSummary:
-    """A flow's judgement on a fixed set of candidates: what the same fields say of Stop alone, of P(right)."""
+    """A flow's judgement on a fixed set: for P(right), what `CandidatesSummary` has for Stop's P(Yes)."""
 
     weights: Numbers
-    """The judgement's own: bias, stop, likelihood."""
+    """The weights of the judgement: bias, stop, likelihood."""
     right_over_wrong: MeasuredArea
     mean_right: Numbers
     brier: float | None
@@ -143,22 +143,22 @@ class CandidatesSummary:
 
     file: str
     sha256: str
-    """Of the file: where two are equal, two Stops judged the same candidates."""
+    """Of the file. If two are equal, two Stops judged the same candidates."""
     num: Numbers
-    """By kind: right, wrong, unfinished, and those that were cut or ungraded, which are in no measure."""
+    """By kind: right, wrong, unfinished; and those that were cut or ungraded, which enter no measure."""
     right_over_wrong: MeasuredArea
     finished_over_unfinished: MeasuredArea
     mean_yes: Numbers
     brier: float | None
     brier_of_share: float | None
-    """Of a constant, the share of right candidates."""
+    """Brier score of a constant prediction, the share of right candidates."""
     calibration_error: float | None
     """Expected calibration error over `bins`."""
     bins: tuple[ReliabilityBin, ...]
     sampled_by: str | None = None
-    """The model that the candidates are of."""
+    """The model that sampled the candidates."""
     judgement: JudgementSummary | None = None
-    """The flow's, where it is more than Stop alone."""
+    """The flow's judgement, if it is more than Stop alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +167,10 @@ class EvaluationSummary:
 
     SCHEMA: ClassVar[str] = "evaluation/1"
     accuracy: float | None
-    """Right draws of all draws: what could not be graded was not shown to be right."""
+    """Right draws among all draws; a draw that could not be graded counts as not right."""
     interval: Interval
     accuracy_graded: float | None = None
-    """Right draws of those that could be graded; files without it state that share as `accuracy`."""
+    """Right draws among those that could be graded; files without this field state that share as `accuracy`."""
     ungraded_reasons: Numbers | None = None
     num_problems: float | None = None
     num_draws: float | None = None
@@ -190,7 +190,7 @@ class EvaluationSummary:
     votes: VotesSummary | None = None
     candidates: CandidatesSummary | None = None
     tokenizer: str | None = None
-    """SHA-256 of the vocabulary that token ids are of."""
+    """SHA-256 of the vocabulary of the token ids."""
     steps_of_right_answers: StepQuality | None = None
     more: Mapping[str, Any] = others()
 
@@ -200,11 +200,11 @@ class EvaluationSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeHeader:
-    """judge.json: the questions and the judge."""
+    """judge.json: the settings of the questions, and the judge."""
 
     SCHEMA: ClassVar[str] = "judge/1"
     question: Mapping[str, Any]
-    """Everything that decides the questions."""
+    """All settings that determine the questions."""
     num_pairs: Count
     judge: str | None = None
     command: str | None = None
@@ -222,7 +222,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """A share with its interval, or a kappa, or a p."""
+    """A share with its interval, or a kappa, or a p-value."""
 
     rate: float | None = None
     interval: Interval | None = None
@@ -261,9 +261,9 @@ class Accuracy:
 
     mean: float | None = None
     mean_graded: float | None = None
-    """Over what could be graded."""
+    """Over the answers that could be graded."""
     num_ungraded: float | None = None
-    """Answers of all seeds that could not be."""
+    """Answers of all seeds that could not be graded."""
     low: float | None = None
     high: float | None = None
     per_seed: tuple[float | None, ...] | None = None
@@ -282,16 +282,16 @@ class Difference:
     seed_low: float | None = None
     seed_high: float | None = None
     seed_p: float | None = None
-    """Of the method: seeds are random, as questions are."""
+    """The method's p: seeds are random, like questions."""
     num_ungraded: float | None = None
-    """Questions that could not be graded on one side at least, over all seeds."""
+    """Questions that could not be graded on at least one side, over all seeds."""
     per_seed: tuple[float | None, ...] | None = None
     more: Mapping[str, Any] = others()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """An arm's differences to another than the baseline, by test."""
+    """An arm's differences, by test, to an arm other than the baseline."""
 
     against: str
     differences: Mapping[str, Difference | None] | None = None
@@ -300,7 +300,7 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction:
-    """What two changes come to together beyond their sum, by test (`compare.interactions`)."""
+    """By how much two changes together exceed the sum of each alone, by test (`compare.interactions`)."""
 
     name: str
     neither: str
@@ -312,7 +312,7 @@ class Interaction:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmFolders:
-    """Where one seed's work of an arm lies, relative to the comparison."""
+    """Where the work of one seed of an arm is, relative to the comparison's folder."""
 
     evaluations: Mapping[str, str] | None = None
     more: Mapping[str, Any] = others()
@@ -320,7 +320,7 @@ class ArmFolders:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmRow:
-    """All of one arm."""
+    """Everything about one arm."""
 
     name: str
     kind: str | None = None
@@ -345,13 +345,13 @@ class TestSet:
 
     num_problems: float | None = None
     num_learned: float | None = None
-    """Of its questions, those that some arm learned from."""
+    """Questions of this set that some arm learned from."""
     more: Mapping[str, Any] = others()
 
 
 @dataclass(frozen=True, kw_only=True)
 class MadeBy:
-    """The code that made some of the pieces of work."""
+    """The version of the code that made some of the pieces of work."""
 
     num_pieces: float | None = None
     commit: str | None = None
@@ -360,11 +360,11 @@ class MadeBy:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenRate:
-    """The learning rate of a training, and the validation accuracies by which it was chosen."""
+    """The learning rate of a training, and the validation accuracies that decided it."""
 
     chosen: float
     by_rate: Mapping[str, tuple[float | None, ...]]
-    """One a seed of those by which rates are chosen."""
+    """By rate: one accuracy for each seed used for choosing."""
     more: Mapping[str, Any] = others()
 
 

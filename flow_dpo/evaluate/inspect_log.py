@@ -1,9 +1,9 @@
-"""An evaluation as a log of Inspect AI, which `inspect view` and `inspect_ai.log.read_eval_log` open.
+"""An evaluation as an Inspect AI log, for `inspect view` and `inspect_ai.log.read_eval_log`.
 
     export(Path("runs/gsm8k-test"), Path("runs/log"))      # runs/log/2026-11-28T15-04-05+00-00_gsm8k-test_a1b2.json
 
-A draw on a problem is a sample, its number the epoch; question, gold answer, what was sampled, verdict and answer are
-input, target, output and score: "C" right, "I" wrong, "N" could not be graded, which Inspect's accuracy counts as ours
+A draw on a problem is a sample, and its number the epoch. Question, gold answer, sampled text, verdict and answer
+become input, target, output and score: "C" right, "I" wrong, "N" not graded, which Inspect's accuracy counts as ours
 does. Written as version 2 of the format, without the package. Invariant: the same evaluation gives the same bytes.
 Source: `inspect_ai.log.EvalLog`, inspect-ai 0.3.285.
 """
@@ -30,15 +30,15 @@ _SCORER = "verifier"
 
 
 def is_evaluation(source: Path) -> bool:
-    """Whether a folder is one of `flow-dpo evaluate`."""
+    """Whether a folder was written by `flow-dpo evaluate`."""
     return (source / "summary.json").is_file() and (source / "predictions.jsonl").is_file()
 
 
 def export(source: Path, output_dir: Path) -> tuple[Path, int]:
-    """Write the log; its path, and the number of samples.
+    """Write the log; returns its path and the number of samples.
 
-    Raises `DataError` where the source is no evaluation or one of given candidates, whose solutions this model did not
-    write, and `ConfigError` where the log is there already.
+    Raises `DataError` if the source is not an evaluation, or one of given candidates, whose solutions this model did
+    not write; `ConfigError` if the log already exists.
     """
     if not is_evaluation(source):
         raise DataError(
@@ -54,17 +54,17 @@ def export(source: Path, output_dir: Path) -> tuple[Path, int]:
     check_writable(output_dir)
     path = output_dir / f"{made.replace(':', '-')}_{_file_name(log['eval']['task'])}_{log['eval']['task_id']}.json"
     if path.exists():
-        raise ConfigError(f"{path} is there already; name another folder with --output_dir, or remove it")
+        raise ConfigError(f"{path} already exists; name another folder with --output_dir, or remove it")
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(log, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
-        raise StorageError(f"could not write the log to {path}: {error}; make room, and export again") from error
+        raise StorageError(f"could not write the log to {path}: {error}; free some space, and rerun") from error
     return path, len(rows)
 
 
 def log_of(summary: Mapping[str, Any], rows: Sequence[Prediction], *, task: str, made: str) -> dict[str, Any]:
-    """The log as JSON holds it. `made`: when, in ISO 8601, UTC."""
+    """The log as a JSON object. `made` is its time, in ISO 8601, UTC."""
     model = str(summary.get("model") or "not known")
     identity = hashlib.sha256(
         json.dumps([summary, [row.solution for row in rows]], sort_keys=True).encode()
@@ -102,7 +102,7 @@ def log_of(summary: Mapping[str, Any], rows: Sequence[Prediction], *, task: str,
 
 
 def _score(summary: Mapping[str, Any], rows: Sequence[Prediction]) -> dict[str, Any]:
-    """The accuracy with its 95 % interval, and of graded draws alone."""
+    """The accuracy with its 95 % interval, and the accuracy of graded draws only."""
     low, high = summary["interval"]
     values = {
         "accuracy": summary.get("accuracy"),

@@ -1,11 +1,11 @@
-"""lm-evaluation-harness on a flow: its tasks' contexts become questions, the flow's final attempts their answers.
+"""lm-evaluation-harness on a flow: contexts of its tasks become questions, the flow's final attempts the answers.
 
-    measure_tasks(parsed)       runs/lm-eval/results.json as lm-eval has it, samples_TASK.jsonl, lm_eval.json
+    measure_tasks(parsed)       runs/lm-eval/results.json as lm-eval writes it, samples_TASK.jsonl, lm_eval.json
 
-A context is sent as it is, as the question in the flow's own prompts, few-shot examples included; lm-eval's system
-instruction and chat template have no place. What comes back is the text of the last attempt (of `--mode single`, of one
-pass), cut at the first of the task's `until` strings. Of a task's other generation settings none is used: length and
-decoding are the flow's. Invariant: lm-eval alone scores; the verifier is not asked, and nothing is learned.
+A context is sent unchanged, few-shot examples included, as the question in the flow's own prompts; lm-eval's system
+instruction and chat template are not used. The answer is the text of the last attempt (with `--mode single`, of one
+pass), cut at the first of the task's `until` strings. A task's other generation settings are ignored: length and
+decoding are the flow's. Invariant: only lm-eval scores; the verifier is not asked, and nothing is learned.
 """
 
 from __future__ import annotations
@@ -62,17 +62,17 @@ class _NoVerdicts:
         """Nothing is looked at."""
 
     def grade_many(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict]:
-        """Ungraded, each."""
+        """Ungraded, all of them."""
         return [Verdict(status="ungraded", reason="lm-eval scores it") for _ in items]
 
 
 def unscored(renderer: Renderer) -> AnswerGrader:
-    """A grader that gives texts and no verdicts."""
+    """A grader that gives texts but no verdicts."""
     return AnswerGrader(_NoVerdicts(), renderer)
 
 
 def check_installed() -> None:
-    """Raise `ConfigError` where lm-eval is not installed."""
+    """Raise `ConfigError` if lm-eval is not installed."""
     try:
         import lm_eval  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -85,10 +85,10 @@ def check_installed() -> None:
 def measure_tasks(
     parsed: Mapping[str, Any], *, report: Callable[[str], None] = lambda _: None, console: Console | None = None
 ) -> dict[str, Any]:
-    """Run the tasks and write the folder; what lm-eval found, without its samples.
+    """Run the tasks and write the folder. Returns lm-eval's results without the samples.
 
-    `parsed` holds the command's groups of settings. Raises `ConfigError` before anything is loaded for a task that does
-    not exist or a folder in use, and where a task asks for probabilities, which a flow does not have.
+    `parsed` holds the command's groups of settings. Before anything is loaded, raises `ConfigError` for an unknown task
+    or a folder in use; also raises it if a task asks for probabilities, which a flow does not have.
     """
     settings: LmEvalSettings = parsed["lm_eval"]
     folder = Path(settings.output_dir)
@@ -111,7 +111,7 @@ def measure_tasks(
 
 @dataclass
 class _Answers:
-    """The flow's answers to contexts, sampled by a runtime that is opened for them."""
+    """The flow's answers to contexts, sampled by a runtime that is opened for each list of them."""
 
     parsed: Mapping[str, Any]
     live: Live
@@ -119,7 +119,7 @@ class _Answers:
     model: str = ""
 
     def __call__(self, contexts: Sequence[str]) -> list[str]:
-        """A text for each context, in their order; none ("") where its rollout would not fit the context window."""
+        """One text per context, in order; empty ("") if its rollout would not fit the context window."""
         settings: LmEvalSettings = self.parsed["lm_eval"]
         problems = tuple(
             Problem(id=f"lm-eval/{number}", question=context, gold="") for number, context in enumerate(contexts)
@@ -144,7 +144,7 @@ class _Answers:
 
 
 def _known(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The tasks' names, patterns unfolded. Raises `ConfigError` for one that is none."""
+    """The names of the tasks, with patterns expanded. Raises `ConfigError` for an unknown one."""
     if not wanted:
         raise ConfigError("expected tasks of lm-eval, found none; name them with --tasks, as in --tasks gsm8k")
     names: list[str] = []
@@ -172,7 +172,7 @@ def _header(parsed: Mapping[str, Any], answers: _Answers, found: Mapping[str, An
 
 
 def _write(folder: Path, found: Mapping[str, Any], samples: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-    """lm-eval's results and samples, and what they were made with, last. Raises `StorageError`."""
+    """Write lm-eval's results and samples, and last how they were made. Raises `StorageError`."""
     from lm_eval.utils import handle_non_serializable  # pyright: ignore[reportMissingImports]
 
     def text(value: Any, indent: int | None = None) -> str:
@@ -186,4 +186,4 @@ def _write(folder: Path, found: Mapping[str, Any], samples: Mapping[str, Any], h
         (folder / RESULTS).write_text(text(found, 2) + "\n", encoding="utf-8")
         write_header(folder / HEADER, LmEvalHeader, json.loads(text(header)))
     except OSError as error:
-        raise StorageError(f"could not write the results to {folder}: {error}; make room, and measure again") from error
+        raise StorageError(f"could not write the results to {folder}: {error}; free some space, and rerun") from error

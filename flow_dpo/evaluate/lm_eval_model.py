@@ -1,9 +1,9 @@
-"""A flow as lm-evaluation-harness's model: what it writes after a context, and no probability of anything.
+"""A flow as a model of lm-evaluation-harness: it writes a text after a context, and gives no probabilities.
 
     run(FlowModel(answers), ["gsm8k"], manager_of(["gsm8k"], ""), LmEvalSettings())["results"]["gsm8k"]
 
-Only what needs lm-eval to be installed is here. Invariant: a task that compares probabilities of given answers is
-refused: another role decides when a flow's answer has ended, and no forward pass gives its probability.
+Only code that needs lm-eval to be installed is here. Invariant: a task that compares probabilities of given answers is
+refused: another role decides when a flow's answer has ended, so no forward pass gives its probability.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _simple_evaluate: Any = evaluator.simple_evaluate  # its decorator hides its par
 
 
 class FlowModel(LM):
-    """Answers contexts by whatever turns a list of them into a list of texts."""
+    """Answers contexts with a function that turns a list of them into a list of texts."""
 
     def __init__(self, answers: Callable[[Sequence[str]], list[str]]) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class FlowModel(LM):
     def loglikelihood(self, requests: list[Any]) -> Any:
         """Refused."""
         raise ConfigError(
-            f"expected tasks whose answers are written out, found one that compares probabilities "
-            f"({requests[0].task_name}); a flow has none. Measure one role's adapter with lm-eval itself: lm_eval run "
-            "--model hf --model_args pretrained=BASE,peft=RUN/adapters/answer/VERSION --tasks ..."
+            f"expected tasks with written answers, found one that compares probabilities "
+            f"({requests[0].task_name}), which a flow does not have. Measure one role's adapter with lm-eval itself: "
+            "lm_eval run --model hf --model_args pretrained=BASE,peft=RUN/adapters/answer/VERSION --tasks ..."
         )
 
     def loglikelihood_rolling(self, requests: list[Any]) -> Any:
@@ -48,7 +48,7 @@ class FlowModel(LM):
 
 
 def cut(text: str, until: str | Sequence[str] | None) -> str:
-    """A text before the first of these strings."""
+    """The text before the first of these strings."""
     ends = [until] if isinstance(until, str) else [one for one in until or () if isinstance(one, str)]
     for end in ends:
         text = text.partition(end)[0] if end else text
@@ -56,8 +56,8 @@ def cut(text: str, until: str | Sequence[str] | None) -> str:
 
 
 def manager_of(names: Sequence[str], include_path: str) -> TaskManager:
-    """The known tasks: those of `include_path` alone where they are all that is wanted, for to read lm-eval's own
-    takes long."""
+    """The known tasks. If those of `include_path` are all that is wanted, only they are read: lm-eval's own take
+    long."""
     if include_path:
         own = TaskManager(include_path=include_path, include_defaults=False)
         if set(names) <= set(own.all_tasks):
@@ -66,7 +66,7 @@ def manager_of(names: Sequence[str], include_path: str) -> TaskManager:
 
 
 def run(model: FlowModel, names: Sequence[str], manager: TaskManager, settings: LmEvalSettings) -> dict[str, Any]:
-    """What lm-eval finds. Raises `ConfigError` for a task that it refuses."""
+    """The results of lm-eval. Raises `ConfigError` for a task that it refuses."""
     limit = settings.limit
     try:
         found = _simple_evaluate(
@@ -76,7 +76,7 @@ def run(model: FlowModel, names: Sequence[str], manager: TaskManager, settings: 
             num_fewshot=settings.num_fewshot,
             limit=int(limit) if limit is not None and limit >= 1 else limit,
             confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
-            # Its seeds are the process's own; the flow draws by its own, and few-shot examples by theirs.
+            # Its global seeds are not used: the flow samples with its own seed, few-shot examples with this one.
             random_seed=None,
             numpy_random_seed=None,
             torch_random_seed=None,

@@ -1,4 +1,4 @@
-"""Settings of `flow-dpo lm-eval`, in a module that imports nothing heavy: its help and its typos need no torch.
+"""Settings of `flow-dpo lm-eval`, in a module without heavy imports: help and typos need no torch.
 
 LmEvalSettings(tasks="gsm8k,mmlu_*", limit=100).names       # ["gsm8k", "mmlu_*"]
 """
@@ -13,16 +13,16 @@ from flow_dpo.core.errors import expect
 
 @dataclass(frozen=True, kw_only=True)
 class LmEvalSettings:
-    """Tasks of lm-evaluation-harness, and how the flow answers them."""
+    """The tasks of lm-evaluation-harness, and how the flow answers them."""
 
     tasks: str = ""
     """Names of tasks, groups or patterns ("mmlu_*"), separated by commas."""
     include_path: str = ""
-    """A folder with task files of your own. Code that they name (`!function`) is run."""
+    """A folder with your own task files. Code that they name (`!function`) is run."""
     limit: float | None = None
-    """So many examples of each task, or a share of them below 1; all where it is not given."""
+    """Examples of each task; below 1, a share of them. All if not given."""
     num_fewshot: int | None = None
-    """Worked examples in front of each context; the task's own number where it is not given."""
+    """Worked examples before each context; the task's own number if not given."""
     mode: Literal["flow", "single"] = "flow"
     """"single" is one pass of the Answer role."""
     greedy: bool = True
@@ -31,7 +31,7 @@ class LmEvalSettings:
     """Contexts under way at once. Changes timing only."""
     seed: int = 0
     confirm_run_unsafe_code: bool = False
-    """Allow tasks that run code that the model wrote, in this process: lm-eval has no sandbox."""
+    """Allow tasks that run code written by the model. It runs in this process: lm-eval has no sandbox."""
     output_dir: str = "runs/lm-eval"
 
     def __post_init__(self) -> None:
@@ -42,5 +42,5 @@ class LmEvalSettings:
 
     @property
     def names(self) -> list[str]:
-        """The tasks, one by one."""
+        """The task names, one by one."""
         return [name.strip() for name in self.tasks.split(",") if name.strip()]

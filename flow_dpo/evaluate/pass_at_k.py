@@ -1,12 +1,12 @@
-"""Accuracy, pass@k and majority vote from several samples a problem, with 95 % intervals.
+"""Accuracy, pass@k and majority vote from several samples per problem, with 95 % intervals.
 
     p1   right wrong right right      mean 0.75    pass@2 = 1 - C(1,2)/C(4,2) = 1
     p2   wrong wrong right wrong      mean 0.25    pass@2 = 1 - C(3,2)/C(4,2) = 0.5
 
-`pass@k` is the unbiased estimate (arXiv 2107.03374): the probability that k draws, taken of those made without putting
-back, hold a right one. `majority@k` takes the draws k at a time and lets their answers vote; equal votes share.
-Invariant: an ungraded draw was not shown to be right, so it counts as not right; `accuracy_graded` leaves it out. The
-interval knows that draws of one problem are not independent.
+`pass@k` is the unbiased estimate (arXiv 2107.03374): the probability that k of the draws, chosen without replacement,
+include a right one. `majority@k` takes the draws k at a time and lets their answers vote; tied answers share.
+Invariant: an ungraded draw counts as not right; `accuracy_graded` leaves it out. The interval accounts for the fact
+that draws on one problem are not independent.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Drawn:
 
     @property
     def rewards(self) -> tuple[float, ...]:
-        """Of all draws, 0 where one could not be graded."""
+        """Rewards of all draws, 0 for one that could not be graded."""
         return tuple(verdict.right or 0.0 for verdict in self.verdicts)
 
     @property
     def graded(self) -> tuple[float, ...]:
-        """Of the draws that could be graded."""
+        """Rewards of the draws that could be graded."""
         return tuple(verdict.right for verdict in self.verdicts if verdict.right is not None)
 
 
 def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
-    """Accuracy (mean over draws), its 95 % interval, the accuracy of what could be graded, and the counts behind them;
-    by level and subject where problems have them; `pass_at_k` and `majority_at_k` where there are several draws."""
+    """Accuracy (a mean over draws), its 95 % interval, the accuracy over graded draws, and the counts behind them; also
+    by level and subject, if problems have them, and `pass_at_k` and `majority_at_k`, if there are several draws."""
     overall = _accuracy(drawn)
     for column in ("level", "subject"):
         groups: dict[str, list[Drawn]] = {}
@@ -58,23 +58,23 @@ def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
 
 
 def pass_at_k(rewards: Sequence[float], k: int) -> float | None:
-    """1 - C(n - c, k) / C(n, k) of n draws with c right ones; None where there are fewer than k."""
+    """1 - C(n - c, k) / C(n, k) for n draws with c right ones; None for fewer than k draws."""
     n, c = len(rewards), int(sum(rewards))
     return None if n < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def majority_at_k(verdicts: Sequence[Verdict], k: int) -> float | None:
-    """How often the most frequent answer of k draws is right, over the draws taken k at a time.
+    """How often the most frequent answer of k draws is right, with the draws taken k at a time.
 
-    None where there are fewer than k. Answers are the same where they are the same number or name; no answer is no
-    vote, and one that could not be graded is not right.
+    None for fewer than k draws. Answers are equal if they are the same number or name. A draw without an answer has no
+    vote, and an answer that could not be graded is not right.
     """
     groups = [verdicts[start : start + k] for start in range(0, len(verdicts) - k + 1, k)]
     return mean([vote(group) for group in groups])
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are there; None where none is."""
+    """The mean of the values that are not None; None if all are."""
     there = [value for value in values if value is not None]
     return math.fsum(there) / len(there) if there else None
 
@@ -98,13 +98,13 @@ def _accuracy(drawn: Sequence[Drawn]) -> dict[str, Any]:
 
 
 def ks(most: int) -> list[int]:
-    """1, 2, 4, ... and all draws; none of none."""
+    """1, 2, 4, ... and the number of all draws; empty without draws."""
     return sorted({1 << power for power in range(most.bit_length())} | {most}) if most else []
 
 
 def vote(verdicts: Sequence[Verdict], weights: Sequence[float] | None = None) -> float:
-    """The share of right ones among the answers with the most votes, a draw's vote counting as its weight (1 where no
-    weights are given); 0 where there is no answer."""
+    """The share of right ones among the answers with the most votes. A draw's vote counts as its weight (1 without
+    weights); 0 if there is no answer."""
     clusters: list[tuple[list[Verdict], list[float]]] = []
     for verdict, weight in zip(verdicts, weights or [1.0] * len(verdicts), strict=True):
         if verdict.answer is None:
@@ -118,7 +118,7 @@ def vote(verdicts: Sequence[Verdict], weights: Sequence[float] | None = None) ->
         else:
             clusters.append(([verdict], [weight]))
     sums = [math.fsum(votes) for _, votes in clusters]
-    # Answers that are taken for the same may be graded otherwise, such as where one was not in time.
+    # Answers that count as equal can have different verdicts, for example after a timeout.
     won = [
         math.fsum(one.right or 0.0 for one in alike) / len(alike)
         for (alike, _), votes in zip(clusters, sums, strict=True)
@@ -128,5 +128,5 @@ def vote(verdicts: Sequence[Verdict], weights: Sequence[float] | None = None) ->
 
 
 def _equal(one: float, other: float) -> bool:
-    """Whether two sums of votes are equal but for rounding."""
+    """Whether two sums of votes are equal up to rounding."""
     return math.isclose(one, other, rel_tol=1e-9)

@@ -1,10 +1,10 @@
-"""An evaluation from a run folder, a model's name or an open runtime: load, sample, grade, count, write.
+"""An evaluation of a run folder, a named model or an open runtime: load, sample, grade, count, write.
 
     evaluate_flow("runs/seed", max_problems=200)["accuracy"]          the run's newest adapters
     evaluate_flow("Qwen/Qwen2.5-0.5B-Instruct", "openai/gsm8k", dataset_config="main")      the base, untrained
     evaluate_flow(runtime, load_problems("seed", split="test"))       the adapters in memory
 
-The command line's `flow-dpo evaluate` is `measure_run` with its flags.
+On the command line, `flow-dpo evaluate` is `measure_run` with its flags.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ def evaluate_flow(
     settings: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Sample and grade rollouts of problems without learning; the summary, as `flow-dpo evaluate` writes it.
+    """Sample and grade rollouts of problems without learning; returns the summary that `flow-dpo evaluate` writes.
 
-    `source` is a run folder, a model's name, or a runtime in which something may have been learned. Of a run, `dataset`
-    is by default the one that it was trained on; its test split is taken. Of a runtime it is by default the problems
-    that it was opened with. Any setting of the command may be given by its name: `evaluate_flow(run, greedy=False,
-    num_samples=8)`; of a runtime those of the evaluation and of the data. Only with an `output_dir`, which a runtime
-    has not, is anything written.
+    `source` is a run folder, a model's name, or a runtime, which may have learned something. For a run, `dataset`
+    defaults to the test split of the data set that it was trained on; for a runtime, to the problems that it was opened
+    with. Any setting of the command can be given by name: `evaluate_flow(run, greedy=False, num_samples=8)`; for a
+    runtime, those of the evaluation and of the data. Files are only written to an `output_dir`, which a runtime does
+    not take.
 
-    Raises `ConfigError` for a setting that has no meaning there, `DataError` where a data set is not what it should be.
+    Raises `ConfigError` for a setting that has no meaning for the source, `DataError` for an unusable data set.
     """
     overrides = {**(settings or {}), **more}
     grader = grader_of(grader, reward_funcs, reward_weights)
@@ -126,10 +126,10 @@ def measure_run(
     write: bool = True,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Load everything, evaluate, and write predictions and summary; on a console it shows how far it is.
+    """Load everything, evaluate, write predictions and summary, and show progress on a console.
 
-    What was sampled is written batch by batch: the same command resumes. Raises `ConfigError` for a folder
-    in use or that cannot be written to, before anything is loaded.
+    What was sampled is written batch by batch, and the same command resumes. Before anything is loaded, raises
+    `ConfigError` for a folder that is in use or cannot be written to.
     """
     given = graded_as_given(given, speaking.run, runtime_settings.grading)
     console = Console(quiet=True) if console is None else console
@@ -176,7 +176,7 @@ def measure_run(
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What an evaluation has sampled: a flow's rollouts, or Stop's choices on a fixed set of candidates."""
+    """What an evaluation samples: rollouts of a flow, or Stop's choices on a fixed set of candidates."""
 
     flow: Flow[Any]
     fixed: candidates.FixedSet | None = None
@@ -184,7 +184,7 @@ class _Work:
     """One attempt of the flow whose Stop judges the fixed set."""
 
     def check(self, runtime: Runtime) -> None:
-        """Refuse candidates that are not this model's."""
+        """Refuse candidates that are not in this model's tokens or do not fit its context window."""
         if self.fixed is not None:
             candidates.check_fits(self.fixed, runtime.renderer.fingerprint(), runtime.loaded.name, runtime.fitting)
 
@@ -201,7 +201,7 @@ class _Work:
         adapters: Mapping[Role, Adapter],
         settings: EvaluationSettings,
     ) -> tuple[list[Prediction], dict[str, Any]]:
-        """The rows of predictions.jsonl, and what was found."""
+        """The rows of predictions.jsonl, and what was measured."""
         settings = replace(settings, batch_problems=runtime.problems_under_way(settings.batch_problems))
         if self.fixed is not None and isinstance(self.flow, candidates.Judging):
             judgement = None if self.attempt is None else own_judgement(self.attempt)
@@ -217,13 +217,13 @@ class _Work:
         return predictions(trees, draws=bool(settings.draws)), result | how
 
     def played(self, flow: Flow[Any], explore: Explore, runtime_settings: RuntimeSettings) -> dict[str, Any]:
-        """How it was sampled, for the record; of a fixed set, the prompts that Stop got."""
+        """How it was sampled, for the record; for a fixed set, the prompts that Stop got."""
         sampled = {"flow": one_attempt(flow) if self.fixed is not None else self.flow, "explore": explore}
         return {"played": recordable({**sampled, "grading": runtime_settings.grading})}
 
 
 def _work(flow: Flow[Any], settings: EvaluationSettings) -> _Work:
-    """What is to be sampled: the flow, its Answer role in one pass, one attempt that Stop judges, or its word on a
+    """What to sample: the flow, its Answer role in one pass, single attempts that Stop judges, or Stop's choices on a
     fixed set."""
     if settings.candidates:
         fixed = candidates.read(settings.candidates)
@@ -234,7 +234,7 @@ def _work(flow: Flow[Any], settings: EvaluationSettings) -> _Work:
 
 
 def answer_logprobs(fixed: candidates.FixedSet, attempt: Attempts, runtime: Runtime) -> dict[str, float]:
-    """How likely Answer finds each candidate, as the learner computes it."""
+    """The mean log-probability of each candidate under Answer, computed as the learner computes it."""
     closing = runtime.renderer.closing_ids(runtime.loaded.end_ids)
     end_id = closing[-1] if closing else min(runtime.loaded.end_ids)
     return candidates.answer_logprobs(
@@ -245,7 +245,7 @@ def answer_logprobs(fixed: candidates.FixedSet, attempt: Attempts, runtime: Runt
 def _facts(
     runtime: Runtime, settings: RuntimeSettings, given: GivenObjects, fixed: candidates.FixedSet | None
 ) -> dict[str, Any]:
-    """What the summary says of the model, the data and the command."""
+    """What the summary says about the model, the data and the command."""
     facts = {
         "model": runtime.loaded.name,
         "tokenizer": runtime.renderer.fingerprint(),
@@ -264,11 +264,11 @@ def _measure_open(
 ) -> dict[str, Any]:
     """Evaluate with the model and the adapters of an open runtime."""
     if given.grader is not None or given.engine is not None:
-        raise ConfigError("an open runtime has its engine and its grader; give them to open_runtime")
+        raise ConfigError("an open runtime already has an engine and a grader; pass them to open_runtime instead")
     recipe = runtime.recipe
     flow = given.flow or (recipe.flow if recipe is not None else None)
     if flow is None:
-        raise ConfigError("expected a flow, for the runtime was opened without one; add flow=...")
+        raise ConfigError("expected a flow, as the runtime was opened without one; add flow=...")
     settings, data = _settings_of_open(overrides, dataset)
     work = _work(flow, settings)
     if work.fixed is not None:
@@ -295,7 +295,7 @@ _OF_OPEN = DataSettings(dataset_split="test")
 
 
 def _settings_of_open(overrides: Mapping[str, Any], dataset: Rows | None) -> tuple[EvaluationSettings, DataSettings]:
-    """What is measured of an open runtime, and which problems. Raises `ConfigError` for what has no meaning there."""
+    """What to measure with an open runtime, and on which problems. Raises `ConfigError` for settings it cannot use."""
     sections = {"evaluation": EvaluationSettings(), "data": _OF_OPEN}
     known = [field.name for section in sections.values() for field in fields(section)]
     for name in overrides:
@@ -307,31 +307,29 @@ def _settings_of_open(overrides: Mapping[str, Any], dataset: Rows | None) -> tup
     if {"output_dir", "evaluation.output_dir"} & values.keys():
         raise ConfigError(
             f"expected no output_dir with an open runtime, found {settings.output_dir}: what it has learned is in no "
-            "folder that a record could name; take a run folder, or keep the summary that is returned"
+            "folder that a record could name; evaluate a run folder, or keep the summary that is returned"
         )
     chosen = _of_data(values)
     if "dataset_name" in chosen:
         raise ConfigError("expected the data set as an argument: evaluate_flow(runtime, NAME); found dataset_name")
     if dataset is None and (read := sorted(chosen - {"max_problems", "skip_problems", "shuffle_seed"})):
         raise ConfigError(
-            f"expected a data set with {', '.join(read)}, which says how one is read, found none; name one, or leave "
-            "it out"
+            f"expected a data set to read with {', '.join(read)}, found none; name a data set, or leave these settings "
+            "out"
         )
     return settings, data
 
 
 def _of_data(overrides: Mapping[str, Any]) -> set[str]:
-    """The settings of data that were given, by their short names."""
+    """The data settings that were given, by their short names."""
     given = {name.rpartition(".")[2] for name, value in overrides.items() if value is not None}
     return given & {field.name for field in fields(DataSettings)}
 
 
 def _problems_of_open(runtime: Runtime, dataset: Rows | None, data: DataSettings) -> tuple[list[Problem], str]:
-    """The problems to measure, of the data set or those that the runtime was opened with, and their set's name."""
+    """The problems to measure, from the data set or from the open runtime, and the name of their set."""
     if dataset is None and not runtime.fitting:
-        raise ConfigError(
-            "expected a data set, for the runtime was opened without problems; name one, or pass problems"
-        )
+        raise ConfigError("expected a data set, as the runtime was opened without problems; name one, or pass problems")
     columns = isinstance(runtime.backends.grader, RewardGrader)
     if isinstance(dataset, str):
         data = replace(data, dataset_name=dataset)

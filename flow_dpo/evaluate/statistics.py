@@ -1,23 +1,23 @@
 """Statistics of evaluations: shares with intervals, rater agreement, AUC, calibration, paired differences, tests.
 
-Scipy has the distributions; Wilson's interval is the core's, since progressive validation needs it. A difference
+Distributions come from scipy; Wilson's interval is in the core, since progressive validation needs it. The difference
 between two models that answered the same questions, under several seeds, is a mean over seeds and questions:
 
     question   arm      baseline    difference
     q1         1 1 0    0 1 0       (1 + 0 + 0) / 3
     q2         1 1 1    1 1 1       0
 
-It has two intervals, each with its p:
+It has two intervals, each with a p:
 
-- of the method (`seed_low`, `seed_high`, `seed_p`), for which another training would have come out otherwise: seeds and
-  questions are both random, and crossed (`two_level`). This is the one that says whether a method is better.
-- of these models (`low`, `high`, `p`), which are held fixed: questions alone are resampled (paired bootstrap); p is
-  exact, of McNemar's question: had the two names been exchanged on each question with the flip of a coin, how often
-  would the difference be as large? All seeds of a question are exchanged together; of one seed this is McNemar's exact
-  test (1947). It says nothing of another training: of one method against itself it is below 0.05 far more often than
+- about the method (`seed_low`, `seed_high`, `seed_p`), which another training would have changed: seeds and questions
+  are two crossed random factors (`two_level`). This one says whether a method is better.
+- about these models (`low`, `high`, `p`), which are held fixed: only questions are resampled (paired bootstrap). The p
+  is exact and answers McNemar's question: if a coin flip swapped the two models on each question, how often would the
+  difference be as large? All seeds of a question are swapped together; with one seed this is McNemar's exact test
+  (1947). It says nothing about another training: between two runs of one method it is below 0.05 far more often than
   in 5 of 100 cases.
-Invariant: an answer that could not be graded was not shown to be right, and counts as not right wherever an accuracy
-or a difference of accuracies is stated; how many there were, and why, is counted beside it.
+Invariant: an answer that could not be graded counts as not right wherever an accuracy or a difference of accuracies is
+stated; the number of such answers, and the reasons, are reported beside it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Verdict
 
 Rewards = Mapping[str, float | None]
-"""By a question's id; None where it could not be graded."""
+"""By question id; None if the question could not be graded."""
 RESAMPLES = 10_000
 
 
@@ -42,14 +42,14 @@ RESAMPLES = 10_000
 
 
 def ungraded_reasons(verdicts: Sequence[Verdict]) -> dict[str, int]:
-    """Counts of the verdicts that could not be given, by the cause that their reason begins with: "timeout", or "the
-    gold answer cannot be parsed", which is the data's fault and no model's."""
+    """Counts of ungraded verdicts by the cause at the beginning of their reason: "timeout", or "the gold answer cannot
+    be parsed", which is the data's fault and not a model's."""
     causes = Counter(verdict.reason.partition(":")[0] for verdict in verdicts if verdict.status == "ungraded")
     return {cause or "no verdict": count for cause, count in causes.most_common()}
 
 
 def ungraded_words(found: Mapping[str, Any]) -> str:
-    """What a summary's accuracy holds of answers that could not be graded, in words; "" where there are none."""
+    """A sentence on the answers that could not be graded in a summary's accuracy; "" if there are none."""
     if not found.get("num_ungraded"):
         return ""
     known = found.get("accuracy_graded")
@@ -61,7 +61,7 @@ def ungraded_words(found: Mapping[str, Any]) -> str:
 
 
 def share(count: float, total: int) -> dict[str, Any]:
-    """A share, its 95 % Wilson interval and the number that it is of; None where that is 0."""
+    """A share, its 95 % Wilson interval, and the total; share and interval are None if the total is 0."""
     return {
         "rate": count / total if total else None,
         "interval": list(wilson(count, total)) if total else None,
@@ -70,7 +70,7 @@ def share(count: float, total: int) -> dict[str, Any]:
 
 
 def sign_test(one: int, other: int) -> dict[str, Any]:
-    """The share of `one`, and the two-sided p of the sign test that both are as likely."""
+    """The share of `one`, and the two-sided p of the sign test that both are equally likely."""
     from scipy.stats import binomtest
 
     p = float(binomtest(one, one + other, 0.5).pvalue) if one + other else None
@@ -78,8 +78,8 @@ def sign_test(one: int, other: int) -> dict[str, Any]:
 
 
 def agreement(both: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """How often the two orders prefer the same (a, b or tie), and Cohen's kappa: (p - e) / (1 - e), with e the
-    agreement of independent orders with these margins. None where that is 1: both raters gave one label only."""
+    """How often the two orders prefer the same (a, b or tie), and Cohen's kappa: (p - e) / (1 - e), where e is the
+    agreement of independent orders with these margins. Kappa is None if e is 1: both raters gave only one label."""
     num = len(both)
     if not num:
         return {"rate": None, "kappa": None, "num": 0}
@@ -92,9 +92,9 @@ def agreement(both: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def auc(above: Sequence[float], below: Sequence[float]) -> float | None:
-    """Area under the ROC curve: the probability that a value of `above` exceeds one of `below`, ties as half.
+    """Area under the ROC curve: the probability that a value of `above` exceeds one of `below`, ties counting half.
 
-    None where either is empty.
+    None if either is empty.
     """
     from scipy import stats
 
@@ -105,14 +105,14 @@ def auc(above: Sequence[float], below: Sequence[float]) -> float | None:
 
 
 def clustered_auc(above: Sequence[tuple[str, float]], below: Sequence[tuple[str, float]]) -> dict[str, Any]:
-    """`auc` of values with their problems, and its 95 % interval over problems: DeLong's, for values that are alike
-    within a problem (Obuchowski 1997, Biometrics 53, 567). None where a side is empty, or of one problem alone."""
+    """`auc` of values with their problems, with a 95 % interval over problems: DeLong's, for values correlated in a
+    problem (Obuchowski 1997, Biometrics 53, 567). None if a side is empty; no interval if it has only one problem."""
     import numpy as np
 
     area = auc([value for _, value in above], [value for _, value in below])
     if area is None:
         return {"area": None, "interval": None}
-    # 1. The share of the other side that each value is above (or below), less the area: summed by problem.
+    # 1. The share of the other side that each value is above (or below), minus the area; summed by problem.
     x, y = (np.asarray([value for _, value in side]) for side in (above, below))
     ids = sorted({id for id, _ in (*above, *below)})
     at = {id: index for index, id in enumerate(ids)}
@@ -135,11 +135,11 @@ def clustered_auc(above: Sequence[tuple[str, float]], below: Sequence[tuple[str,
 
 
 def reliability(probabilities: Sequence[float], rewards: Sequence[float], num_bins: int = 10) -> dict[str, Any]:
-    """Calibration of probabilities that were to say whether a reward is 1: Brier's score (the mean squared difference),
-    beside that of one who always says the share of right ones; bins of equal width; and the expected calibration error,
-    the mean over all of the difference between their bin's mean and share. None of nothing.
+    """Calibration of probabilities that a reward is 1: the Brier score (mean squared difference), also for a constant
+    prediction of the share of right ones; bins of equal width; and the expected calibration error, the mean over all of
+    the difference between their bin's mean and its share. Values are None for no probabilities.
 
-    A bin holds probabilities from its lower bound, the last one 1 as well.
+    A bin includes its lower bound, and the last one also 1.
     """
     num = len(probabilities)
     bins: list[dict[str, Any]] = []
@@ -166,10 +166,10 @@ def reliability(probabilities: Sequence[float], rewards: Sequence[float], num_bi
 
 
 def interval(means: Sequence[float], num_draws: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share that is a mean over problems of means over draws, `num_draws` in all.
+    """95 % Wilson interval of a share that is a mean over problems of means over draws, `num_draws` in total.
 
-    With one draw a problem it is Wilson's own. With more, the number of observations is the one that would give the
-    variance found between problems: the draws at most; the problems where all draws were right, or all wrong.
+    With one draw per problem it is Wilson's own. With more, the number of observations is the one that would explain
+    the variance found between problems: at most the draws; the problems, if all draws were right or all wrong.
     """
     n = len(means)
     if n == 0:
@@ -185,7 +185,7 @@ def interval(means: Sequence[float], num_draws: int) -> tuple[float, float]:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % t-interval of a mean; None of fewer than two values."""
+    """95 % t-interval of a mean; None for fewer than two values."""
     from scipy import stats
 
     if len(values) < 2:
@@ -195,17 +195,17 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def two_level(table: Sequence[Sequence[float]]) -> dict[str, float] | None:
-    """Mean of a table of differences, a row a seed and a column a question, with the 95 % interval and two-sided p for
-    which both seeds and questions are random.
+    """Mean of a table of differences, one row per seed and one column per question, with a 95 % interval and two-sided
+    p for which both seeds and questions are random.
 
     The variance of the mean is (seeds + questions - rest) / cells, in mean squares of the two-way table, and at least
-    what the seeds alone give; degrees of freedom after Satterthwaite (1946). This is the analysis of two crossed random
-    factors (Clark 1973; Quene and van den Bergh 2008). None of fewer than two seeds or questions.
+    that of the seeds alone; degrees of freedom follow Satterthwaite (1946). This is the analysis of two crossed random
+    factors (Clark 1973; Quene and van den Bergh 2008). None for fewer than two seeds or questions.
 
-    Where the difference of questions and rest is too small beside its own doubt, those degrees are fewer than the least
-    of the mean squares has, which no sum has (Gaylor and Hopper 1969). The interval is then the wider one of two, and p
-    the larger: of the same variance with the least degrees, which is Student's over seeds or wider, and of cells that
-    are independent, without which seeds that came out alike by chance would leave no doubt.
+    If the difference between questions and rest is small compared with its own uncertainty, these degrees fall below
+    the least of any mean square, which is impossible for a sum (Gaylor and Hopper 1969). Then the wider of two
+    intervals and the larger p are taken: one from the same variance with the least degrees, which is at least Student's
+    over seeds; one from independent cells, without which seeds that agree by chance would leave no uncertainty.
     """
     import numpy as np
 
@@ -213,7 +213,7 @@ def two_level(table: Sequence[Sequence[float]]) -> dict[str, float] | None:
     seeds, questions = cells.shape
     if min(seeds, questions) < 2:
         return None
-    # 1. Mean squares of seeds, of questions, and of what the two do not explain; rounding's own are none.
+    # 1. Mean squares of seeds, of questions, and of what neither explains; mere rounding counts as 0.
     mean, rows, columns = cells.mean(), cells.mean(axis=1), cells.mean(axis=0)
     rest = cells - rows[:, None] - columns + mean
     least, both = 1e-18 * float((cells**2).max()), (seeds - 1) * (questions - 1)
@@ -223,14 +223,14 @@ def two_level(table: Sequence[Sequence[float]]) -> dict[str, float] | None:
         float((rest**2).sum()) / both,
     )
     of_seeds, of_questions, of_rest = (0.0 if square <= least else square for square in squares)
-    # 2. Their sum, whose degrees of freedom are those of its parts, weighed by their squares.
+    # 2. Their sum; its degrees of freedom are those of its parts, weighted by their squares.
     total, parts = of_seeds, [(of_seeds, seeds - 1)]
     if of_questions > of_rest * (1 + 1e-9):  # equal ones differ by rounding
         total = of_seeds + of_questions - of_rest
         parts += [(of_questions, questions - 1), (of_rest, both)]
     fewest, spread = min(degrees for _, degrees in parts), sum(part**2 / degrees for part, degrees in parts)
     freedom = total**2 / spread if spread else 0.0
-    # 3. The interval and p: of two variances, those that say less.
+    # 3. The interval and p: of two variances, the one that claims less.
     known = [(total, freedom)] if freedom >= fewest * (1 - 1e-9) else [(total, fewest), (of_rest, both)]
     found = [_student(float(mean), one / cells.size, degrees) for one, degrees in known]
     half, p = max(half for half, _ in found), max(p for _, p in found)
@@ -238,7 +238,7 @@ def two_level(table: Sequence[Sequence[float]]) -> dict[str, float] | None:
 
 
 def _student(mean: float, variance: float, freedom: float) -> tuple[float, float]:
-    """Half of the 95 % t-interval of a mean, and its two-sided p; 0 and certain without variance."""
+    """Half of the 95 % t-interval of a mean, and its two-sided p; without variance 0, and p is 0 or 1."""
     from scipy import stats
 
     if not variance:
@@ -255,10 +255,10 @@ def mean_of(values: Sequence[float]) -> dict[str, Any]:
 
 
 def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int = 0) -> dict[str, Any]:
-    """Mean of arm minus baseline over seeds and questions, in shares of 1, with intervals and p (see the module).
+    """Mean of arm minus baseline over seeds and questions, as a share, with intervals and p (see the module).
 
-    One mapping a seed, over the same questions. Raises `DataError` where the questions differ, or none is graded on
-    either side.
+    One mapping per seed, all over the same questions. Raises `DataError` if the questions differ, or if neither side
+    has a graded one.
     """
     per_seed: list[float] = []
     num_better = num_worse = num_ungraded = 0
@@ -280,7 +280,7 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
             gaps.setdefault(id, []).append(a - b)
     means = [fmean(values) for values in gaps.values()]
     low, high = bootstrap(means, seed=seed)
-    # Where each seed has questions of its own, its mean varies with them: then two columns of means are the table.
+    # If each seed has its own questions, its mean varies with them: the table is then two columns of means.
     crossed = all(len(values) == len(arm) for values in gaps.values())
     method = two_level(list(zip(*gaps.values(), strict=True)) if crossed else [(value, value) for value in per_seed])
     return {
@@ -300,7 +300,7 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
 
 
 def _whole(values: Sequence[float]) -> list[int]:
-    """The values in units of which each is a whole number: of means over two draws, halves."""
+    """The values in units that make each a whole number: halves, for means over two draws."""
     parts = [Fraction(value).limit_denominator(1000) for value in values]
     unit = math.lcm(*(part.denominator for part in parts))
     return [int(part * unit) for part in parts]
@@ -321,16 +321,16 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
 
 
 def exchange_p(gaps: Sequence[int]) -> float:
-    """Two-sided exact p of the sum of whole numbers, one a question, whose signs were as likely the other way.
+    """Two-sided exact p for a sum of whole numbers, one per question, if each sign could as likely be the opposite.
 
-    With differences of 1, 0 and -1 it is McNemar's. Below about 1e-300 it is 0.
+    With differences of 1, 0 and -1 it is McNemar's test. Below about 1e-300 it is 0.
     """
     import numpy as np
     from scipy import stats
 
     if not sum(gaps):
         return 1.0
-    # The sum of n signs of size k is k (2 B - n), with B of Binomial(n, 1/2): their distributions, one after another.
+    # The sum of n signs of size k is k (2 B - n), with B from Binomial(n, 1/2); the distributions are convolved.
     chances, most = np.ones(1), 0
     for size, num in sorted(Counter(abs(gap) for gap in gaps if gap).items()):
         spread = np.zeros(2 * size * num + 1)

@@ -6,8 +6,8 @@ is computed exactly, in fractions; nothing is ever evaluated as code.
     "She pays 3 * 1.5 = 4.5, and 10 - 4.5 = 6 are left.\nAnswer: 6"
     ->  Equation("3 * 1.5 = 4.5", holds=True)   Equation("10 - 4.5 = 6", holds=False)
 
-Invariant: what cannot be read as arithmetic (letters, units inside, a division by zero) is no equation and is not
-judged; a text without equations is neither valid nor invalid. A rounded result ("10 / 3 = 3.33") holds where it is the
+Invariant: what cannot be read as arithmetic (letters, units inside, division by zero) is not an equation and is not
+judged; a text without equations is neither valid nor invalid. A rounded result ("10 / 3 = 3.33") holds if it is the
 exact one rounded to the digits that are written.
 """
 
@@ -28,31 +28,31 @@ MAX_CHARS = 200
 """Longer runs of numbers and signs are not read."""
 _SIGNS = "-+*/\u00d7\u00f7\u00b7\u2212"
 _INSIDE = rf"[{_SIGNS}\d.,()$ \t]"
-# Only where a run begins: from every place inside it, a million digits would be read two hundred times each.
+# Only at the beginning of a run: from every place inside it, a million digits would be read two hundred times each.
 _CHAIN = re.compile(rf"(?<!{_INSIDE}){_INSIDE}{{1,{MAX_CHARS}}}(?:={_INSIDE}{{1,{MAX_CHARS}}})+")
 _COMPUTES = re.compile(rf"\d\s*\)*\s*[{_SIGNS}]")
 _PLAIN = re.compile(r"[-+*/()\d.\s]+")
 _NO_STEP = re.compile(r"(?:^|[-+*/(])\s*\+|[\d)]\s*\(|(?<!\d)\.|[\d.]{41}")
-"""What `closed_form` would read and no step is written with: "+3", "2(3)", ".5", and numbers of over 40 digits."""
+"""What `closed_form` would read but steps are not written with: "+3", "2(3)", ".5", and numbers of over 40 digits."""
 _SPELLINGS = str.maketrans({"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "$": " "})
 _GROUPED = re.compile(r"(?<![\d.])(\d{1,3})((?:,\d{3})+)(?!\d)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equation:
-    """One statement of equality, as it stands in a text."""
+    """One statement of equality, as found in a text."""
 
     text: str
     holds: bool
 
 
 def equations(text: str) -> list[Equation]:
-    """The equations of a text, in their order. A chain, "2 * 3 + 1 = 6 + 1 = 7", gives one for each sign."""
+    """The equations of a text, in order. A chain, "2 * 3 + 1 = 6 + 1 = 7", gives one per equals sign."""
     return [found for line in text.splitlines() for chain in _chains(line) for found in _chain_equations(chain)]
 
 
 def checked_steps(problem: Problem, text: str) -> CheckedSolution:
-    """A solution line by line: by the step checker of the problem's data set, or else by the equations it states."""
+    """A solution line by line, checked by its data set's step checker, or else by the equations it states."""
     found = checked_by_data_set(problem, text)
     if found is not None:
         return found
@@ -67,7 +67,7 @@ def checked_steps(problem: Problem, text: str) -> CheckedSolution:
 
 
 def has_invalid_step(problem: Problem, text: str) -> bool | None:
-    """Whether a solution has a wrong step; None where it states none that could be checked."""
+    """Whether a solution has a wrong step; None if it states none that could be checked."""
     sound = checked_steps(problem, text).sound
     return None if sound is None else not sound
 
@@ -91,12 +91,12 @@ def _chains(line: str) -> Iterator[str]:
         if match.end() - match.start() > MAX_CHARS:
             continue
         before, after = line[: match.start()][-1:], line[match.end() :][:1]
-        # A sign that these numbers are not the whole expression: a letter, a power, a share, a cut-off run.
+        # Signs that these numbers are not the whole expression: a letter, a power, a percentage, a cut-off run.
         if after in ("^", "%", "=") or re.match(_INSIDE, before) or re.match(_INSIDE, after):
             continue
         if before in ("^", "%", "=") or (before.isalpha() and not match[0][0].isspace()):
             continue
-        # "2x - 3 + 1 = 7": what the run begins with belongs to the letter.
+        # "2x - 3 + 1 = 7": the beginning of the run belongs to the letter.
         if match[0].strip()[0] in _SIGNS and line[: match.start()].rstrip()[-1:].isalnum():
             continue
         yield match[0]
@@ -106,14 +106,14 @@ def _chain_equations(chain: str) -> Iterator[Equation]:
     sides = [side.strip() for side in chain.split("=")]
     values = [value_of(side) for side in sides]
     for (left, one), (right, other) in pairwise(zip(sides, values, strict=True)):
-        # A statement needs something to compute: "x = 5" and "5 = 5" state no step.
+        # A statement has to compute something: "x = 5" and "5 = 5" state no step.
         if one is None or other is None or not (_COMPUTES.search(left) or _COMPUTES.search(right)):
             continue
         yield Equation(text=f"{left} = {right.rstrip(' .,')}", holds=one == other or _rounded(one, right, other))
 
 
 def _rounded(exact: Fraction, written: str, value: Fraction) -> bool:
-    """Whether a decimal is the exact value to the digits that are written: 3.33 of 10 / 3, and not 3.34."""
+    """Whether a decimal is the exact value rounded to the digits written: 3.33 for 10 / 3, but not 3.34."""
     plain = written.strip().rstrip(".,").replace("$", "").strip()
     if not re.fullmatch(r"-?\d+\.\d+", plain):
         return False
@@ -122,7 +122,7 @@ def _rounded(exact: Fraction, written: str, value: Fraction) -> bool:
 
 
 def value_of(text: str) -> Fraction | None:
-    """The exact value of a sum, product or quotient of numbers; None where the text is no such thing, or too long."""
+    """The exact value of a sum, product or quotient of numbers; None if the text is none of these, or too long."""
     joined = _GROUPED.sub(lambda match: match[0].replace(",", ""), text.translate(_SPELLINGS))
     plain = joined.strip().rstrip(".,").strip()
     if len(text) > MAX_CHARS or not _PLAIN.fullmatch(plain) or _NO_STEP.search(plain):

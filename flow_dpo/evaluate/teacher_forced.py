@@ -1,9 +1,9 @@
 """Teacher-forced log-probabilities of completions under one role's adapter, as the learner computes them.
 
-    teacher_forced(policy, "answer", [(request, completion), ...])      [[-0.01, -0.3], ...], a list a completion
+    teacher_forced(policy, "answer", [(request, completion), ...])      [[-0.01, -0.3], ...], one list per completion
 
-No engine samples or scores here: an engine's log-probabilities are of tokens that it draws. Invariant: completions are
-in the order in which they were given, one value a token, in nats.
+No engine samples or scores here: an engine only has log-probabilities of tokens that it samples. Invariant: the results
+are in the order of the completions, one value per token, in nats.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flow_dpo.models.packing import padded_rows
 def teacher_forced(policy: Policy, role: Role, completions: Sequence[PromptedCompletion]) -> list[list[float]]:
     """The log-probability of each completion's tokens after its prompt.
 
-    Raises `ModelError` where this model's cannot be computed rightly.
+    Raises `ModelError` if they cannot be computed correctly for this model.
     """
     settings = RowSettings(packed=False)
     computed = Gradients(policy, settings, {})

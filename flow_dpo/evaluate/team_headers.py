@@ -1,9 +1,9 @@
-"""What comparison.json holds of a team against its members: a part of `headers.Comparison`.
+"""What comparison.json holds about a team and its members: a part of `headers.Comparison`.
 
     {"differences": [{"one": "flow_itself", "other": "answer_votes", "rule": "majority", "test": "held_out/sampled",
                       "measure": "accuracy", "mean": 0.012, "seed_low": 0.004, "seed_high": 0.02, ...}], "votes": [...]}
 
-Invariant: a number is a number or null wherever a table shows it.
+Invariant: wherever a table shows a number, the field is a number or null.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TeamDifference:
     one: str
     other: str
     rule: str | None
-    """Of votes: how the attempts are read, at the tokens of `one`."""
+    """For votes: the rule by which attempts are combined, at the tokens of `one`."""
     test: str
     measure: Literal["accuracy", "area"]
     mean: float | None
@@ -40,36 +40,36 @@ class TeamDifference:
     seed_high: float | None
     per_seed: tuple[float | None, ...]
     low: float | None = None
-    """Over questions, where both sides answered the same ones."""
+    """Over questions, if both sides answered the same ones."""
     high: float | None = None
     more: Mapping[str, Any] = others()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeamVotes:
-    """Attempts by vote, at the tokens that the flow sampled a problem."""
+    """Attempts by vote, at the tokens per problem that the flow sampled."""
 
     arm: str
     test: str
-    """The flow's."""
+    """The flow's test."""
     tokens: OverSeeds
-    """The flow's, a problem."""
+    """The flow's tokens per problem."""
     attempts: OverSeeds
-    """As many cost that; between whole numbers by linear interpolation in tokens."""
+    """Number of attempts that cost as much, linearly interpolated in tokens between whole numbers."""
     num_clipped: float
-    """Seeds whose flow sampled less than one attempt, or more than all: the nearest number of attempts is shown."""
+    """Seeds whose flow sampled less than one attempt, or more than all; they get the nearest number of attempts."""
     accuracies: Mapping[str, OverSeeds]
     """By rule (`evaluate.votes`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeamDraws:
-    """What k attempts come to, mean over seeds."""
+    """What k attempts give, as a mean over seeds."""
 
     arm: str
     problems: str
     by_k: Mapping[str, Mapping[str, float | None]]
-    """Tokens a problem, and the accuracy of each rule."""
+    """Tokens per problem, and the accuracy of each rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +82,24 @@ class TeamStop:
     brier: OverSeeds
     calibration_error: OverSeeds
     sets: tuple[str, ...]
-    """SHA-256 of the candidates, one a seed."""
+    """SHA-256 of the candidates, one per seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeamCurve:
-    """Windowed progressive accuracy of a training by problems and sampled tokens."""
+    """Windowed progressive accuracy of a training, over problems and sampled tokens."""
 
     training: str
     level: float
-    """The accuracy that is to be reached."""
+    """The accuracy to reach."""
     problems: OverSeeds
-    """Seen when a whole window first has it."""
+    """Problems seen when a whole window first reaches it."""
     tokens: OverSeeds
-    """Sampled until then."""
+    """Tokens sampled until then."""
     points: tuple[tuple[tuple[float, float, float], ...], ...]
-    """Of each seed: problems, tokens and accuracy of every batch with a whole window."""
+    """For each seed: problems, tokens and accuracy of every batch with a whole window."""
     least_lead: OverSeeds | None = None
-    """The least that this curve is above the other training's at the same sampled tokens."""
+    """The smallest lead of this curve over the other training's at equal sampled tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""Settings of evaluations while a run is under way: `flow-dpo train --eval_steps 20`.
+"""Settings of evaluations during a run: `flow-dpo train --eval_steps 20`.
 
-Invariant: they change nothing of the run, so that they are no part of its config.yaml, and are given again with
-`--resume`; nothing heavy is imported.
+Invariant: they do not change the run, so they are not in its config.yaml and have to be given again with `--resume`.
+Nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from flow_dpo.core.errors import expect
 
 @dataclass(frozen=True, kw_only=True)
 class WhileTrainingSettings:
-    """When held-out problems are evaluated during training, and which."""
+    """When held-out problems are evaluated during training, and which ones."""
 
     eval_steps: int = 0
-    """Updates between two evaluations of the flow and of one pass of its Answer role, both greedy, written to
-    evaluations.jsonl at the end of a batch. 0 makes none."""
+    """Updates between two evaluations of the flow and of a single pass of its Answer role. Both are greedy and written
+    to evaluations.jsonl at the end of a batch. 0 evaluates nothing."""
     eval_problems: int = 200
-    """Problems of each, the first of the split."""
+    """Problems per evaluation: the first ones of the split."""
     eval_split: str = "test"
-    """The data set's split that is held out."""
+    """The held-out split of the data set."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "eval_steps")

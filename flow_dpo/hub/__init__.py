@@ -1,4 +1,4 @@
-"""How does a run leave this machine? Adapters, merged models, traces and pairs on the hub, with their cards.
+"""How does a run get to the hub? Adapters, merged models, traces and pairs on the Hugging Face hub, with cards.
 
 May import report, evaluate, traces, runs, workers, trackers, recipes, engines, ranks, learner, models, data,
 plugins, verify and core.

@@ -1,9 +1,9 @@
-"""Model cards: what was trained, how well it did, how it is loaded, what it is for, and what it is not.
+"""Model cards: what was trained, how well it did, how to load it, what it is for, and its limits.
 
     adapters_card(origin, figures, roles=("answer", "stop"), config=config)     # README.md of the repository
 
-Invariant: whatever a model, a data set or a user named is escaped: in the header by the YAML writer, in the text as
-plain Markdown, in code as a JSON string.
+Invariant: names that come from a model, a data set or a user are escaped: in the header by the YAML writer, in the text
+as plain Markdown, in code as a JSON string.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _MARKS = re.compile(r"([\\`*_{}\[\]<>()#!|~$&])")
 
 
 def plain(value: object, limit: int = 300) -> str:
-    """A text as Markdown shows it letter by letter, on one line."""
+    """The text on one line, escaped so that Markdown shows every character as it is."""
     return _MARKS.sub(r"\\\1", " ".join(str(value).split())[:limit])
 
 
 def code(value: object) -> str:
-    """A text as a string in a block of code: quoted, on one line, unable to end the block."""
+    """The text as a string for a code block: quoted, on one line, unable to end the block."""
     return json.dumps(str(value)).replace("`", "\\u0060")
 
 
@@ -38,29 +38,29 @@ class Origin:
 
     repo_id: str
     base: str
-    """The base model as the card names it."""
+    """The base model as named on the card."""
     base_id: str | None
-    """Its hub id; None for the embedded seed model and for a folder whose id was not given."""
+    """The hub id; None for the embedded seed model, and for a folder whose id was not given."""
     folder: str
-    """Where it is loaded from without an id."""
+    """Where the base model is loaded from if there is no id."""
     recipe: str
     dataset: str
     facts: Mapping[str, Any]
-    """run.json as it is pushed."""
+    """The content of run.json as it is pushed."""
 
     @property
     def loads(self) -> str:
-        """What a reader gives to `from_pretrained`."""
+        """The argument for `from_pretrained`."""
         return self.base_id or self.folder
 
     @property
     def dataset_ids(self) -> list[str] | None:
-        """For the header: the data set where it is the hub's."""
+        """For the header: the data set, if it is on the hub."""
         return [self.dataset] if _DATASET.fullmatch(self.dataset) else None
 
 
 def adapters_card(origin: Origin, figures: Figures, roles: Sequence[str], config: Mapping[str, Any]) -> str:
-    """The card of the adapters of all roles."""
+    """The card for the adapters of all roles."""
     first, name = roles[0], origin.repo_id.rpartition("/")[2]
     header = ModelCardData(
         base_model=origin.base_id,
@@ -81,7 +81,7 @@ def adapters_card(origin: Origin, figures: Figures, roles: Sequence[str], config
 
 
 def merged_card(origin: Origin, figures: Figures, role: str) -> str:
-    """The card of the whole model with one role's adapter in its weights."""
+    """The card for the whole model with one role's adapter merged into its weights."""
     header = ModelCardData(
         base_model=origin.base_id,
         base_model_relation="finetune" if origin.base_id else None,
@@ -99,15 +99,15 @@ def _card(header: ModelCardData, template: str, **values: Any) -> str:
     }  # fmt: skip
     from jinja2.sandbox import SandboxedEnvironment
 
-    # The two halves are made apart: what a data set is called cannot become part of the header.
+    # Header and text are made separately: a data set's name cannot become part of the header.
     text = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template + _END)
     made = ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text.render(**values, **words)}")
     return str(made)
 
 
 def _results(origin: Origin, figures: Figures) -> list[EvalResult] | None:
-    """Evaluations for the header's model-index, whose metrics the hub shows beside the card: of data sets that have a
-    name, for it asks for one."""
+    """Evaluations for the header's model-index, whose metrics the hub shows beside the card. Only those of named data
+    sets: the hub requires a name."""
     found: list[EvalResult] = []
     for one in figures.evaluations:
         if one.handed_over:
@@ -134,13 +134,13 @@ def _versions(facts: Mapping[str, Any]) -> str:
 
 _ADAPTERS = """# {{ plain(name) }}
 
-LoRA adapters, one a role, over one base model: a *flow* of language models that solves a problem together, trained by
-online DPO on trees of rollouts ([Flow-DPO](https://arxiv.org/abs/2410.22304), by the package flow-dpo).
+LoRA adapters, one per role, over one base model. The roles form a *flow* that solves problems together, trained by
+online DPO on trees of rollouts ([Flow-DPO](https://arxiv.org/abs/2410.22304)) with the package flow-dpo.
 
 | | |
 |---|---|
 | base model | {{ plain(origin.base) }} |
-| roles | {{ plain(roles | join(", ")) }}: a folder each |
+| roles | {{ plain(roles | join(", ")) }}: one folder each |
 | recipe | {{ plain(origin.recipe) }}; every setting is in `config.yaml` |
 | trained on | {{ plain(origin.dataset) }} |
 | problems | {{ figures.problems }} |
@@ -183,9 +183,9 @@ vllm serve {{ code(origin.loads) }} --enable-lora --max-lora-rank {{ rank }} \\
 """
 _MERGED = """# {{ plain(name) }}
 
-The base model {{ plain(origin.base) }} with the adapter of one role, {{ plain(role) }}, merged into its weights:
-one member of a flow that was trained by online DPO on trees of rollouts
-([Flow-DPO](https://arxiv.org/abs/2410.22304), by the package flow-dpo).
+The base model {{ plain(origin.base) }} with the adapter of one role, {{ plain(role) }}, merged into its weights.
+It is one member of a flow that was trained by online DPO on trees of rollouts
+([Flow-DPO](https://arxiv.org/abs/2410.22304)) with the package flow-dpo.
 
 The recipe was {{ plain(origin.recipe) }}, the data {{ plain(origin.dataset) }}: {{ figures.problems }} problems,
 {{ figures.updates }} updates.
@@ -207,10 +207,10 @@ vllm serve {{ origin.repo_id }}
 _END = """## Results of the run
 
 {% if figures.accuracy %}
-- Progressive accuracy, of each problem *before* it was learned from: {{ figures.accuracy }}
+- Progressive accuracy, on each problem *before* it was learned from: {{ figures.accuracy }}
 {% endif %}
 {% if figures.windowed %}
-- The last of them: {{ figures.windowed }}
+- The same over the last problems only: {{ figures.windowed }}
 {% endif %}
 {% for role, num in figures.pairs.items() %}
 - Preference pairs of {{ plain(role) }}: {{ num }}
@@ -219,14 +219,14 @@ _END = """## Results of the run
 - Evaluation on {{ plain(one.dataset) }}, {{ one.words }}, {{ one.decoding }}: {{ one.accuracy }}
 {% endfor %}
 
-These are figures of the flow{{ "" if figures.evaluations else "; no evaluation on held-out problems came with it" }}.
+These figures are of the flow{{ "" if figures.evaluations else "; no evaluation on held-out problems came with it" }}.
 
 ## Use and limits
 
-It is for problems with an answer that can be checked, of the kind that it was trained on, and for research on how
-models learn to solve them together. A verifier judged final answers alone: a right answer may stand behind a wrong
-step, and outside the training data nothing is known of its accuracy. Nothing was done for safety, truthfulness or
-fairness beyond what the base model has; the licence and the limits of base model and data set hold for it too.
+It is meant for problems with an answer that can be checked, of the kind that it was trained on, and for research on how
+models learn to solve them together. A verifier judged final answers only: a right answer can follow from a wrong step,
+and accuracy outside the training data is unknown. Nothing was done for safety, truthfulness or fairness beyond what
+the base model has. The licences and limits of the base model and the data set apply to it too.
 
 ## Versions
 

@@ -1,11 +1,11 @@
-"""The files of a push, by repository, before anything is sent: read from the run, which is never written to.
+"""The files of a push, by repository. They are read from the run, which is never written to, before anything is sent.
 
     adapters    me/name             answer/adapter_model.safetensors, stop/..., config.yaml, run.json, README.md
     merged      me/name-answer      the whole model of a role, its tokenizer and README.md
     traces      me/name-traces      a data set: train.jsonl and README.md
     pairs       me/name-pairs       a data set: train.jsonl and README.md
 
-Invariant: only these files travel: no records but those that were asked for, no checkpoints, no logs.
+Invariant: only these files are sent: no records except those asked for, no checkpoints, no logs.
 """
 
 from __future__ import annotations
@@ -45,41 +45,41 @@ _ROLE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What goes to one repository in one commit."""
+    """The files for one repository, sent in one commit."""
 
     kind: str
     repo_id: str
     repo_type: Literal["model", "dataset"]
     files: Mapping[str, bytes | Path]
-    """By their paths in the repository."""
+    """By path in the repository."""
 
     @property
     def num_bytes(self) -> int:
-        """Size of all files."""
+        """Total size of the files."""
         return sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
 
     @property
     def words(self) -> str:
-        """For people."""
+        """A description for people."""
         where = f"{'the data set ' if self.repo_type == 'dataset' else ''}{self.repo_id}"
         return f"{self.kind} to {where}: {len(self.files)} files, {_size(self.num_bytes)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A run as it is pushed."""
+    """A run, ready to be pushed."""
 
     run: Path
     adapters: Mapping[Role, Path]
     config: Mapping[str, Any]
-    """config.yaml as it may leave this machine."""
+    """The content of config.yaml without what must not leave this machine."""
     facts: Mapping[str, Any]
     figures: Figures
     origin: Origin
 
 
 def read_source(run: Path, settings: PushSettings) -> Source:
-    """Everything of a run that a push may need. Raises `DataError` or `ConfigError` before anything is sent."""
+    """Everything that a push can need from a run. Raises `DataError` or `ConfigError` before anything is sent."""
     published.refuse_missing(run)
     config, facts = read_settings(run / "config.yaml"), run_folder.read_facts(run)
     if (run / "adapter_config.json").exists():
@@ -87,7 +87,7 @@ def read_source(run: Path, settings: PushSettings) -> Source:
     adapters = run_folder.latest_adapters(run)
     odd = [role for role in adapters if not _ROLE.fullmatch(role)]
     if odd:
-        raise ConfigError(f"expected roles of letters and digits, which name folders on the hub, found {odd[0]!r:.80}")
+        raise ConfigError(f"expected roles of letters and digits (they name folders on the hub), found {odd[0]!r:.80}")
     root = begun_in(run, config)
     base = _base(config, settings.base_model, root)
     data = config.get("data") if isinstance(config.get("data"), dict) else {}
@@ -116,11 +116,11 @@ def read_source(run: Path, settings: PushSettings) -> Source:
 
 
 def adapters_part(source: Source, settings: PushSettings) -> Part:
-    """The adapters with what `flow-dpo evaluate --run` needs to sample with them."""
+    """The adapters, and what `flow-dpo evaluate --run` needs to sample with them."""
     files: dict[str, bytes | Path] = {}
     for role, folder in source.adapters.items():
         shape = read_object(folder / "adapter_config.json")
-        # PEFT wrote where the base lay on this machine.
+        # PEFT has written the local path of the base model.
         files[f"{role}/adapter_config.json"] = _json({**shape, "base_model_name_or_path": source.origin.base_id})
         files[f"{role}/adapter_model.safetensors"] = folder / "adapter_model.safetensors"
     pushed = {"roles": list(source.adapters), "version": source.figures.updates}
@@ -133,7 +133,7 @@ def adapters_part(source: Source, settings: PushSettings) -> Part:
 
 
 def merged_parts(source: Source, settings: PushSettings, folder: Path) -> list[Part]:
-    """The whole model of each role, written into `folder` first."""
+    """The merged models of all roles, written into `folder` first."""
     from flow_dpo.hub.merged import write_merged  # loads torch
 
     parts: list[Part] = []
@@ -151,7 +151,7 @@ def merged_parts(source: Source, settings: PushSettings, folder: Path) -> list[P
 
 
 def traces_part(folder: Path, settings: PushSettings) -> Part:
-    """Traces as a data set of prompts and completions."""
+    """Traces, as a data set of prompts and completions."""
     file = read_traces(folder)
     rows = export.trace_rows(file.traces, "prompt_completion")
     for row in rows:
@@ -166,17 +166,17 @@ def traces_part(folder: Path, settings: PushSettings) -> Part:
 
 
 def pairs_part(run: Path, settings: PushSettings) -> Part:
-    """A run's preference pairs as a data set."""
+    """A run's preference pairs, as a data set."""
     rows = export.pair_rows(run)
     facts = {name: value for name, value in export.run_facts(run).items() if name != "command"}
-    # The name of the folder that the base model lay in, where it was one, is a setting of the run.
+    # If the base model was a local folder, its published name comes from the run's settings.
     config = read_settings(run / "config.yaml")
     facts["model"] = _base(config, settings.base_model, begun_in(run, config))
     return _data_part("pairs", "preference", rows, facts, settings)
 
 
 def traces_folder(source: Path, settings: PushSettings) -> Path:
-    """Where the traces to push lie: named, or the source itself."""
+    """The folder with the traces to push: the one named, or the source itself."""
     if settings.traces:
         return Path(settings.traces)
     if (source / TRACES).is_file() or source.name == TRACES:
@@ -192,7 +192,7 @@ def _data_part(
     settings: PushSettings,
 ) -> Part:  # fmt: skip
     repo_id = settings.repository(kind)
-    # A data set stands with its split, "openai/gsm8k/train": its caller has scrubbed it.
+    # The name includes the split, "openai/gsm8k/train"; the caller has already scrubbed it.
     known = {
         name: plain(value if name == "problems" else scrubbed(value))
         for name, value in facts.items()
@@ -210,7 +210,7 @@ def _named_base(config: Mapping[str, Any]) -> str:
 
 
 def _base(config: Mapping[str, Any], given: str, root: Path) -> str:
-    """The base model by a name that means something elsewhere; a folder of this machine by its last part."""
+    """The base model by a name that others can use; a local folder by its last part."""
     named = _named_base(config)
     return given or (last_part(named) if is_local(named, root) else named)
 

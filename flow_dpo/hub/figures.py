@@ -1,9 +1,9 @@
-"""A run's own figures for its cards: progressive accuracy, pairs, updates, and the evaluations of its adapters.
+"""A run's own figures for its cards: progressive accuracy, pairs, updates, and evaluations of its adapters.
 
     figures(Path("runs/gsm8k"), ["runs/gsm8k-test"]).accuracy      # Measure(value=0.71, low=0.69, high=0.73, num=2000)
 
-Invariant: all figures on a card are of the very adapters that are pushed: an evaluation that measured them, and the
-batches of the run that they have learned from, not those of later adapters.
+Invariant: all figures on a card are about the adapters that are pushed: evaluations that measured them, and the batches
+of the run that they learned from, not later ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flow_dpo.runs.records import read_metrics, rows_up_to
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """An accuracy with its 95 % interval, between 0 and 1, and over how many problems."""
+    """An accuracy between 0 and 1, its 95 % interval, and the number of problems."""
 
     value: float
     low: float
@@ -40,44 +40,44 @@ class Evaluated:
 
     accuracy: Measure
     dataset: str
-    """As summary.json names it: "openai/gsm8k/test"."""
+    """The name in summary.json: "openai/gsm8k/test"."""
     handed_over: bool
-    """Whether the problems were handed over from Python: then `dataset` is no name by which the hub has them."""
+    """Whether the problems were passed from Python; then `dataset` is not a name that the hub knows."""
     mode: str
     decoding: str
 
     @property
     def words(self) -> str:
-        """What was measured: the flow, or its Answer role in one pass."""
+        """What was measured: the flow, or a single pass of its Answer role."""
         return "the flow" if self.mode == "flow" else "its Answer role in one pass"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What a run came to."""
+    """The results of a run."""
 
     problems: int
     """Problems that these adapters have learned from."""
     updates: int
-    """Version of the adapters."""
+    """The version of the adapters."""
     pairs: Mapping[str, int] = field(default_factory=dict[str, int])
     """Preference pairs by role."""
     accuracy: Measure | None = None
-    """Progressive: on each problem before learning from it, over all of them."""
+    """Progressive accuracy: on each problem before it was learned from, over all problems."""
     windowed: Measure | None = None
-    """The same over the last problems."""
+    """The same over the last window of problems."""
     evaluations: Sequence[Evaluated] = ()
 
 
 def figures(run: Path, evaluations: Sequence[str] = (), root: Path = Path()) -> Figures:
-    """The figures of a run up to its newest adapters; those that evaluations name are looked up here and from `root`.
+    """The figures of a run up to its newest adapters. Paths in evaluations are resolved here and against `root`.
 
-    Raises `DataError` where the run has learned nothing yet, or an evaluation cannot be read.
+    Raises `DataError` if the run has not learned anything yet, or if an evaluation cannot be read.
     """
     path = run / "metrics.jsonl"
     known = read_metrics(path) if path.exists() else []
     updates = max(int(folder.name) for folder in run_folder.latest_adapters(run).values())
-    rows = rows_up_to(known, updates)  # of a run that is not at its end, later batches have made other adapters
+    rows = rows_up_to(known, updates)  # in an unfinished run, later batches belong to later adapters
     if not rows or not updates:
         raise DataError(f"expected a run that has learned something, found no update in {path}; {_more(run, known)}")
     last = rows[-1]
@@ -102,11 +102,11 @@ def figures(run: Path, evaluations: Sequence[str] = (), root: Path = Path()) -> 
 
 
 def _more(run: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """What to do about a run without an update: nothing is left to resume where its problems are used up."""
+    """What to do about a run without an update; resuming does not help once all its problems are used."""
     total, seen = run_folder.read_facts(run).get("num_problems"), int(rows[-1]["problems_seen"]) if rows else 0
     if isinstance(total, int) and seen >= total:
         return (
-            f"its {seen} problems are used up: train another with more problems, or with fewer "
+            f"its {seen} problems are used up: train again with more problems, or with a smaller "
             "--learner.examples_per_update (metrics.jsonl says how many pairs there were)"
         )
     return f"resume it first: flow-dpo train --output_dir {run} --resume"
@@ -120,9 +120,9 @@ def _measure(row: Mapping[str, Any], value: str, low: str, high: str, num: int) 
 
 
 def _named(summary: Mapping[str, Any]) -> str:
-    """The data set in words."""
+    """The data set as text."""
     name = str(summary.get("dataset") or "not known")
-    return "problems that were handed over from Python" if name == HANDED_OVER else name
+    return "problems that were passed from Python" if name == HANDED_OVER else name
 
 
 def _evaluated(folder: Path, run: Path, root: Path) -> Evaluated:
@@ -144,7 +144,7 @@ def _evaluated(folder: Path, run: Path, root: Path) -> Evaluated:
     low, high = found["interval"]
     decoding = found.get("decoding") or {}
     greedy = decoding.get("greedy")
-    drawn = f"sampled at temperature {decoding.get('temperature')}, {decoding.get('num_samples')} a problem"
+    drawn = f"sampled at temperature {decoding.get('temperature')}, {decoding.get('num_samples')} per problem"
     return Evaluated(
         accuracy=Measure(value=found["accuracy"], low=low, high=high, num=int(found["num_problems"])),
         dataset=scrubbed_dataset(_named(found), root),

@@ -1,4 +1,4 @@
-"""Merged models: a run's base with the adapter of one role in its weights, a whole model on disk for each role.
+"""Merged models: a run's base with one role's adapter in its weights, one whole model on disk per role.
 
 write_merged(Path("runs/gsm8k"), adapters, folder)      # {"answer": folder/answer, "stop": folder/stop}
 """
@@ -19,9 +19,9 @@ from flow_dpo.runs.resolve import resolve
 
 
 def write_merged(run: Path, adapters: Mapping[Role, Path], folder: Path) -> dict[Role, Path]:
-    """Load the run's base and adapters, and write the merged models with their tokenizer and chat template.
+    """Load the run's base and adapters, and write each merged model with its tokenizer and chat template.
 
-    Raises `ModelError` where the adapters cannot be merged.
+    Raises `ModelError` if the adapters cannot be merged.
     """
     sections = _sections(run)
     loaded = load_model(sections["model"])
@@ -39,7 +39,7 @@ def write_merged(run: Path, adapters: Mapping[Role, Path], folder: Path) -> dict
 
 
 def _sections(run: Path) -> dict[str, Any]:
-    """The run's settings of the model and of the adapters, whatever the recipe and the flow were that it was given."""
+    """The run's model and adapter settings, whatever recipe and flow it was given."""
     found = run_settings(run)
     known = {name: found[name] for name in ("model", "lora") if name in found}
     sections = {"model": ModelSettings(), "lora": LoraSettings()}

@@ -1,12 +1,12 @@
-"""A push to the hub: a run's adapters, merged models, traces and pairs, each repository in one commit.
+"""Pushing to the hub: a run's adapters, merged models, traces and pairs, one commit per repository.
 
     push_to_hub("runs/gsm8k", "me/gsm8k-flow")                                 adapters, private
     push_to_hub("runs/gsm8k", "me/gsm8k-flow", what=("adapters", "pairs"))
 
-Everything is read and checked before the first byte leaves. Requests that fail are made again a few times, with growing
-pauses; none waits without a limit. Invariant: the run is only read, and a repository has either
-all of a push or nothing of it, for a commit is sent after the files in it have arrived; the same call resumes after an
-interruption, for the hub says which files it has.
+Everything is read and checked before the first byte is sent. A failed request is repeated a few times with growing
+pauses, and none waits without a limit. Invariant: the run is only read, and a repository gets all of a push or nothing:
+a commit is made after its files have arrived. After an interruption the same call resumes, because the hub reports
+which files it already has.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ T = TypeVar("T")
 log = logging.getLogger("flow_dpo")
 
 PAUSES_S = (1.0, 4.0, 8.0)
-"""Seconds before a request is made again."""
+"""Seconds to wait before each repetition of a request."""
 SILENCE_S = 60.0
-"""Seconds without an answer, or without a byte, after which a request counts as failed."""
+"""Seconds without an answer, or without a byte of one, after which a request has failed."""
 _NETWORK = (ClientError, HfHubHTTPError, OSError, ValueError, RuntimeError)
-"""What huggingface_hub raises where the hub, the network between or an answer is at fault: errors of its client (httpx,
-or httpx2, by its version), its own, and hf_xet's RuntimeError."""
+"""What huggingface_hub raises if the hub, the network or an answer is at fault: its client's errors (httpx or httpx2,
+depending on its version), its own, and hf_xet's RuntimeError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +68,11 @@ def push_to_hub(
     evaluations: Sequence[str | Path] = (),
     base_model: str | None = None,
 ) -> list[Pushed]:
-    """Push a run to the hub, and return the repositories that it went to.
+    """Push a run to the hub and return the repositories that it went to.
 
-    `run` is a run folder, or a folder of traces where these alone are pushed; `what` names adapters, merged, traces and
-    pairs. `token` is by default the one that `hf auth login` stored, or HF_TOKEN. Raises `ConfigError` or `DataError`
-    before anything is sent, and `StorageError` where it did not arrive, with what did.
+    `run` is a run folder, or a folder of traces if only these are pushed. `what` names adapters, merged, traces and
+    pairs. `token` defaults to the one stored by `hf auth login`, or to HF_TOKEN. Raises `ConfigError` or `DataError`
+    before anything is sent, and `StorageError`, saying what has arrived, if the push did not complete.
     """
     settings = PushSettings(
         repo_id=repo_id,
@@ -90,7 +90,7 @@ def push_to_hub(
 def push(
     run: Path, settings: PushSettings, *, token: str | None = None, report: Callable[[str], None] = lambda _: None
 ) -> list[Pushed]:
-    """The same by settings; `report` is called with every repository that is done."""
+    """`push_to_hub` with settings; `report` is called for every repository that is done."""
     if not settings.dry_run:
         refuse_offline()
         settings = replace(settings, repo_id=_with_owner(settings.repo_id, token))
@@ -106,10 +106,10 @@ def push(
 
 
 def gather(run: Path, settings: PushSettings, folder: Path) -> list[Part]:
-    """Everything that is to be sent; merged models are written into `folder`."""
+    """Everything that will be sent; merged models are written into `folder`."""
     parts: list[Part] = []
     source = contents.read_source(run, settings) if {"adapters", "merged"} & {*settings.kinds} else None
-    # What is cheap to refuse comes first: merging loads the model.
+    # Cheap checks first: merging loads the model.
     if source is not None and "adapters" in settings.kinds:
         parts.append(contents.adapters_part(source, settings))
     if "traces" in settings.kinds:
@@ -120,31 +120,31 @@ def gather(run: Path, settings: PushSettings, folder: Path) -> list[Part]:
         parts += contents.merged_parts(source, settings, folder)
     if source is not None and source.origin.base_id is None and source.config["model"]["model_name_or_path"] != "seed":
         log.warning(
-            "the base model of this run is a folder of this machine: it is named %s there, and who loads the adapters "
-            "must know it; name its hub id with --base_model",
+            "the base model of this run is a local folder, published as %s, a name that others cannot load it by; give "
+            "its hub id with --base_model",
             source.origin.base,
         )
     return parts
 
 
 def refuse_offline() -> None:
-    """Raise `ConfigError` where huggingface_hub may not use the network."""
+    """Raise `ConfigError` if huggingface_hub is set not to use the network."""
     if constants.HF_HUB_OFFLINE:
         raise ConfigError(
             "expected a connection to the hub, found HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) set; unset it to push, "
-            "or see what would be pushed by `flow-dpo push --dry_run`"
+            "or see what would be pushed with `flow-dpo push --dry_run`"
         )
 
 
 def _secret(token: str | None) -> str:
     found = token or get_token()
     if not found:
-        raise ConfigError("expected a token of the hub that may write, found none: hf auth login, or set HF_TOKEN")
+        raise ConfigError("expected a hub token with write access, found none; run hf auth login, or set HF_TOKEN")
     return found
 
 
 def _with_owner(repo_id: str, token: str | None) -> str:
-    """The id with the owner of the token in front, where it names none."""
+    """The id, prefixed with the token's owner if it names none."""
     secret = _secret(token)
     if "/" in repo_id:
         return repo_id
@@ -154,7 +154,7 @@ def _with_owner(repo_id: str, token: str | None) -> str:
     except _NETWORK as error:
         text = one_line(error).replace(secret, "***")
         raise StorageError(
-            f"could not ask the hub whose token this is: {text}; name the owner: OWNER/{repo_id}"
+            f"could not ask the hub who owns this token: {text}; name the owner: OWNER/{repo_id}"
         ) from None
 
 
@@ -169,21 +169,21 @@ def _send(
             except ConfigError:
                 raise
             except _NETWORK as error:
-                text, advice = one_line(error), "give the same command again"
+                text, advice = one_line(error), "run the same command again"
                 if _status(error) in (401, 403):
                     advice = (
-                        f"log in with a token that may write to {part.repo_id} (hf auth login, HF_TOKEN) and {advice}"
+                        f"log in with a token that can write to {part.repo_id} (hf auth login, HF_TOKEN) and {advice}"
                     )
                 raise StorageError(
                     f"could not push {part.kind} to {part.repo_id}: {text.replace(secret, '***')}; "
-                    f"{_state(parts, done)} The run is untouched: {advice}, what the hub has already is skipped"
-                ) from None  # the cause holds the request, and with it the token
+                    f"{_state(parts, done)} The run is untouched: {advice}; what the hub already has is skipped"
+                ) from None  # the cause holds the request, which contains the token
             report(f"{part.words}, at {done[-1].url}")
     return done
 
 
 def _send_one(api: HfApi, part: Part, settings: PushSettings) -> Pushed:
-    """Make the repository where there is none, and send one commit with all files."""
+    """Create the repository if it does not exist, and send one commit with all files."""
     kind = part.repo_type
     url = _again(lambda: api.create_repo(part.repo_id, repo_type=kind, private=not settings.public, exist_ok=True))
     _refuse_public(part, settings, private=_again(lambda: api.repo_info(part.repo_id, repo_type=kind)).private)
@@ -194,7 +194,7 @@ def _send_one(api: HfApi, part: Part, settings: PushSettings) -> Pushed:
         for name, file in part.files.items()
     ]
     where = {"repo_id": part.repo_id, "repo_type": part.repo_type, "revision": settings.revision or None}
-    # Uploads are repeated by huggingface_hub, the requests around them are not.
+    # huggingface_hub repeats uploads itself, but not the requests around them.
     api.preupload_lfs_files(additions=operations, free_memory=False, **where)
     message = settings.commit_message or f"{part.kind}, by flow-dpo"
     commit = _again(lambda: api.create_commit(operations=operations, commit_message=message, **where))
@@ -205,7 +205,7 @@ def _send_one(api: HfApi, part: Part, settings: PushSettings) -> Pushed:
 
 
 def _again(call: Callable[[], T]) -> T:
-    """The result of a request, asked for again after a pause where the hub was out of order or the connection lost."""
+    """The result of a request, repeated after a pause if the hub failed or the connection was lost."""
     for pause in PAUSES_S:
         try:
             return call()
@@ -221,19 +221,19 @@ def _again(call: Callable[[], T]) -> T:
 
 
 def _status(error: BaseException) -> int | None:
-    """What the hub answered a request with; None where it did not answer."""
+    """The status with which the hub answered a request; None if it did not answer."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _refuse_public(part: Part, settings: PushSettings, *, private: bool | None) -> None:
-    """A repository that is there already keeps its visibility, whatever was asked for."""
+    """Refuse to push to a public repository without `public`: an existing repository keeps its visibility."""
     if private is False and not settings.public:
         raise ConfigError(
-            f"expected {part.repo_id} to be private, found that everybody can read it; add --public where that is "
-            "meant, or push to another repository"
+            f"expected {part.repo_id} to be private, found that everybody can read it; add --public if you mean that, "
+            "or push to another repository"
         )
     if private and settings.public:
-        log.warning("%s is private already and stays so; its settings on the hub make it public", part.repo_id)
+        log.warning("%s already exists and stays private; make it public in its settings on the hub", part.repo_id)
 
 
 def _state(parts: Sequence[Part], done: Sequence[Pushed]) -> str:
@@ -245,7 +245,7 @@ def _state(parts: Sequence[Part], done: Sequence[Pushed]) -> str:
 
 @contextmanager
 def _bounded_waiting() -> Iterator[None]:
-    """huggingface_hub's client has no limit of its own: a hub that falls silent would hold the command for ever."""
+    """A time limit for huggingface_hub's client, which has none: a silent hub would hold the command for ever."""
     made = _http._GLOBAL_CLIENT_FACTORY
 
     def client() -> Any:

@@ -1,10 +1,10 @@
-"""Settings and facts of a run as they may leave this machine: no path, no address, no command line, no prompt's text.
+"""What a run's settings and facts look like when published: no paths, addresses, command lines or prompt texts.
 
     published_config({"model": {"model_name_or_path": "/home/me/llama"}, "run": {"output_dir": "runs/x", "seed": 0}})
     -> {"model": {"model_name_or_path": "llama"}, "run": {"seed": 0}}
 
-Invariant: sections and facts travel only where they are listed here, so that what a later version adds stays at home
-until somebody decides. A path is cut to its last part, which still says which file it was.
+Invariant: only the sections and facts listed here are published, so a field added in a later version stays local until
+somebody decides otherwise. A path is cut to its last part, which still says which file it was.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _SECTIONS = (
 )  # fmt: skip
 _NOT_OF_RUN = ("output_dir", "resume", "reuse_sampled", "allow", "tracking")
 _NOT_OF_LORA = ("init_from", "init_roles")
-"""Where the adapters began: they hold all of it."""
+"""What the adapters started from: their weights already contain it."""
 _FACTS = (
     "versions", "python", "commit", "code", "recipe_file", "flow_file", "model", "device", "dtype", "adapter_share",
     "num_problems", "num_skipped_rows", "data_fingerprint", "given",
 )  # fmt: skip
 _TEXTS = ("flow", "chat_template", "template_kwargs", "question_template", "stop_strings", "end_tokens")
-"""Names under which texts stand that may begin with a slash ("/no_think") and are no paths."""
+"""Names of settings whose texts can begin with a slash ("/no_think") without being paths."""
 _FOLDERS = re.compile(r"(/|~/|[A-Za-z]:[/\\])[^\s/\\]+[/\\]\S*")
-"""What is a path even there: one word, absolute, of several parts."""
+"""What is a path even there: one word, absolute, with several parts."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 
 
 def published_config(config: Mapping[str, Any], run: Path, *, base_model: str = "") -> dict[str, Any]:
-    """The content of config.yaml as it is pushed, with what the run has calibrated in place of what it began with."""
+    """config.yaml as it is pushed, with the values that the run calibrated in place of the initial ones."""
     kept, root = {name: config[name] for name in _SECTIONS if name in config}, begun_in(run, config)
     for group, left_out in (("run", _NOT_OF_RUN), ("lora", _NOT_OF_LORA)):
         kept[group] = {name: value for name, value in dict(kept.get(group) or {}).items() if name not in left_out}
@@ -56,19 +56,19 @@ def published_config(config: Mapping[str, Any], run: Path, *, base_model: str = 
 
 
 def published_facts(facts: Mapping[str, Any], *, base_model: str) -> dict[str, Any]:
-    """The content of run.json as it is pushed: versions, model and data's fingerprint; no command, no prompts."""
+    """run.json as it is pushed: versions, model and data fingerprint; no command and no prompts."""
     return {name: scrubbed(facts[name], name) for name in _FACTS if name in facts} | {"model": base_model}
 
 
 def begun_in(run: Path, config: Mapping[str, Any]) -> Path:
-    """The folder that a run's relative paths begin at, as its own does: it may be pushed from another one."""
+    """The folder that a run's relative paths start from; it can be pushed from another one."""
     settings = config.get("run")
     return local_names.begun_in(run, settings.get("output_dir") if isinstance(settings, Mapping) else None)
 
 
 def scrubbed(value: Any, name: str = "", *, text: bool = False, root: Path = Path()) -> Any:
-    """Nested settings with every path, in names too, cut to its last part, and every address left out. Relative paths
-    are looked up here and from `root`."""
+    """Nested settings with every path, also in names, cut to its last part, and every address removed. Relative paths
+    are looked up here and in `root`."""
     text = text or name in _TEXTS
     if isinstance(value, Mapping):
         return {
@@ -87,6 +87,6 @@ def scrubbed(value: Any, name: str = "", *, text: bool = False, root: Path = Pat
 
 
 def scrubbed_dataset(value: str, root: Path = Path()) -> str:
-    """A data set with its split as it may leave this machine: "openai/gsm8k/test", "x.jsonl/train"."""
+    """A data set with its split, as it is published: "openai/gsm8k/test", "x.jsonl/train"."""
     name, slash, split = value.rpartition("/")
     return f"{scrubbed(name, root=root)}{slash}{split}"

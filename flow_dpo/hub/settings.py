@@ -1,4 +1,4 @@
-"""Settings of a push: what of a run goes to which repository, and who may see it.
+"""Settings of a push: which parts of a run go to which repository, and who can see them.
 
 PushSettings(repo_id="me/gsm8k-flow", what=("adapters", "pairs"))      # private, unless `public`
 """
@@ -20,27 +20,27 @@ _SUFFIXES: Mapping[str, str] = {"traces": "-traces", "pairs": "-pairs"}
 
 @dataclass(frozen=True, kw_only=True)
 class PushSettings:
-    """What is pushed, and where to."""
+    """What is pushed, and where."""
 
     repo_id: str = ""
-    """"me/name", or "name" for a repository of the token's owner. Adapters go there; each role's merged model goes to
-    "me/name-ROLE", traces and pairs to the data sets "me/name-traces" and "me/name-pairs"."""
+    """"me/name", or "name" for a repository of the token's owner. It gets the adapters. The merged model of each role
+    goes to "me/name-ROLE", traces and pairs to the data sets "me/name-traces" and "me/name-pairs"."""
     what: str = "adapters"
-    """One or several of adapters, merged, traces, pairs, separated by commas."""
+    """One or more of adapters, merged, traces, pairs, separated by commas."""
     public: bool = False
-    """Everybody can read what is pushed; otherwise the repositories are private, and a public one is refused."""
+    """Let everybody read what is pushed; otherwise repositories are private, and an existing public one is refused."""
     traces: str = ""
-    """The folder of traces to push (`flow-dpo generate`), where the source is a run."""
+    """The folder of traces to push (`flow-dpo generate`), if the source is a run."""
     evaluations: str = ""
-    """Folders of evaluations of this run (`flow-dpo evaluate --run`), separated by commas: their results stand on the
+    """Folders with evaluations of this run (`flow-dpo evaluate --run`), separated by commas. Their results go on the
     card."""
     base_model: str = ""
-    """The hub id of the base model, where the run names a folder of this machine."""
+    """The hub id of the base model, if the run names it by a local folder."""
     revision: str = ""
-    """A branch, made where there is none yet; the main branch where it is not given."""
+    """A branch, created if it does not exist; the main branch if not given."""
     commit_message: str = ""
     dry_run: bool = False
-    """Show what would be pushed, and ask nothing of the network."""
+    """Show what would be pushed, without using the network."""
 
     def __post_init__(self) -> None:
         if not REPO_ID.fullmatch(self.repo_id) or "--" in self.repo_id or ".." in self.repo_id:
@@ -50,16 +50,16 @@ class PushSettings:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds:
             raise ConfigError(
-                f"expected one or several of {', '.join(KINDS)} in --what, found {(unknown or [self.what])[0]!r:.80}"
+                f"expected one or more of {', '.join(KINDS)} in --what, found {(unknown or [self.what])[0]!r:.80}"
             )
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What is pushed, each once, in the order of `KINDS`."""
+        """What is pushed, each kind once, in the order of `KINDS`."""
         named = [name.strip() for name in self.what.split(",") if name.strip()]
         return tuple(sorted(dict.fromkeys(named), key=lambda name: KINDS.index(name) if name in KINDS else -1))
 
     def repository(self, kind: str, role: str = "") -> str:
-        """The id of the repository that one of the kinds goes to."""
+        """The id of the repository for one kind."""
         suffix = f"-{role}" if kind == "merged" else _SUFFIXES.get(kind, "")
         return self.repo_id if self.repo_id.endswith(suffix) and kind != "merged" else self.repo_id + suffix

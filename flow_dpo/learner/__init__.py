@@ -1,4 +1,4 @@
-"""How do examples become an update? LoRA policy, log-probabilities over packed trees, gradients, state.
+"""How do examples become an update? The LoRA policy, log-probabilities over packed trees, gradients, checkpoints.
 
 May import models, data, plugins, verify and core.
 """

@@ -1,8 +1,8 @@
-"""Which way of computing log-probabilities is right for a model, found by comparing with its own forward.
+"""Choice of the way to compute a model's log-probabilities, by comparison with the model's own forward.
 
     choose_way(policy, packed=True)     # (True, False): prefixes shared, this package's head
 
-Invariant: a way is chosen only if it is right for every role's adapter, past every length that the config names.
+Invariant: a way is chosen only if it is right for every role's adapter, and beyond every length that the config names.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _WAYS = {
     "with separate ones": (False, False, False),
     "with separate ones and the model's own head": (False, True, False),
 }
-"""Whether prefixes are shared, logits come from the model's own head, and layers are fused; the fastest first."""
+"""For each way, the fastest first: are prefixes shared, do logits come from the model's own head, are layers fused?"""
 
 
 def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
-    """Whether prefixes can be shared, and whether logits must come from the model's own head; the model computes by
-    fused layers from now on where that is right. Warns where prefixes cannot be shared, though they should be
-    (`packed`). Raises `ModelError` where no way is right.
+    """Whether prefixes can be shared, and whether logits must come from the model's own head. If fused layers are
+    right, the model computes with them from now on. Warns if prefixes should be shared (`packed`) but cannot be.
+    Raises `ModelError` if no way is right.
     """
     ways = {
         name: Way[_Probe](
@@ -59,8 +59,8 @@ def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
         )
     if packed and not _WAYS[name][0]:
         warnings.warn(
-            f"prefixes are not shared in learning, for this model does not allow it ({seen[_SHARED]}): "
-            f"each completion is computed after its own prompt, exact but several times slower",
+            f"prefixes are not shared in learning, because this model does not allow it ({seen[_SHARED]}): "
+            f"each completion is computed after its own prompt, which is exact but several times slower",
             stacklevel=2,
         )
     if not _WAYS[name][2]:
@@ -71,7 +71,7 @@ def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
 def small_policy(policy: Policy) -> Policy:
     """The same roles and adapters over the model's reduced copy. Raises one of `own_forward.FAULTS`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what there is to say of the adapters was reported of the model itself
+        warnings.simplefilter("ignore")  # adapter warnings were already given for the model itself
         small = Policy(reduced_model(policy.model), policy.roles, policy.settings, seed=policy.seed)
     if policy.model.config._attn_implementation == "eager":
         attention.give_up(small.model)
@@ -79,7 +79,7 @@ def small_policy(policy: Policy) -> Policy:
 
 
 class _Probe:
-    """Completions for every role, with the model's own log-probabilities under adapters that are not zero."""
+    """Completions for every role, and the model's own log-probabilities for them under adapters that are not zero."""
 
     def __init__(self, policy: Policy, stack: ExitStack, *, tolerance: float = FULL_TOLERANCE) -> None:
         self._policy, self._tolerance = policy, tolerance
@@ -90,13 +90,13 @@ class _Probe:
 
     @torch.no_grad()
     def complaint(self, packed: bool, own_head: bool, fused: bool) -> str:
-        """How this way is off from the model's own forward; "" where it is right."""
+        """How far this way is off from the model's own forward; "" if it is right."""
         if not fused:
-            fused_decoder.give_up(self._policy.model)  # what is tried last is what is used
+            fused_decoder.give_up(self._policy.model)  # the way that is tried last is the one used
         elif not fused_decoder.prepare(self._policy.model):
-            return "built otherwise than fused layers know"
+            return "its layers are not of the kind that can be fused"
         for role in self._policy.roles:
-            # The roles share the code: after the first, a completion and a choice tell whether the adapter is the one.
+            # All roles share the code: after the first, a completion and a choice show whether the adapter is right.
             completions = self._completions if role == self._policy.roles[0] else self._completions[:2]
             with self._policy.using(role) as model:
                 if role not in self._own:
@@ -109,7 +109,7 @@ class _Probe:
 
 
 def _completions(policy: Policy) -> list[PromptedCompletion]:
-    """Two completions of one prompt that part after a token, a choice, and one of a prompt that begins alike."""
+    """Two completions of one prompt that diverge after a token, a choice, and one of a prompt with a common prefix."""
     room = probe_room(policy.model)
     long = min(2 * probe_reach(policy.model) + 5, room - 6)
     prompt, said, other = (probe_tokens(policy.model, count, seed) for seed, count in enumerate((long, 6, 9)))

@@ -1,6 +1,6 @@
-"""Rows of one role's update as values, and who computes them: this thread, several, or the ranks of a process group.
+"""Results of an update's rows, and who computes them: this thread, several threads, or the ranks of a process group.
 
-A row's result is all that an update takes from it, so that it can be computed elsewhere and sent:
+A row's result is all that an update needs from it, so it can be computed elsewhere and sent:
 
     alone(3, compute)            compute(0), compute(1), compute(2): the results, in this order
     ranks.Dealt, on two ranks    compute(0) here and compute(1) there, then both results on both; then compute(2)
@@ -21,24 +21,24 @@ class RowResult:
     """What one row adds to a role's update."""
 
     tokens: int
-    """Input tokens of a forward."""
+    """Number of input tokens of one forward."""
     policy: list[torch.Tensor]
     """Log-probabilities of the tokens of each of the row's completions, on the CPU."""
     reference: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
-    """The same under the reference policy; empty where they were not computed."""
+    """The same under the reference policy; empty if they were not computed."""
     pieces: tuple[torch.Tensor, ...] = ()
-    """Gradient of the row's share of the mean loss: a tensor a parameter; none where none was asked for."""
+    """Gradient of the row's share of the mean loss, one tensor per parameter; empty if none was asked for."""
     measures: dict[str, float] = field(default_factory=dict[str, float])
     """Sums over the row's examples."""
     counts: dict[str, int] = field(default_factory=dict[str, int])
-    """Examples that each sum is of."""
+    """Number of examples in each sum."""
     seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Of the reference's forward, the policy's with the loss, and the backward; a GPU's backward is waited for with
-    the next row's reference."""
+    """Seconds of the reference's forward, of the policy's forward with the loss, and of the backward. On a GPU, the
+    wait for a backward counts towards the next row's reference."""
 
 
 Deal = Callable[[int, Callable[[int], RowResult]], Iterator[RowResult]]
-"""Called with the number of rows, the longest first, and what computes the one of a number."""
+"""Called with the number of rows and a function that computes the row of a given index; the longest row comes first."""
 
 
 def alone(num_rows: int, compute: Callable[[int], RowResult]) -> Iterator[RowResult]:

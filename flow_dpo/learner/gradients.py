@@ -1,12 +1,12 @@
 """Gradients of an objective for one role's examples, with the measures of the forward passes.
 
-The examples are laid out in rows; each row is computed under the reference policy, under the policy, and backwards; the
-rows' gradients add up to that of the mean loss over all examples, however the rows are cut and whoever computes them:
+The examples are laid out in rows. Each row takes a forward under the reference policy, one under the policy, and a
+backward. The gradients add up to that of the mean loss over all examples, however the rows are cut and computed:
 
     12 pairs of 3 trees   ->   a row with trees 1 and 2, a row with tree 3   ->   one gradient, and measures by name
 
-Invariants: no weight is changed here; policy and reference policy get the same tokens in the same shape, so that their
-difference is that of the adapters alone; a loss or gradient that is not finite is an error, never a zero.
+Invariants: no weight is changed here; policy and reference policy get the same tokens in the same shape, so they differ
+by their adapters alone; a loss or gradient that is not finite is an error and never counts as zero.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ class Gradient:
     """The gradient of the mean loss over one role's examples in one update."""
 
     pieces: list[torch.Tensor]
-    """One tensor a parameter of the role, float32."""
+    """One float32 tensor per parameter of the role."""
     norm: float
-    """Of all of them together."""
+    """Norm of all pieces together."""
     measures: dict[str, float]
-    """Means over the examples that each is of, and the sums named in `SUMS`."""
+    """Means over the examples that each measure covers, and the sums named in `SUMS`."""
     counts: dict[str, float]
-    """Examples that each mean is of."""
+    """Number of examples in each mean."""
     drift: Drift
-    """The comparisons with what was recorded at sampling."""
+    """Comparisons with the log-probabilities recorded at sampling."""
     learned: list[LearnedExample]
     """The examples, each as it was learned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedExample:
-    """An example in one update: its tokens' log-probabilities there, in nats, a list a completion."""
+    """An example as one update learned it: its tokens' log-probabilities, in nats, one list per completion."""
 
     example: Example
     version: int
-    """Of the policy that learned from it."""
+    """Version of the policy that learned from it."""
     reference_version: int | None
     policy: list[list[float]]
-    """Under dropout where there is any."""
+    """With dropout, if there is any."""
     reference: list[list[float]]
-    """Empty where the objective reads none."""
+    """Empty if the objective reads none."""
 
 
 _Row = tuple[list[Example], int]
@@ -88,27 +88,27 @@ class Gradients:
         deal: Deal = alone,
         temperature: float = 1.0,
     ) -> None:
-        """`references` are the adapters of the reference policy; `kept` earlier weights, to compare with; logits of
-        texts are divided by `temperature`."""
+        """`references`: the adapters of the reference policy, None for the base. `kept`: earlier weights to compare
+        with. `temperature`: what logits of texts are divided by."""
         self._policy, self._rows, self._references, self._deal = policy, rows, references, deal
         self._temperature = temperature
         self._kept = kept or KeptVersions(policy, 0)
         self.packed: bool | None = None if rows.packed else False
-        """Whether prefixes are shared; None until the model was checked."""
+        """Whether prefixes are shared; None until the model has been checked."""
         self.own_head: bool | None = None
-        """Whether logits come from the model's own head; None until it was checked."""
+        """Whether logits come from the model's own head; None until the model has been checked."""
         self.reference_versions: dict[Role, int | None] = {}
-        """The version of its adapter that each role's reference holds; None for weights of no version."""
+        """The adapter version in each role's reference; None if its weights are those of no version."""
 
     def check(self) -> None:
         """Choose how log-probabilities are computed, by comparing each way with the model's own forward.
-        Once; warns where prefixes cannot be shared. Raises `ModelError` where no way is right.
+        Does so once. Warns if prefixes cannot be shared. Raises `ModelError` if no way is right.
         """
         if self.packed is None or self.own_head is None:
             self.packed, self.own_head = choose_way(self._policy, packed=self.packed is not False)
 
     def logprobs(self, completions: Sequence[PromptedCompletion]) -> Logprobs:
-        """Log-probabilities of these completions, by the way that was chosen."""
+        """Log-probabilities of these completions, computed in the chosen way."""
         way = PackedLogprobs if self.packed else PlainLogprobs
         return way(self._policy.model, completions, own_head=self.own_head is True, temperature=self._temperature)
 
@@ -116,8 +116,8 @@ class Gradients:
         self, objective: Objective, role: Role, examples: Sequence[Example], version: int, count: int | None = None
     ) -> Gradient:
         """The gradient of the objective's mean over the examples, at this version of the policy.
-        Dropout draws its masks by `count`, the updates of the role's pool so far, or else by the version. Raises
-        `NonFinite`, and `LearningError` where the loss depends on no parameter.
+        Dropout masks are seeded by `count`, the number of updates of the role's pool so far, or by the version if it is
+        None. Raises `NonFinite`, and `LearningError` if the loss depends on no parameter.
         """
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
@@ -126,18 +126,18 @@ class Gradients:
         account.reference_version = self.reference_versions.get(role)
         objective = getattr(objective, "for_update", lambda _: objective)(examples)
         account.kinds = objective.accepts if objective.needs_reference is True else objective.needs_reference or ()
-        # A shared base is gathered by all ranks together, and every row has to make as many forwards.
+        # All ranks gather a sharded base together, so every row has to make the same number of forwards.
         account.reference_for_all = self._rows.shard_base and any(isinstance(e, account.kinds) for e in examples)
         self._compare_again(role, examples, account)
-        # The longest row first, ties as they were filled: ranks finish together, and sums are always of this order.
+        # Longest row first, ties in the order of filling: ranks finish together, and sums always have the same order.
         rows = sorted(enumerate(self._fill(examples)), key=lambda row: -row[1][1])
 
-        # Rows may be computed by several threads under one adapter; a reference is another, and waits for its turn.
+        # Several threads can compute rows under one adapter. A reference is another adapter: then one thread at a time.
         turn = Lock() if any(isinstance(e, account.kinds) for e in examples) else nullcontext()
 
         def compute(place: int) -> RowResult:
             index, (row, _) = rows[place]
-            # Only dropout is random. Its seed makes a resumed run equal the uninterrupted one, and no row like another.
+            # Only dropout is random. With this seed a resumed run equals an uninterrupted one, and rows differ.
             seed = derive(self._policy.seed, "dropout", count, role, index)
             with turn:
                 return self._row_result(objective, role, row, account, seed)
@@ -153,8 +153,8 @@ class Gradients:
         return Gradient(total, norm, account.measures(), account.counts, account.drift, account.learned)
 
     def scaled(self, role: Role, version: int, examples: Sequence[Example]) -> list[Example]:
-        """The examples, and of this role's completions of this version what was recorded brought to the temperature:
-        by what that adds under the present weights, which are to be that version's. So a drift stays what it is."""
+        """The examples with the recorded log-probabilities of this role's completions of this version converted to the
+        temperature: its effect under the present weights, which must be that version's, is added. Drift stays equal."""
         rows = self._fill([e for e in examples if e.request.role == role])
 
         def compute(place: int) -> RowResult:
@@ -163,7 +163,7 @@ class Gradients:
                 return RowResult(tokens=logprobs.num_tokens, policy=logprobs.added())
 
         done: dict[int, Example] = {}
-        with self._policy.using(role):  # one for all threads, as they need
+        with self._policy.using(role):  # one adapter for all threads
             for (row, _), result in zip(rows, self._deal(len(rows), compute), strict=True):
                 counts = [len(e.completions) for e in row]
                 for example, added in zip(row, _by_example(result.policy, counts), strict=True):
@@ -171,8 +171,8 @@ class Gradients:
         return [done.get(id(example), example) for example in examples]
 
     def _compare_again(self, role: Role, examples: Sequence[Example], account: Account) -> None:
-        """Compute a few completions of each version again, one at a time, where the rows cannot tell.
-        These have dropout, and the weights of the present version alone; those of earlier ones may have been kept.
+        """Recompute a few completions of each version, one at a time, if the rows cannot be compared.
+        Rows have dropout, and only the present version's weights; earlier weights can have been kept.
         """
         by_version: dict[int, list[PromptedCompletion]] = {}
         for example in examples:
@@ -257,14 +257,14 @@ class Account:
         self._sums = dict.fromkeys(sorted(SUMS), 0.0) | {"pairs": float(num_examples)}
         self.drift = Drift()
         self.kinds: tuple[type, ...] = ()
-        """Kinds of examples whose objective reads the reference's log-probabilities."""
+        """Kinds of examples for which the objective reads the reference's log-probabilities."""
         self.reference_for_all = False
-        """Whether rows without such examples compute them all the same."""
+        """Whether rows without such examples compute them anyway."""
         self.again: set[int] = set()
-        """Versions of which completions are computed again, and then not compared in the rows."""
+        """Versions whose completions are recomputed, and therefore not compared in the rows."""
         self.policy: Held = None
         self.reference: Held = None
-        """The adapters of both sides."""
+        """`policy` and `reference`: the adapters under which rows are computed."""
         self.reference_version: int | None = None
         self.learned: list[LearnedExample] = []
 
@@ -280,7 +280,7 @@ class Account:
         for name, seconds in zip(("reference_s", "forward_s", "backward_s"), result.seconds, strict=True):
             self._sums[name] += seconds
         self.drift.num_tokens += sum(len(c.token_ids) for _, c in completions)
-        # What policy or reference tells of the version that sampled, for nothing.
+        # If policy or reference has the weights that sampled a completion, comparing costs nothing.
         for index, (_, completion) in enumerate(completions):
             version = completion.policy_version
             if version == self.version and version not in self.again:
@@ -303,13 +303,13 @@ class Account:
             )
 
     def measures(self) -> dict[str, float]:
-        """By name; drift only where something was compared."""
+        """The measures by name; drift only if something was compared."""
         means = {name: total / self.counts[name] for name, total in self._totals.items()}
         return means | self._sums | self.drift.measures()
 
 
 def _scaled(example: Example, added: TokenLogprobs, version: int) -> Example:
-    """The example with these values added to the recorded ones of its completions of this version."""
+    """The example with these values added to the recorded log-probabilities of its completions of this version."""
     made: list[Completion] = []
     for completion, piece in zip(example.completions, added, strict=True):
         raw = completion.raw_logprobs or completion.logprobs

@@ -1,13 +1,13 @@
-"""Versions of the adapters that batches in flight may have been sampled with, kept beside the present one.
+"""Earlier versions of the adapters, kept because batches in flight can have been sampled with them.
 
-With a lag of k batches, the batch that is learned next was submitted with the adapters as they stood k calls of
-`Learner.update` ago, and those in flight behind it with later ones:
+With a lag of k batches, the batch that is learned next was submitted with the adapters of k calls of `Learner.update`
+ago, and the batches in flight after it with later ones:
 
     calls    version 0 --update--> 2 --update--> 2 --update--> 3 (present)
     kept 2   2, 2: one set of weights; 0 is dropped
 
-Invariants: what is kept is the float32 masters, copied; a version that several calls share is kept once, and the
-present one not at all.
+Invariants: the float32 master weights are kept, as copies; a version that several calls share is kept once, and the
+present version not at all.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from flow_dpo.core.types import Role
 from flow_dpo.learner.policy import Policy
 
 Weights = Mapping[Role, list[torch.Tensor]]
-"""Each role's float32 masters, in the order of `Policy.weights`."""
+"""Each role's float32 master weights, in the order of `Policy.weights`."""
 
 
 class KeptVersions:
-    """The weights of all roles as they stood after each of the last calls but the last one."""
+    """The weights of all roles after each of the most recent calls, except the last one."""
 
     def __init__(self, policy: Policy, num: int) -> None:
         self._policy, self._num = policy, num
         self.calls: list[int] = []
-        """The version after each of the last calls before the last one, oldest first; at most `num`."""
+        """The version after each of the most recent calls except the last one, oldest first; at most `num`."""
         self.weights: dict[int, Weights] = {}
-        """By version; the present one is in the policy."""
+        """Weights by version; the present ones are in the policy."""
 
     def begin(self, version: int) -> list[int]:
-        """Copy the present weights, which a call may change. Returns the versions by call, for `end`."""
+        """Copy the present weights, which a call can change. Returns the versions by call, for `end`."""
         if not self._num:
             return []
         if version not in self.weights:
@@ -44,13 +44,13 @@ class KeptVersions:
         return [*self.calls, version]
 
     def end(self, calls: Sequence[int], present: int) -> None:
-        """A call is done, and `present` the version now: drop what no batch in flight was submitted with."""
+        """End a call; the version is now `present`. Drops versions that no batch in flight was submitted with."""
         self.calls = list(calls[-self._num :]) if self._num else []
         self.weights = {version: self.weights[version] for version in sorted({*self.calls} - {present})}
 
     def replace(self, calls: Sequence[int], weights: Mapping[int, Weights], present: int) -> None:
-        """Take up all that was saved, and keep as many from here on: with a smaller lag than then, there may still be
-        batches in flight that were submitted with any of them."""
+        """Restore all that was saved, and keep as many from now on: even if the lag is smaller than it was, batches in
+        flight can have been submitted with any of them."""
         self.weights = dict(weights)
         self._num = max(self._num, len(calls))
         self.end(calls, present)

@@ -1,16 +1,16 @@
 """Learner: pools examples, computes gradients, and updates each role's adapter with its own optimizer.
 
 Examples wait in a pool, in order. Every `examples_per_update` of them make one update: each role among them takes one
-step of its own optimizer (Adam) over its own parameters, on the mean loss of its own examples. What fills no update
-waits:
+step of its own optimizer (Adam) over its own parameters, on the mean loss of its own examples. Examples that fill no
+update wait:
 
     learner.update(dpo, 40 pairs)   one update on the first 32, version 0 -> 1, 8 wait
     learner.update(dpo, 10 pairs)   18 wait: no update, and the measures say so
 
-A role may have a pool of its own, and then learns whatever the others have; pools that are ready share an update.
+A role can have its own pool, and then learns independently of the others; pools that are ready share an update.
 Versions that batches in flight were sampled with can be kept (`kept`), for comparing and for sampling again.
-Invariants: the gradients of all roles are computed and checked before any weight changes, so that a failed update
-changes nothing and its examples stay in the pool; saved and loaded, a learner continues bit for bit.
+Invariants: the gradients of all roles are computed and checked before any weight changes, so a failed update changes
+nothing and its examples stay in the pool; a learner that is saved and loaded continues bit for bit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Row = dict[str, float]
 
 
 class Learner:
-    """Owns the pool, the optimizers and the version of a policy's adapters."""
+    """Owns the pools, the optimizers and the version of a policy's adapters."""
 
     def __init__(
         self,
@@ -50,19 +50,19 @@ class Learner:
         kept_versions: int = 0,
         deal: Deal = alone,
     ) -> None:
-        """`kept_versions`, the lag of a run: calls of `update` before the last whose versions are kept. `deal` has rows
-        computed."""
+        """`kept_versions`: number of calls of `update` before the last one whose versions are kept; the lag of a run.
+        `deal` distributes the computing of rows."""
         self.policy, self.settings = policy, settings or LearnerSettings()
         unknown = set(self.settings.roles) - set(policy.roles)
         if unknown:
-            raise ConfigError(f"the learner's roles names {sorted(unknown)}, the policy's roles are {policy.roles}")
+            raise ConfigError(f"learner.roles names {sorted(unknown)}, but the policy's roles are {policy.roles}")
         self.version = 0
         """Updates so far; one counter for all roles."""
         self.pools = make_pools(self.settings, policy.seed)
-        """By role, for those that have one of their own, and the shared one."""
+        """The shared pool, and by role those of roles that have their own."""
         self._texts = state.Texts()
         self.learned: list[LearnedExample] = []
-        """Examples of the last call's updates, in their order, as they were learned."""
+        """Examples of the last call's updates, in order, as they were learned."""
         self._role_updates: dict[Role, int] = dict.fromkeys(policy.roles, 0)
         self._optimizers = {role: torch.optim.Adam(policy.weights(role), lr=0.0) for role in policy.roles}
         frozen = self.settings.reference.kind == "snapshot"
@@ -73,7 +73,7 @@ class Learner:
         version = 0 if frozen or policy.is_at_base() else None
         self._gradients.reference_versions = dict.fromkeys(policy.roles, version)
         self._before: tuple[int, dict[str, list[torch.Tensor]]] = (0, {})
-        """The version before the last update and its weights, to explain a drift by."""
+        """The version before the last update and its weights, which can explain a drift."""
         if self.settings.rows.gradient_checkpointing is True:
             policy.checkpoint_activations()
 
@@ -84,17 +84,17 @@ class Learner:
 
     @property
     def pool(self) -> list[Example]:
-        """The examples that wait to be learned, those of windows aside."""
+        """The examples that wait to be learned, except those in windows."""
         return [example for pool in self.pools.values() if not isinstance(pool, Window) for example in pool.examples]
 
     @contextmanager
     def holding(self, version: int) -> Iterator[dict[Role, Adapter]]:
-        """A context in which the policy holds all roles' weights as they were at this version, and their adapters.
-        The present weights are restored bit for bit. Raises `LearningError` for a version that is not at hand.
+        """A context in which the policy holds all roles' weights of this version; it gives their adapters.
+        The present weights are restored bit for bit. Raises `LearningError` for a version that was not kept.
         """
         if version != self.version and version not in self._kept.weights:
             raise LearningError(
-                f"the weights of version {version} are not at hand; expected one of "
+                f"the weights of version {version} were not kept; expected one of "
                 f"{sorted({*self._kept.weights, self.version})}: those of the last `kept_versions` calls are kept"
             )
         with ExitStack() as stack:
@@ -105,11 +105,11 @@ class Learner:
 
     @property
     def way(self) -> tuple[bool | None, bool | None]:
-        """How log-probabilities are computed: with shared prefixes, by the model's own head; None before the check."""
+        """Whether log-probabilities are computed with shared prefixes, and by the model's own head; None if unknown."""
         return self._gradients.packed, self._gradients.own_head
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All that an update reads or writes, by name ("answer/exp_avg/<name>"); the live tensors."""
+        """The live tensors that an update reads or writes, by name ("answer/exp_avg/<name>")."""
         return state.live_tensors(self.policy, self._optimizers, self._kept.weights)
 
     def check(self) -> None:
@@ -119,11 +119,11 @@ class Learner:
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
         """Add examples to their pools, make updates while a pool has a batch, and return metrics.
 
-        "learn/updates" counts updates, "learn/skipped" batches dropped by `skip_nonfinite`, "learn/waiting" what fills
-        no update, "learn/<role>/window" examples kept. Other "learn/<role>/..." are means over those of the role's
-        examples that they are of; sums for "pairs" (examples of any kind), "tokens" and the like. Raises
-        `LearningError`: for a loss, gradient or drift before anything was changed but the pools; for an adapter that
-        moved or stood still against expectation when it has.
+        "learn/updates" counts updates, "learn/skipped" batches dropped by `skip_nonfinite`, "learn/waiting" examples
+        that fill no update, "learn/<role>/window" examples in a window. Other "learn/<role>/..." metrics are means over
+        the examples of the role that they cover, or sums: "pairs" (examples of any kind), "tokens" and the like. Raises
+        `LearningError` for a bad loss, gradient or drift, before anything but the pools has changed; also, once it has,
+        for an adapter that moved or did not move against expectation.
         """
         started = time.perf_counter()
         self._check_examples(objective, examples)
@@ -153,7 +153,7 @@ class Learner:
         return {f"learn/{name}": value for name, value in row.items()}
 
     def save(self, folder: str | Path) -> None:
-        """Write all that `load` needs to go on bit for bit, and the adapters in PEFT's layout."""
+        """Write all that `load` needs to continue bit for bit, with the adapters in PEFT's layout."""
         facts = {"version": self.version, "role_updates": self._role_updates, "packed": self.way[0]}
         facts |= {"pool_updates": {name: pool.num_updates for name, pool in self.pools.items()}}
         facts |= {"reference_versions": self._gradients.reference_versions, "kept": self._kept.calls}
@@ -168,13 +168,13 @@ class Learner:
         self._gradients.packed, self._gradients.reference_versions = facts.packed, facts.reference_versions
         self._kept.replace(facts.kept, kept, self.version)
         for name, pool in self.pools.items():
-            # A role that had no pool of its own then begins to count with its updates.
+            # A role that had no pool of its own when saved starts with the count of its updates.
             pool.num_updates = facts.pool_updates.get(name, self._role_updates.get(name, 0))
             pool.examples = [each for each in examples if self._pool_of(each.request.role) == name]
 
     def _scaled(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """The examples, with what was recorded at sampling brought to the temperature under the weights that sampled;
-        what answers another request than it was sampled for (version -1) stays."""
+        """The examples, with the recorded log-probabilities converted to the temperature under the weights that
+        sampled; a completion for another request than it was sampled for (version -1) stays as it is."""
         found = {(e.request.role, c.policy_version) for e in examples for c in e.completions}
         for role, version in sorted(found) if self.settings.logit_temperature != 1 else ():
             if version >= 0:
@@ -236,8 +236,8 @@ class Learner:
             raise LearningError(f"examples of {sorted(unknown)}, but the policy's roles are {self.policy.roles}")
 
     def _check_moves(self, before: Mapping[str, list[torch.Tensor]], norms: Mapping[Role, float]) -> None:
-        """Raise `LearningError` where an update changed an adapter that did not learn, or none of one that did."""
-        # Read once for all: a device would be waited for at each weight.
+        """Raise `LearningError` if an update changed an adapter that did not learn, or did not change one that did."""
+        # Read all at once: reading weight by weight would wait for the device each time.
         subtract = torch._foreach_sub  # pyright: ignore[reportPrivateImportUsage]
         changes = [subtract(old, self.policy.weights(adapter)) for adapter, old in before.items()]
         farthest = torch.stack([torch.nn.utils.get_total_norm(each, torch.inf) for each in changes]).tolist()
@@ -252,7 +252,7 @@ class Learner:
                 )
 
     def _known(self) -> dict[int, Mapping[str, list[torch.Tensor]]]:
-        """Weights of earlier versions, by which a drift can be explained."""
+        """Weights of earlier versions, which can explain a drift."""
         return {version: weights for version, weights in [self._before] if weights} | self._kept.weights
 
     def _under(self, held: Held) -> AbstractContextManager[object]:
@@ -266,21 +266,21 @@ class Learner:
         limit, drift = self.settings.max_logprob_drift, gradient.measures.get("logprob_drift", 0.0)
         if not limit or drift <= limit:
             return
-        # Whatever was sampled with lately, and by which role: an engine may have mixed up either.
+        # Any recent version, and any role: an engine can have mixed up either.
         earlier: dict[Held, str] = {
             (name, version): f"version {version} of {name!r}" for version in self._known() for name in self.policy.roles
         }
         others: dict[Held, str] = {name: f"the adapter of {name!r}" for name in self.policy.adapters} | earlier
         cause = gradient.drift.explain(self.policy.model, self._under, others, limit)
         raise LearningError(
-            f"role {role!r}: log-probabilities at sampling and at learning differ by {drift:.3f} nats a token on "
+            f"role {role!r}: log-probabilities at sampling and at learning differ by {drift:.3f} nats per token on "
             f"average over the {gradient.measures['compared_share']:.0%} of tokens that were compared, at most "
             f"{limit} expected: {cause}; nothing was changed"
         )
 
 
 def _summarise(updates: Sequence[Mapping[Role, tuple[Row, Row]]]) -> dict[Role, Row]:
-    """Measures of one call's updates by role: sums, the last learning rate, maxima, and means over what each is of."""
+    """Measures of one call's updates by role: sums, the last learning rate, maxima, and means over examples."""
     out: dict[Role, Row] = {}
     for role in dict.fromkeys(role for update in updates for role in update):
         parts = [update[role] for update in updates if role in update]

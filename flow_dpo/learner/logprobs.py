@@ -1,8 +1,8 @@
-"""Teacher-forced log-probabilities of completions: of whole trees at once, or one completion at a time.
+"""Teacher-forced log-probabilities of completions: for whole trees at once, or for each completion on its own.
 
 Two implementations with one result. `PackedLogprobs` merges everything with a common prefix into one row (`packing`);
 `PlainLogprobs` runs each completion after its own prompt, padded to a batch. Both are compared with the model's own
-forward before they are used (`check`), and the first that is right is taken.
+forward before they are used (`check`), and the first that is right is used.
 
 A token's log-probability is read at the token before it, so the last token of a completion is never an input:
 
@@ -10,8 +10,8 @@ A token's log-probability is read at the token before it, so the last token of a
     siblings 7 8 and 7 9         inputs 5 6 7     labels 7 at 6, 8 and 9 at 7: one hidden state, two labels
     a choice among 3 and 4       inputs 5 6       label 3, renormalised over 3 and 4, at 6
 
-The output head (`models.head`) is applied at label positions alone, and never twice. Values are returned on the CPU, by
-one copy that gradients pass through: an objective may then read them as it likes, and no device waits for it.
+The output head (`models.head`) is applied only at label positions, and once at each. Values are returned on the CPU, by
+one copy that gradients pass through, so an objective can read them without making the device wait.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from flow_dpo.models.packing import merge
 from flow_dpo.models.tree_attention import PathLayout, row_layout
 
 _LaidOut = tuple[list[np.ndarray], dict[str, Any]]
-"""Where among the input tokens each completion's labels are read, and the model's arguments."""
+"""The input positions at which each completion's labels are read, and the model's arguments."""
 
 
 class Logprobs:
@@ -46,7 +46,7 @@ class Logprobs:
         own_head: bool = False,
         temperature: float = 1.0,
     ) -> None:
-        """`temperature`: logits are divided by it, but for choices."""
+        """`temperature`: what logits are divided by, except those of choices."""
         self._model, self._own_head, self._temperature = model, own_head, temperature
         at, self._arguments = self._lay_out(completions, model.device)
         self.num_tokens = self._arguments["input_ids"].numel()
@@ -54,11 +54,11 @@ class Logprobs:
         self._labels = Labels(completions, at, model.device)
 
     def __call__(self) -> list[torch.Tensor]:
-        """For each completion one float32 value a token, under the adapter in use, on the CPU."""
+        """For each completion one float32 value per token, under the adapter in use, on the CPU."""
         return self._labels.logprobs(*self._forward(), self._temperature)
 
     def added(self) -> list[torch.Tensor]:
-        """What the temperature adds to each of these values."""
+        """What the temperature adds to each value that a call returns."""
         found = self._forward()
         scaled, plain = (self._labels.logprobs(*found, each) for each in (self._temperature, 1.0))
         return [one - other for one, other in zip(scaled, plain, strict=True)]
@@ -67,7 +67,7 @@ class Logprobs:
         raise NotImplementedError
 
     def _forward(self) -> tuple[torch.Tensor, Head | OwnHead]:
-        """One forward: hidden states and the head to apply, or the logits by the model's own head."""
+        """One forward: hidden states and the head to apply to them, or logits of the model's own head."""
         if self._own_head:
             return self._model(**self._arguments).logits.flatten(0, 1), OwnHead()
         return decoder_of(self._model)(**self._arguments).last_hidden_state.flatten(0, 1), Head(self._model)
@@ -95,7 +95,7 @@ class PackedLogprobs(Logprobs):
 
 
 class PlainLogprobs(Logprobs):
-    """Log-probabilities of each completion after its own prompt, padded on the right to a batch: nothing shared."""
+    """Log-probabilities of each completion after its own prompt, padded on the right to a batch; nothing is shared."""
 
     def _lay_out(self, completions: Sequence[PromptedCompletion], device: torch.device) -> _LaidOut:
         rows = [inputs(s) for s in completions]

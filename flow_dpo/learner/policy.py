@@ -1,6 +1,6 @@
 """Policy: one frozen base model with a LoRA adapter for each role, in PEFT, and frozen snapshots as reference policies.
 
-One adapter is on at a time, or none:
+At most one adapter is on at a time:
 
     policy = Policy(model, ("answer", "stop"), LoraSettings(lora_r=8), seed=7)
     with policy.using("answer"): ...                     # the Answer role's distribution
@@ -8,11 +8,11 @@ One adapter is on at a time, or none:
     with policy.using(None): ...                         # the base alone: the reference policy of DPO
 
 Invariants: a parameter requires a gradient only while its own role is in use with `training=True`; the parameter list
-of a role is taken once, by name, and never found again by `requires_grad`, which PEFT flips at every switch; building a
-policy leaves the process's random state as it was.
+of a role is collected once, by name, and never by `requires_grad`, which PEFT flips at every switch; building a policy
+leaves the process's random state unchanged.
 
-Half-precision models have half-precision adapters, so that sampling and learning run the same kernels. Their float32
-`weights` are what an optimizer updates and what `publish` rounds into the adapter; for a float32 model both are one.
+Half-precision models have half-precision adapters, so sampling and learning run the same kernels. The optimizer updates
+float32 `weights`, which `publish` rounds into the adapter; for a float32 model the two are the same tensors.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Weights:
     """Names of the parameters in PEFT's layout, without the adapter's name."""
     parameters: list[torch.nn.Parameter]
     weights: list[torch.Tensor] = field(init=False)
-    """Float32 copies; the parameters themselves where these are float32."""
+    """Float32 copies; the parameters themselves if these are float32."""
 
     def __post_init__(self) -> None:
         self.weights = [
@@ -70,7 +70,7 @@ class Policy:
         self.seed = seed
         model.eval()
         self.targets = targets_of(model, self.settings)
-        """Which weights the adapters reach, and which share that is."""
+        """Which weights the adapters reach, and what share of the model that is."""
         _check_names(model, self.roles)
         attention.prepare(model)
         self.model = model
@@ -97,8 +97,8 @@ class Policy:
 
         `training` lets gradients reach the adapter and turns on its dropout and gradient checkpointing; the base's own
         dropout stays off. The backward pass belongs inside the context. The outermost context leaves its adapter on,
-        since the next one often needs the same: outside of all contexts it is not defined which adapter is on.
-        Inside of one, several threads may be in contexts of its adapter. Raises `ModelError` for an unknown adapter.
+        since the next one often needs the same: outside all contexts it is undefined which adapter is on. Inside a
+        context, several threads can open contexts of its adapter. Raises `ModelError` for an unknown adapter.
         """
         previous = self._state
         self._switch(adapter, training=training)
@@ -114,8 +114,8 @@ class Policy:
                 self._switch(previous[0], training=previous[1])
 
     def is_at_base(self) -> bool:
-        """Whether every role's distribution is the base's: one factor of every product is still zero. Of a magnitude or
-        a module that learns whole it is not known."""
+        """Whether every role's distribution is the base's: one factor of every product is still zero. False with DoRA
+        and with modules that are trained in full, for which it is not known."""
         return not (self.settings.use_dora or self.settings.modules_to_save) and all(
             not weight.any()
             for role in self.roles
@@ -183,25 +183,25 @@ class Policy:
 
     @torch.no_grad()
     def move_snapshot(self, role: Role, lerp: float) -> None:
-        """Move the role's snapshot by the fraction `lerp` of the way to the role's present weights."""
+        """Move the role's snapshot a fraction `lerp` of the way towards the role's present weights."""
         own, frozen = self._entry(role), self._entry(REFERENCE + role)
         for target, weight in zip(frozen.weights, own.weights, strict=True):
-            target.lerp_(weight, lerp)  # at 1 its very bits
+            target.lerp_(weight, lerp)  # an exact copy at 1
         self.publish(REFERENCE + role)
 
     def save_adapter(self, role: str, folder: str | Path) -> Path:
-        """Write the adapter in PEFT's own layout, which peft, transformers and vLLM load as it is."""
+        """Write the adapter in PEFT's own layout, which peft, transformers and vLLM can load."""
         entry = self._entry(role)
         state = get_peft_model_state_dict(self._peft, adapter_name=role, save_embedding_layers=False)
         if sorted(state) != sorted(entry.names):
-            raise ModelError(f"PEFT saves {sorted(state)[:3]}... where {sorted(entry.names)[:3]}... were expected")
+            raise ModelError(f"expected PEFT to save {sorted(entry.names)[:3]}..., found {sorted(state)[:3]}...")
         config = self.targets.config(self.settings)
         config.base_model_name_or_path = self.model.name_or_path
         adapter_files.write(Path(folder), state, config)
         return Path(folder)
 
     def load_adapter(self, role: str, folder: str | Path) -> None:
-        """Load an adapter that `save_adapter` wrote. Raises `ModelError` where its shape is not this policy's."""
+        """Load an adapter that `save_adapter` wrote. Raises `ModelError` if its shape is not this policy's."""
         entry = self._entry(role)
         own = dict(zip(entry.names, entry.parameters, strict=True))
         state = adapter_files.read(folder, self.targets.config(self.settings), own)
@@ -223,7 +223,7 @@ class Policy:
         with _own_randomness(seed), warnings.catch_warnings():
             # PEFT 0.21 reads an attribute of transformers 5 by its old name.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            # Head and embeddings that share a weight have adapters of their own here, and merging refuses them.
+            # Head and embeddings that share a weight get separate adapters here, and merging refuses those.
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
             options: dict[str, Any] = {"adapter_name": name, "autocast_adapter_dtype": False}
             config = self.targets.config(self.settings)
@@ -234,22 +234,22 @@ class Policy:
                     self._peft.add_adapter(peft_config=config, **options)
             except (ValueError, TypeError, NotImplementedError, AttributeError, LookupError) as error:
                 raise ModelError(
-                    f"PEFT cannot put an adapter on {type(self.model).__name__}: {error}; name the layers that shall "
-                    "have one (--lora_target_modules)"
+                    f"PEFT cannot put an adapter on {type(self.model).__name__}: {error}; name the layers to adapt "
+                    "(--lora_target_modules)"
                 ) from error
         self._adapters[name] = self._collect(name)
         if self._adapters[name].names != self._adapters[self.roles[0]].names:
-            raise ModelError(f"PEFT put an adapter on other weights than others: {name!r}, {type(self.model).__name__}")
+            raise ModelError(f"PEFT put {name!r} on other weights of {type(self.model).__name__} than other adapters")
 
     def _collect(self, name: str) -> _Weights:
-        """The parameters of this adapter, by the names that PEFT saves them under."""
+        """The parameters of this adapter, with the names under which PEFT saves them."""
         assert self._peft is not None
         named = ((adapter_files.parameter_name(n, name), p) for n, p in self._peft.named_parameters())
         found = [(saved, p) for saved, p in named if saved is not None]
         return _Weights([saved for saved, _ in found], [p for _, p in found])
 
     def _switch(self, adapter: str | None, *, training: bool) -> None:
-        """Switch by PEFT's method of each layer: 0.5 ms for 28 layers, where that of the model walks all modules."""
+        """Switch by PEFT's method of each layer: 0.5 ms for 28 layers. The model's method would walk all modules."""
         if self._state == (adapter, training):
             return
         if adapter is not None:
@@ -259,7 +259,7 @@ class Policy:
             layer.set_adapter(names, inference_mode=not training)
         if self._state is None or self._state[1] != training:
             for module in self._training_modules:
-                # Not `train()`, which would also turn on the base's own dropout below.
+                # Not `train()`, which would also turn on the base's own dropout inside.
                 module.training = training
         self._state = (adapter, training)
 
@@ -273,7 +273,7 @@ def _own_randomness(seed: int) -> Iterator[None]:
 
 
 def _check_names(model: PreTrainedModel, roles: Sequence[Role]) -> None:
-    """Raise `ModelError` for roles that could not be told apart in parameter names, of which they become a part."""
+    """Raise `ModelError` for role names that would be ambiguous inside parameter names."""
     parts = {part for name, _ in model.named_modules() for part in name.split(".")}
     if not roles or len(set(roles)) != len(roles):
         raise ModelError(f"a policy needs one or more distinct roles, found {list(roles)}")

@@ -1,14 +1,14 @@
 """Pools of examples between credit and update: queues, whose examples are learned once, and replay windows.
 
-Roles share one queue, but for those that `LearnerSettings.roles` gives a pool of their own. A pool says what the next
-update learns of it, nothing where none is due, and counts and drops it when that was learned:
+Roles share one queue, except those to which `LearnerSettings.roles` gives their own pool. A pool says what the next
+update learns from it, if one is due; once that is learned, it counts the update and drops what is done with:
 
     Queue(size=2)                        takes a b c     batches [a b]                c waits
     Window(size=2, window=3, updates=2)  takes a b c d   batches [b d], [c d]         b c d stay
 
-Where a window's examples carry choices, a batch has as many of each; of one that has too few it has all and more of the
-others, all weighted alike in sum: of 1 Yes and 9 No, in a batch of 4, the Yes twice and 3 No two thirds. Pairs keep
-their share and weight. Invariants: no example is in a batch twice; what was not learned or given up is not dropped.
+If a window's examples are choices, a batch has equally many of each. If one has too few, the batch has all of these and
+more of the others, weighted to equal sums: of 1 Yes and 9 No, the Yes at weight 2 and 3 No at weight 2/3. Pairs keep
+their share and weight. Invariants: no example is in a batch twice; only what was learned or given up is dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flow_dpo.core.types import Example, Role, ScoredCompletion
 from flow_dpo.learner.settings import LearnerSettings, ShortBatch
 
 SHARED = ""
-"""Stands for the roles that have no pool of their own."""
+"""Name of the pool that roles without their own pool share."""
 
 
 @dataclass(kw_only=True)
@@ -32,27 +32,27 @@ class Queue:
     """Examples that are learned once, in order."""
 
     size: int
-    """Examples of an update; 0 takes all that are there."""
+    """Examples per update; 0 takes all that wait."""
     of_problems: bool = False
-    """Whether `size` counts the problems that the examples are of."""
+    """Whether `size` counts problems instead of examples."""
     updates: int = 1
     """Passes over each batch."""
     minibatches: int = 1
-    """Updates of a pass: a batch is so many times `size`, or all that are there in so many parts."""
+    """Updates per pass: a batch is this many times `size`, or all that wait in this many parts."""
     short_batch: ShortBatch = "wait"
     examples: list[Example] = field(default_factory=list[Example])
     num_updates: int = 0
     _batch_size: int = field(init=False, default=0)
     _parts: list[slice] = field(init=False, default_factory=list[slice])
-    """Of the batch: one an update that is due."""
+    """Slices of `examples`, one for each update that is due."""
 
     def take(self, examples: Sequence[Example]) -> None:
-        """Add the examples of a call, which may be none."""
+        """Add the examples of a call, if there are any."""
         self.examples.extend(examples)
         self._parts = []
 
     def batch(self) -> list[Example]:
-        """What the next update learns; nothing where none is due."""
+        """What the next update learns; empty if none is due."""
         keys = [example.problem_id if self.of_problems else index for index, example in enumerate(self.examples)]
         ends = [*sorted({keys[i]: i for i in reversed(range(len(keys)))}.values()), len(keys)]
         there, number, whole = len(ends) - 1, self.minibatches, self.size * self.minibatches
@@ -72,23 +72,23 @@ class Queue:
             self.give_up()
 
     def give_up(self) -> None:
-        """Drop the batch, and what is left over where the next one is to be of one version."""
+        """Drop the batch, and with "fill" also the rest, since the next batch must be of one version."""
         del self.examples[: None if self.short_batch == "fill" else self._batch_size]
         self._parts = []
 
 
 @dataclass(kw_only=True)
 class Window(Queue):
-    """The last examples, of which each of a call's `updates` learns `size`, drawn each time without replacement."""
+    """The most recent examples; each of a call's `updates` learns `size` of them, drawn without replacement."""
 
     window: int
-    """Examples that are kept."""
+    """Number of examples that are kept."""
     seed: int
     by_problem: bool = False
-    """Whether problems are drawn, each with its examples as far as they are needed: these share their prefixes."""
+    """Whether to draw problem by problem, each with as many of its examples as needed: these share their prefixes."""
 
     def take(self, examples: Sequence[Example]) -> None:
-        """Add the examples of a call: updates are due where it brings some, and a batch of two choices is there."""
+        """Add the examples of a call. If there are any, updates are due once `size` are kept, not all of one choice."""
         if examples:
             self.examples = [*self.examples, *examples][-self.window :]
             choices = {_choice(example) for example in self.examples} - {None}
@@ -96,19 +96,19 @@ class Window(Queue):
             self._parts = [slice(None)] * due
 
     def batch(self) -> list[Example]:
-        """What the next update learns, in the window's order; nothing where none is due."""
+        """What the next update learns, in the window's order; empty if none is due."""
         if not self._parts:
             return []
         rng = random.Random(derive(self.seed, self.num_updates))
         draw = _by_problem(rng, self.examples) if self.by_problem else rng.sample
-        # 1. What has no choice: its share of the window, with room left for each choice.
+        # 1. Examples without a choice: as large a share as in the window, with room left for each choice.
         groups: dict[int | None, list[int]] = {}
         for index, example in enumerate(self.examples):
             groups.setdefault(_choice(example), []).append(index)
         plain = groups.pop(None, [])
         share = max(0, min(round(self.size * len(plain) / len(self.examples)), self.size - len(groups)))
         factors = dict.fromkeys(draw(plain, share), 1.0)
-        # 2. As many of each choice, the rarest first: what it lacks in number the others have more.
+        # 2. Equally many of each choice, the rarest first: if it has too few, the others fill up.
         left = self.size - share
         even = left / max(len(groups), 1)
         for done, group in enumerate(sorted(groups.values(), key=len)):
@@ -119,12 +119,12 @@ class Window(Queue):
         return [each if factor == 1 else replace(each, weight=factor * each.weight) for each, factor in batch]
 
     def give_up(self) -> None:
-        """Leave what is due, which would draw the same again. The examples stay."""
+        """Cancel the updates that are due: they would draw the same examples again. The examples stay."""
         self._parts = []
 
 
 def _by_problem(rng: random.Random, examples: Sequence[Example]) -> Callable[[list[int], int], list[int]]:
-    """Draws indices of examples problem after problem, in one order of problems and one of each problem's examples."""
+    """A function that draws indices problem by problem, in one random order of problems and one of their examples."""
     problems = list(dict.fromkeys(example.problem_id for example in examples))
     rank = dict(zip(rng.sample(problems, len(problems)), range(len(problems)), strict=True))
     place = rng.sample(range(len(examples)), len(examples))
@@ -133,7 +133,7 @@ def _by_problem(rng: random.Random, examples: Sequence[Example]) -> Callable[[li
 
 
 def make_pools(settings: LearnerSettings, seed: int) -> dict[Role, Queue]:
-    """The shared queue, and the pools that roles have of their own."""
+    """The shared queue, and the pools of roles that have their own."""
     p = settings.passes
     queue = partial(Queue, updates=p.epochs_per_batch, minibatches=p.minibatches, short_batch=p.short_batch)
     size = p.problems_per_update or settings.examples_per_update

@@ -1,9 +1,9 @@
-"""Settings of updates: of all roles, of single ones, of the reference policy, and of the rows that are computed.
+"""Settings of the learner: of all roles, of single roles, of the reference policy, and of the rows of a forward.
 
     LearnerSettings(learning_rate=3e-3, warmup_updates=8).rate_share(4)     # 0.5: half of the warm-up
 
-Invariants: a value that no run could use is refused where it is given; nothing heavy is imported, so that a command
-line is read before torch is.
+Invariants: a value that no run could use is refused when it is set; nothing heavy is imported, so a command line is
+read before torch is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 
 from flow_dpo.core.errors import expect
 from flow_dpo.core.types import Role
-from flow_dpo.models.settings import LoraSettings as LoraSettings  # at hand beside the learner's own
+from flow_dpo.models.settings import LoraSettings as LoraSettings  # so that both can be imported from here
 
 ShortBatch = Literal["wait", "learn", "fill"]
 Schedule = Literal["inverse", "inverse_sqrt", "linear", "cosine"]
@@ -26,13 +26,13 @@ class ReferenceSettings:
     """The reference policy of DPO and its relatives. Not stated in the paper."""
 
     kind: Literal["base", "snapshot"] = "base"
-    """The base with all adapters off, or a frozen copy of each role's adapter as it was when the learner was made."""
+    """"base": the base model with all adapters off; "snapshot": a frozen copy of each role's adapter at the start."""
     every: int = 0
-    """Updates with the role's pool after which its snapshot is moved; 0 never moves it."""
+    """Move a role's snapshot after every this many updates of the role's pool; 0 never moves it."""
     each_batch: bool = False
-    """Move every snapshot before a batch of problems is learned from: iterated DPO's reference."""
+    """Move every snapshot before each batch of problems is learned from, as in iterated DPO."""
     lerp: float = 1.0
-    """Fraction of the way to the present weights by which it is moved: 1 is all the way."""
+    """Fraction of the way towards the current weights that a snapshot moves: 1 copies them."""
 
     def __post_init__(self) -> None:
         expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "lerp")
@@ -42,20 +42,20 @@ class ReferenceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSettings:
-    """How a batch is laid out for the model. Affects time and memory, and results only by rounding."""
+    """How examples are laid out in rows for the model. Affects time and memory, and results only by rounding."""
 
     packed: bool = True
-    """Compute shared prefixes once. A model that cannot be packed is detected when first used."""
+    """Compute shared prefixes only once. A model for which this is not possible is detected on first use."""
     max_tokens: int | Literal["auto"] = "auto"
-    """Tokens of one forward at most. A larger tree is cut; a pair never is. "auto" is 4,096, for a small
-    model on a CPU 1,024 in a run, or as few as its device has memory for."""
+    """Maximum number of tokens in one forward. A larger tree is split; a pair never is. "auto" is 4,096; in a run it is
+    1,024 for a small model on a CPU, and less if the device lacks the memory."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Recompute each layer in the backward pass instead of keeping its activations. "auto" does it in a run whose
-    device has no memory for them."""
+    """Recompute each layer in the backward pass instead of keeping its activations. "auto" does so in a run if the
+    device lacks the memory for them."""
     shard_base: bool = False
-    """Let each of several ranks hold a part of every frozen layer, for a base that does not fit beside its activations;
-    results are the same to the bit. Each rank must hold the whole base while it loads, and the engine must not be in
-    this process."""
+    """Let each rank hold only a part of every frozen layer, for a base that does not fit in memory together with its
+    activations; results are identical to the bit. Each rank still needs room for the whole base while loading it, and
+    the engine must not be in this process."""
 
     def __post_init__(self) -> None:
         expect(self, 'above 0, or "auto"', lambda value: value == "auto" or value > 0, "max_tokens")
@@ -68,22 +68,22 @@ class RowSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RoleSettings:
-    """What one role has of its own; what is not given is as for all. Not stated in the paper."""
+    """Settings of one role; those that are not given are the same as for all roles. Not stated in the paper."""
 
     learning_rate: float | None = None
-    """In place of the learner's."""
+    """Replaces the learner's learning rate."""
     constant_rate: bool = False
-    """After the warm-up the rate does not fall."""
+    """Keep the rate constant after the warm-up."""
     examples_per_update: int | None = None
-    """Examples of an update, which wait in a pool of its own; 0: all there are. None: in the pool that roles share."""
+    """Examples per update, from the role's own pool; 0: all that wait there. None: from the pool that roles share."""
     window: int = 0
-    """Last examples that are kept: each update draws `examples_per_update` of them, as many of each choice where they
-    are choices. 0: each example is learned once."""
+    """Number of most recent examples to keep. Each update draws `examples_per_update` of them, equally many of each
+    choice if they are choices. 0: each example is learned once."""
     updates_per_batch: int = 1
-    """Updates from a window in each call that brings examples of the role; `epochs_per_batch` is for other pools."""
+    """Updates from the window for each batch with examples of the role. Other pools use `epochs_per_batch`."""
     by_problem: bool = False
-    """Draw from the window problem by problem, whose examples share their prefixes: on the seed an update has 0.64 of
-    the tokens, and six runs of 512 problems learned as well."""
+    """Draw from the window problem by problem, since the examples of a problem share prefixes: on the seed an update
+    then has 0.64 times the tokens, and six runs of 512 problems learned equally well."""
 
     def __post_init__(self) -> None:
         finite = "to be a finite number above 0"
@@ -103,17 +103,17 @@ class PassSettings:
     """How a batch is cut into updates."""
 
     minibatches: int = 1
-    """Updates of a pass over a batch, for which so many times `examples_per_update` are gathered; of all there are (0,
-    or "learn", which makes about so many or more), equal parts. From the second on a clip has something to do."""
+    """Updates per pass over a batch, which is this many times `examples_per_update`. If that is 0 or `short_batch` is
+    "learn", it is all examples, in about this many parts ("learn": or more). A clip acts from the second update on."""
     epochs_per_batch: int = 1
     """Passes over each batch (PPO's epochs)."""
     short_batch: ShortBatch = "wait"
-    """What fills no update: "wait" leaves it to the next batch, of another version; "learn" has all learned at once in
-    updates of about `examples_per_update`; "fill" samples on under one version, and drops what is left over (DAPO)."""
+    """What happens to examples that fill no update: "wait" keeps them for the next batch, of another version; "learn"
+    learns all in updates of about `examples_per_update`; "fill" samples on under one version, drops the rest (DAPO)."""
     problems_per_update: int = 0
-    """In place of a recipe's `examples_per_update`: problems that have examples, with all of theirs; 0 counts these."""
+    """Problems per update, with all their examples, in place of a recipe's `examples_per_update`; 0 counts examples."""
     skip_nonfinite: bool = False
-    """Drop and count a batch with a loss or gradient that is no number, instead of stopping."""
+    """Drop and count a batch whose loss or gradient is not finite, instead of stopping."""
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "epochs_per_batch", "minibatches")
@@ -122,32 +122,32 @@ class PassSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerSettings:
-    """How the adapters are updated. The paper: Adam, 5e-6, batches of 32 pairs, gradients clipped at 1."""
+    """How the adapters are updated. The paper: Adam at 5e-6, batches of 32 pairs, gradients clipped at norm 1."""
 
     learning_rate: float = 2e-4
     """The paper's 5e-6 changes next to nothing within a few dozen updates."""
     roles: Mapping[Role, RoleSettings] = field(default_factory=dict[Role, RoleSettings])
-    """What single roles have of their own: `--learner.roles.stop.learning_rate 1e-3`."""
+    """Settings of single roles: `--learner.roles.stop.learning_rate 1e-3`."""
     warmup_updates: int = 0
-    """First updates, over which the rate rises in equal steps; 0 begins with all of it."""
+    """Number of first updates over which the rate rises linearly; 0 starts at the full rate."""
     decay_after: int = 0
-    """Updates at the full rate, after which it falls; of "linear" and "cosine" all that there will be, and more have
-    the last one's rate. 0 never lets it fall."""
+    """Updates at the full rate before it falls. For "linear" and "cosine": the total number of updates, after which the
+    last rate is kept. 0 never lets it fall."""
     schedule: Schedule = "inverse"
-    """How it falls: as 1 / t (Robbins and Monro 1951), its root, a straight line or half a cosine towards 0."""
+    """How the rate falls: as 1 / t (Robbins and Monro 1951), as 1 / sqrt(t), or to 0 linearly or as half a cosine."""
     max_grad_norm: float = 1.0
-    """Norm to which a role's gradient is clipped; 0 clips nothing."""
+    """Norm to which a role's gradient is clipped; 0 turns clipping off."""
     examples_per_update: int = 32
-    """Examples of all roles together; 0: all of a call. How problems pool to 32 pairs is not stated in the paper."""
+    """Examples per update, all roles together; 0: all that wait. How 32 pairs are pooled is not stated in the paper."""
     passes: PassSettings = field(default_factory=PassSettings)
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     rows: RowSettings = field(default_factory=RowSettings)
     logit_temperature: float = 1.0
-    """What logits of texts are divided by before they become log-probabilities: the policy's, the reference's and those
-    recorded at sampling, which takes one forward more. PPO and GRPO of most libraries take that of sampling."""
+    """What logits of texts are divided by before log-probabilities are taken: for the policy, the reference, and those
+    recorded at sampling (one more forward). PPO and GRPO in most libraries use the sampling temperature."""
     max_logprob_drift: float = 0.2
-    """Mean difference, in nats a token, of log-probabilities at sampling and at learning under one version, above which
-    a run is stopped with the likeliest cause. Half precision drifts by 0.01 to 0.03. 0 never stops."""
+    """Stop a run, and name the likeliest cause, if log-probabilities at sampling and at learning under one version
+    differ by more than this on average, in nats per token. Half precision drifts by 0.01 to 0.03. 0 never stops."""
 
     def __post_init__(self) -> None:
         finite = "to be a finite number above 0"
@@ -158,13 +158,13 @@ class LearnerSettings:
             expect(self, '"inverse" where decay_after is 0', lambda value: value == "inverse", "schedule")
 
     def rate(self, role: Role, update: int) -> float:
-        """The role's learning rate at its update, counted from 1."""
+        """The learning rate of the role's n-th update; `update` counts from 1."""
         own = self.roles.get(role, RoleSettings())
         schedule = replace(self, schedule="inverse", decay_after=0) if own.constant_rate else self
         return (own.learning_rate or self.learning_rate) * schedule.rate_share(update)
 
     def rate_share(self, update: int) -> float:
-        """What the rate is multiplied by at a role's update, counted from 1. It is never 0."""
+        """Factor on the learning rate at a role's n-th update, which counts from 1. Never 0."""
         warmup, end = self.warmup_updates, self.decay_after
         rise = min(1.0, update / warmup) if warmup else 1.0
         inverse = min(1.0, end / update) if end else 1.0

@@ -1,13 +1,13 @@
-"""Learner checkpoints: adapters, optimizer states and the pool of examples, so that a run resumes exactly.
+"""Learner checkpoints: adapters, optimizer states and the pools of examples, from which a run resumes exactly.
 
-Written to a folder of safetensors and JSON, never a pickle:
+A checkpoint is a folder of safetensors and JSON, never a pickle:
 
-    adapters/answer/adapter_model.safetensors, adapter_config.json    PEFT's layout, what the model sampled with
+    adapters/answer/adapter_model.safetensors, adapter_config.json    in PEFT's layout, as the model samples with it
     learner.safetensors    "answer/weights/<name>", "answer/exp_avg/<name>", "reference_answer/weights/<name>",
                            "kept/<version>/answer/<name>", ...
     learner.json           the version, updates by role and pool, the versions kept by call, and the pools' examples
 
-Invariant: what is read back is bit for bit what was written. Adapters in half precision are read from float32 weights.
+Invariant: what is read is bit for bit what was written. Half-precision adapters are restored from float32 weights.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Optimizers = Mapping[Role, torch.optim.Adam]
 
 
 class Texts:
-    """Examples as JSON, made once for each as long as it waits: most of a window were there at the last checkpoint."""
+    """Examples as JSON texts, each made once while it waits: most of a window was in the last checkpoint already."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Example, str]] = {}
@@ -72,7 +72,7 @@ def write(
     pool: Sequence[str],
     kept: Mapping[int, Weights],
 ) -> None:
-    """Write a learner's state. `facts` are the learner's own counters, plain JSON; the pool's examples are `Texts`."""
+    """Write a learner's state. `facts`: the learner's counters, as plain JSON. `pool`: examples, as made by `Texts`."""
     folder.mkdir(parents=True, exist_ok=True)
     for role in policy.roles:
         policy.save_adapter(role, folder / "adapters" / role)
@@ -93,7 +93,7 @@ def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, l
     if found.get("schema") != SCHEMA:
         raise DataError(
             f"{place}: expected the schema {SCHEMA!r}, found {found.get('schema')!r:.80}: another version of "
-            "flow-dpo wrote it; begin another run, or use the version that wrote it"
+            "flow-dpo wrote it; start a new run, or use the version that wrote it"
         )
     facts = typed_json.read(Facts, found, place)
     pool: list[Example] = [
@@ -114,7 +114,7 @@ def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, l
     }
     expected = live_tensors(policy, optimizers, kept)
     if odd := sorted(set(expected) ^ set(tensors)):
-        raise DataError(f"{folder / TENSORS}: made by other settings: {len(odd)} names differ, such as {odd[0]!r}")
+        raise DataError(f"{folder / TENSORS}: made with other settings: {len(odd)} names differ, such as {odd[0]!r}")
     with torch.no_grad():
         for name, tensor in expected.items():
             if tensor.shape != tensors[name].shape:
@@ -128,7 +128,7 @@ def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, l
 
 
 def live_tensors(policy: Policy, optimizers: Optimizers, kept: Mapping[int, Weights]) -> dict[str, torch.Tensor]:
-    """Everything that an update reads or writes, by name; the live tensors."""
+    """The live tensors that an update reads or writes, by name."""
     tensors: dict[str, torch.Tensor] = {
         f"kept/{version}/{role}/{name}": weight
         for version, roles in kept.items()

@@ -1,10 +1,10 @@
 """Adapter files: a LoRA adapter in PEFT's layout, written and read as `peft`, transformers and vLLM do.
 
     write(folder, {"base_model.model....q_proj.lora_A.weight": tensor, ...}, config)
-    read(folder, config, own)        # {name: tensor}; ModelError where another kind of adapter lies there
+    read(folder, config, own)        # {name: tensor}; ModelError for another kind of adapter
 
-Invariant: what is read has the shape of `config` and means the same under it: an adapter whose meaning depends on
-something that these settings cannot say (ranks by layer, a base that its initialisation changes) is refused by name.
+Invariant: an adapter that is read has the shape and the meaning that `config` describes. One that depends on something
+that these settings cannot express (ranks by layer, an initialisation that changes the base) is refused by name.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _SHAPE = {
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
-"""What must be equal, and the setting of that name here. Which weights there are is seen by their names."""
+"""Fields of PEFT's config that must be equal, and the settings for them here. Adapted weights are compared by name."""
 _STRANGE = (
     "rank_pattern", "alpha_pattern", "lora_bias", "trainable_token_indices", "layer_replication", "megatron_config",
     "alora_invocation_tokens",
 )  # fmt: skip
-"""What an adapter may be made with that no setting here has."""
+"""Fields of PEFT's config for which there is no setting here."""
 _PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Initialisations that leave the base as it is."""
 
 
 def parameter_name(name: str, adapter: str) -> str | None:
-    """How PEFT saves the parameter `name` of this adapter; None for a parameter that is not its own."""
+    """The name under which PEFT saves the parameter `name` of this adapter; None if it is not the adapter's."""
     part = re.compile(rf"(\.lora_\w+)\.{adapter}(?=\.|$)|\.modules_to_save\.{adapter}(?=\.)")
     if not part.search(name):
         return None
@@ -52,7 +52,7 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], config: LoraConfig)
     state = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.inference_mode = True
-    # PEFT makes sets of them, and sets have no order.
+    # PEFT keeps these as sets, which have no order.
     config.target_modules = sorted(config.target_modules or ())
     config.target_parameters = sorted(config.target_parameters or ()) or None
     config.modules_to_save = sorted(config.modules_to_save or ()) or None
@@ -60,13 +60,13 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], config: LoraConfig)
 
 
 def read(folder: str | Path, wanted: LoraConfig, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter by their names. Raises `ModelError` where its shape or kind is not `wanted`, or its
-    tensors have other names and shapes than one's `own`."""
+    """The tensors of an adapter, by name. Raises `ModelError` if its shape or kind is not `wanted`, or if its tensors
+    differ from `own` in name or shape."""
     try:
         config = PeftConfig.from_pretrained(str(folder))
         state = load_peft_weights(str(folder), device="cpu")
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, PickleError, SafetensorError) as error:
-        # What torch advises about a pickle is to run the code in it.
+        # torch's own message about a pickle advises to run the code in it.
         why = "its weights are a pickle of more than tensors; save them as safetensors"
         why = why if isinstance(error, PickleError) else str(error) or type(error).__name__
         raise ModelError(f"{folder}: expected an adapter in PEFT's layout, PEFT cannot read it: {why}") from error
@@ -84,14 +84,14 @@ def read(folder: str | Path, wanted: LoraConfig, own: Mapping[str, torch.Tensor]
     if strange:
         raise ModelError(
             f"{folder}: expected a LoRA adapter that a rank, a scale and its modules describe, found one with "
-            f"{', '.join(strange)} which no setting here has; merge it into its base (PEFT's merge_and_unload) and "
-            "train from that"
+            f"{', '.join(strange)} for which there is no setting here; merge it into its base (PEFT's "
+            "merge_and_unload) and train from that"
         )
     odd = sorted(name for name in {*state, *own} if not (name in state and name in own))
     odd = odd or [name for name, tensor in state.items() if tensor.shape != own[name].shape]
     if odd:
         raise ModelError(
-            f"{folder}: the adapter is of another model, other target modules or modules_to_save: {len(odd)} names or "
+            f"{folder}: the adapter is for another model, other target modules or modules_to_save: {len(odd)} names or "
             f"shapes differ, such as {odd[0]}"
         )
     return state

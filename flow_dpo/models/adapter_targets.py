@@ -1,21 +1,20 @@
-"""Adapter targets: which weights of a model get LoRA adapters, by which of PEFT's two ways, and which share that is.
+"""Adapter targets: which weights of a model get LoRA adapters, by which of PEFT's two ways, and what share that is.
 
-"all-linear" is every linear layer, and every stack of experts (one parameter of three dimensions), that a forward over
-text uses, but neither the vocabulary's head nor the embeddings. A layer becomes a target module of PEFT's, a stack a
-target parameter. Names are as short as they can be without meaning anything else:
+"all-linear" is every linear layer and every stack of experts (one three-dimensional parameter) that a forward over text
+uses, except the output head and the embeddings. A layer becomes one of PEFT's target modules, a stack one of its target
+parameters. Names are as short as they can be without matching anything else:
 
     find_targets(qwen3_moe, "all-linear")
         modules ("k_proj", "o_proj", "q_proj", "v_proj"), parameters ("down_proj", "gate_up_proj"), share 0.93
 
-A stack's adapted weights W + B A are made at every forward: they take as much memory again, until the backward pass
-where activations are not checkpointed. In half precision they are rounded like working copies of float32 weights, for
-sampling and learning alike.
+A stack's adapted weights W + B A are computed at every forward. They take as much memory again as the stack, until the
+backward pass if activations are not checkpointed. In half precision they are rounded like working copies of float32
+weights, in sampling and learning alike.
 
-Left out are layers that an adapter would not reach (a tower for images, a layer whose weight is read past it), and what
-PEFT refuses. With dropout or DoRA all target parameters are: PEFT has neither for them.
+Layers that an adapter would not affect are left out (an image tower, a layer whose weight is read directly), and so is
+what PEFT refuses. With dropout or DoRA all target parameters are left out: PEFT supports neither for them.
 
-Invariant: names stand for the weights that were meant and for no other, in this process and for whoever reads a saved
-adapter.
+Invariant: names match the intended weights and no others, in this process and for every reader of a saved adapter.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ from flow_dpo.models.quantization import num_weights
 from flow_dpo.models.settings import ALL_LINEAR, LoraSettings
 
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError, NotImplementedError)
-"""What a model's own code may raise when it is called in a way that it was not made for."""
+"""What a model's own code can raise when it is called in a way that it was not made for."""
 _TRIAL_TOKENS = 8
 _FEW = 0.5
-"""Share of the weights below which a run reports what has no adapter."""
+"""If adapters reach a smaller share of the weights than this, a warning says what has no adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +48,17 @@ class AdapterTargets:
     """The weights of one model that get adapters."""
 
     modules: tuple[str, ...]
-    """PEFT's `target_modules`: last parts of names of layers, as many as tell them apart from all others."""
+    """PEFT's `target_modules`: the last parts of layer names, as many as distinguish them from all others."""
     parameters: tuple[str, ...]
-    """PEFT's `target_parameters`, named likewise."""
+    """PEFT's `target_parameters`, named in the same way."""
     share: float
-    """Share of the model's weights that they hold, 0 to 1."""
+    """Share of the model's weights that the adapters reach, 0 to 1."""
     expert_share: float
-    """Share of its weights that stacks of experts hold."""
+    """Share of the model's weights that are in stacks of experts."""
     missed_share: float
-    """Of these, the share of its weights in stacks without an adapter."""
+    """Share of the model's weights that are in stacks of experts without an adapter."""
     whole: tuple[str, ...] = ()
-    """PEFT's `modules_to_save`: modules that learn whole."""
+    """PEFT's `modules_to_save`: modules that are trained in full."""
 
     def config(self, settings: LoraSettings) -> LoraConfig:
         """PEFT's configuration of an adapter on these weights."""
@@ -76,13 +75,13 @@ class AdapterTargets:
         )
 
     def describe(self) -> str:
-        """One sentence for whoever starts a run."""
+        """One sentence for the user who starts a run."""
         line = f"Adapters reach {self.share:.0%} of the model's weights"
-        return line + (f" (experts without one hold {self.missed_share:.0%})" if self.missed_share else "")
+        return line + (f" (experts without an adapter hold {self.missed_share:.0%})" if self.missed_share else "")
 
 
 def targets_of(model: PreTrainedModel, settings: LoraSettings) -> AdapterTargets:
-    """The targets of these settings. Raises `ModelError` as `find_targets` does."""
+    """The targets for these settings. Raises `ModelError` as `find_targets` does."""
     without = "dropout" if settings.lora_dropout else "DoRA" if settings.use_dora else ""
     return find_targets(model, settings.lora_target_modules, without=without, whole=settings.modules_to_save)
 
@@ -93,17 +92,17 @@ _REMEDIES = {"dropout": "set lora_dropout to 0", "DoRA": "leave out use_dora"}
 def find_targets(
     model: PreTrainedModel, wanted: str | Sequence[str], *, without: str = "", whole: Sequence[str] = ()
 ) -> AdapterTargets:
-    """The targets that `wanted` stands for: "all-linear", or last parts of names of layers, embeddings and stacks.
+    """The targets that `wanted` names: "all-linear", or the last parts of names of layers, embeddings and stacks.
 
-    `without` is "dropout" or "DoRA" where that is wanted, which PEFT does not have for stacks; `whole` are last parts
-    of names of modules that learn whole, and have no adapter.
+    `without` is "dropout" or "DoRA" if the settings ask for it, since PEFT does not support it for stacks; `whole` are
+    the last parts of the names of modules that are trained in full and get no adapter.
 
-    Warns where "all-linear" leaves most weights without an adapter. Raises `ModelError` for a name that the model does
-    not have or PEFT refuses, and for a model that has adapters already.
+    Warns if "all-linear" leaves most weights without an adapter. Raises `ModelError` for a name that the model does not
+    have or that PEFT refuses, and for a model that already has adapters.
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ModelError(
-            f"this {type(model).__name__} carries an adapter already; give the base model, or merge the adapter into "
+            f"this {type(model).__name__} already has an adapter; give the base model, or merge the adapter into "
             "it first (PEFT's merge_and_unload)"
         )
     layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D | torch.nn.Embedding)}
@@ -116,9 +115,9 @@ def find_targets(
         if chosen & refused:
             raise ModelError(
                 f"lora_target_modules: PEFT puts no adapter on {sorted(chosen & refused)[0]} of "
-                f"{type(model).__name__}, whose weight is read past the layer; leave it out"
+                f"{type(model).__name__}, whose weight is used outside the layer; leave it out"
             )
-    # Layers that PEFT would take for experts of an older layout by their names are reached as parameters.
+    # Layers whose names PEFT would take for experts of an older layout are reached as parameters.
     taken = _taken_for_experts(model, {name.rpartition(".")[2] for name in chosen if name in layers})
     as_parameter = {name for name in chosen if name in stacks or name.rpartition(".")[2] in taken}
     if without and as_parameter and wanted != ALL_LINEAR:
@@ -132,7 +131,7 @@ def find_targets(
     inside = {name for name in chosen if any(f"{name}.".startswith(f"{one}.") for one in kept)}
     if inside and wanted != ALL_LINEAR:
         raise ModelError(
-            f"modules_to_save: {sorted(inside)[0]} would have an adapter and learn whole; leave it out of "
+            f"modules_to_save: {sorted(inside)[0]} would both have an adapter and train in full; leave it out of "
             "lora_target_modules or of modules_to_save"
         )
     chosen -= inside
@@ -158,7 +157,7 @@ def _targets(
 ) -> AdapterTargets:
     modules = {name for name in chosen if name not in as_parameter}
     parameters = {name if name in stacks else f"{name}.weight" for name in chosen & as_parameter}
-    # Layers may share one weight: it counts once.
+    # Layers can share one weight: it counts once.
     weights = {id(w): num_weights(w) for w in (_weight(layers[n]) if n in layers else stacks[n] for n in chosen)}
     weights |= {id(w): num_weights(w) for name in kept for w in model.get_submodule(name).parameters()}
     total = sum(map(num_weights, model.parameters()))
@@ -175,7 +174,7 @@ def _targets(
 def _all_linear(
     model: PreTrainedModel, layers: Mapping[str, torch.nn.Module], stacks: Mapping[str, torch.nn.Parameter]
 ) -> set[str]:
-    """Names of the linear layers and stacks that a forward over text uses, without the head."""
+    """Names of the linear layers and stacks that a forward over text uses, except the head."""
     head, used = model.get_output_embeddings(), _used_modules(model)
     linear = {
         name
@@ -198,7 +197,7 @@ def _named(
     """Full names of the layers and stacks that these names stand for."""
     found = {w: {n for n in (*layers, *stacks) if n == w or n.endswith(f".{w}")} for w in wanted}
     for w in wanted:
-        # The weight of a layer, as a saved adapter names it where it was reached as a parameter.
+        # The weight of a layer, as a saved adapter names it if it was reached as a parameter.
         stem = w.removesuffix(".weight")
         found[w] |= {n for n in layers if stem != w and (n == stem or n.endswith(f".{stem}"))}
     missing = [w for w in wanted if not found[w]]
@@ -238,7 +237,7 @@ def _is_stack(model: PreTrainedModel, name: str, parameter: torch.nn.Parameter) 
 
 
 def _is_product(layer: torch.nn.Module) -> bool:
-    """Whether a layer is a product with its weight and no more, which a model's own subclass need not be."""
+    """Whether a layer only multiplies by its weight and adds its bias; a model's own subclass can do otherwise."""
     if not type(layer).__module__.startswith(("transformers.models.", "transformers_modules.")):
         return True
     assert isinstance(layer, torch.nn.Linear | Conv1D)
@@ -256,9 +255,9 @@ def _is_product(layer: torch.nn.Module) -> bool:
 
 @torch.no_grad()
 def _used_modules(model: PreTrainedModel) -> set[str] | None:
-    """Patterns of the modules that a forward over a few tokens calls; None where the model cannot be tried so.
+    """Patterns of the modules that a forward over a few tokens calls; None if the model cannot be called that way.
 
-    Of a list of experts a few tokens call a few, which stand for all.
+    A few tokens call only a few experts of a list; these stand for all.
     """
     called: set[str] = set()
     ids = torch.arange(_TRIAL_TOKENS, device=model.device)[None] % _weight(model.get_input_embeddings()).shape[0]
@@ -280,7 +279,7 @@ def _pattern(name: str) -> str:
 
 
 def _refuses(model: PreTrainedModel, name: str) -> bool:
-    """Whether PEFT refuses an adapter on this layer: the output of a Mamba block, which kernels read past the layer."""
+    """Whether PEFT refuses an adapter on this layer: a Mamba block's output, whose weight kernels read directly."""
     try:
         _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
     except ValueError:
@@ -289,13 +288,13 @@ def _refuses(model: PreTrainedModel, name: str) -> bool:
 
 
 def _taken_for_experts(model: PreTrainedModel, last_parts: Iterable[str]) -> set[str]:
-    """Those of these names that PEFT turns into stacks of experts, for adapters made before experts were stacked."""
+    """Those of the names that PEFT turns into stacks of experts, as for adapters made before experts were stacked."""
     taken: set[str] = set()
     for part in last_parts:
         config = LoraConfig(target_modules=[part])
         try:
             convert_peft_config_for_transformers(config, model=model, conversions=None)
-        except ValueError:  # it asks for the names beside it, with which it would make one stack
+        except ValueError:  # PEFT asks for the other names that belong to the same stack
             taken.add(part)
         else:
             taken |= set() if part in (config.target_modules or ()) else {part}
@@ -303,7 +302,7 @@ def _taken_for_experts(model: PreTrainedModel, last_parts: Iterable[str]) -> set
 
 
 def _short_names(wanted: Iterable[str], everything: Iterable[str]) -> tuple[str, ...]:
-    """The fewest last parts of each name that no other name ends in."""
+    """For each name, the shortest ending that no unwanted name has."""
     wanted = set(wanted)
     others = {end for name in everything if name not in wanted for end in _ends(name)}
     return tuple(sorted({next((end for end in _ends(name) if end not in others), name) for name in wanted}))

@@ -1,7 +1,7 @@
 """Attention backend: how packed rows and the KV cache get their own attention into any transformers model.
 
-Through transformers' registry of attention functions; nothing is patched. A model prepared here runs every plain
-forward exactly as under SDPA. Given a `layout`, its attention layers call that layout instead:
+It uses transformers' registry of attention functions; nothing is patched. A prepared model runs every plain forward
+exactly as under SDPA. Given a `layout`, its attention layers call that layout instead:
 
     prepare(model)
     model(input_ids=flat_1N, position_ids=positions_1N, layout=layout, **layout_inputs(model.device))
@@ -23,7 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "flow_dpo"
-"""The name of the attention in transformers' registry."""
+"""The name of this attention in transformers' registry."""
 
 
 class Layout(Protocol):
@@ -39,14 +39,14 @@ class Layout(Protocol):
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Attention output, 1HND. `window` is the size of a sliding window in positions, the token itself counted."""
+        """Attention output, 1HND. `window` is the size of a sliding window in positions, including the token itself."""
         ...
 
 
 def layout_inputs(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Arguments of a forward with a layout: without transformers' own KV cache, and without a mask that nobody reads.
+    """Arguments of a forward with a layout: they turn off transformers' own KV cache and the building of a mask.
 
-    transformers passes a four-dimensional mask on as it is, and builds none; this one is never read.
+    transformers passes a four-dimensional mask on as it is instead of building one; this one is never read.
     """
     return {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "use_cache": False}
 
@@ -83,7 +83,7 @@ def prepare(model: PreTrainedModel) -> None:
     """Register the attention function, so that `model` accepts a `layout`. Plain forwards stay those of SDPA.
 
     A model that caps its attention scores (Gemma 2) or has attention sinks (GPT-OSS) supports neither: it gets
-    transformers' eager attention, which ignores layouts. Every user of a layout compares it with plain forwards first,
+    transformers' eager attention, which ignores layouts. Every user of a layout first compares it with plain forwards
     and so detects that it is ignored.
     """
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
@@ -96,9 +96,9 @@ def prepare(model: PreTrainedModel) -> None:
 
 
 def give_up(model: PreTrainedModel) -> bool:
-    """Let the model attend by its family's own eager code from now on, which ignores layouts; whether that is new.
+    """Switch the model to its family's own eager attention, which ignores layouts. Returns whether this is a change.
 
-    Some families look at the attention's name, and attend otherwise under one that they do not know.
+    Some families check the attention's name, and compute something else under a name that they do not know.
     """
     if model.config._attn_implementation == "eager" or not model._can_set_attn_implementation():
         return False

@@ -1,11 +1,11 @@
-"""A client for chat completions of a model behind an OpenAI-compatible address.
+"""A client for chat completions of a model at an OpenAI-compatible address.
 
     endpoint = ChatEndpoint(EndpointSettings(base_url="http://127.0.0.1:8000/v1"), api_key="")
-    endpoint.check()                                                     # refuses at once where nobody answers
+    endpoint.check()                                                     # raises at once if nobody answers
     reply = endpoint.ask([{"role": "user", "content": "..."}], max_tokens=64)
 
-What may pass is tried again after a growing wait: a connection that fails, 429 and 5xx; nothing else is. Invariant: a
-request ends in a reply or an error, each within its deadline and its tries (`models.http_client` keeps the deadline).
+Failures that can pass are retried after a growing wait: a failed connection, 429 and 5xx; nothing else. Invariant: a
+request ends in a reply or an error, within its deadline and its tries (`models.http_client` keeps the deadline).
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ _UNREADABLE = (ValueError, RecursionError)
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointSettings:
-    """An address with the chat completions format. Its API key is read from OPENAI_API_KEY and nowhere else."""
+    """An address that serves chat completions. Its API key is read only from OPENAI_API_KEY."""
 
     base_url: str = ""
-    """Such as http://127.0.0.1:8000/v1; the model in this process is the judge where it is empty."""
+    """The address, such as http://127.0.0.1:8000/v1. If empty, the model in this process is the judge."""
     served_model: str = ""
-    """The model's name there; may be left out where it serves one only."""
+    """The model's name on the server; can be left out if it serves only one."""
     concurrency: int = 8
-    """Requests under way at once."""
+    """Number of requests at the same time."""
     deadline_s: float = 120.0
-    """Seconds that one request may take in all."""
+    """Maximum duration of one try of a request, in seconds."""
     retries: int = 5
-    """Further tries of a request that failed for a reason that may pass."""
+    """Number of retries of a request that failed for a reason that can pass."""
     backoff_s: float = 1.0
-    """Seconds before the first further try; twice as many before each that follows, a minute at most."""
+    """Seconds to wait before the first retry; doubled before each further one, up to a minute."""
     body: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Put into every request, such as {"reasoning_effort": "low"}; null takes a field out.
-    It is recorded: no place for a secret."""
+    """Fields to add to every request, such as {"reasoning_effort": "low"}; null removes a field.
+    They are recorded, so do not put a secret here."""
 
     def __post_init__(self) -> None:
         if not self.base_url:
@@ -60,14 +60,14 @@ class ChatReply:
 
     words: str
     finished: bool
-    """It ended by itself and was not cut off."""
+    """Whether it ended by itself and was not cut off."""
     tokens: int
     refused: bool = False
-    """The address refused this one request (400, 413, 422); `words` are its reason."""
+    """Whether the server refused this one request (400, 413, 422); `words` is then its reason."""
 
 
 class ChatEndpoint:
-    """One address. `ask` may be called from several threads; after `stop` it raises."""
+    """One address. `ask` can be called from several threads; after `stop` it raises."""
 
     def __init__(self, settings: EndpointSettings, *, api_key: str) -> None:
         self._settings = settings
@@ -75,8 +75,8 @@ class ChatEndpoint:
         self.model = settings.served_model
 
     def check(self) -> None:
-        """Raise `ConfigError` where the address does not answer, refuses the key, or the model is not named and is not
-        the only one there."""
+        """Raise `ConfigError` if the server does not answer or refuses the key, or if no model is named and it does
+        not serve exactly one."""
         base = self._settings.base_url
         try:
             answer = self._address.exchange("GET", "/models")
@@ -98,7 +98,7 @@ class ChatEndpoint:
             self.model = names[0]
 
     def ask(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> ChatReply:
-        """A greedy reply to a chat. Raises `EngineError` where the address continues failing, or has another format."""
+        """A greedy reply to a chat. Raises `EngineError` if the server keeps failing, or answers in another format."""
         fields: dict[str, Any] = {
             "model": self.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0,
         } | self._settings.body  # fmt: skip
@@ -111,14 +111,13 @@ class ChatEndpoint:
             )  # fmt: skip
         except Passing as error:
             raise EngineError(
-                f"expected an answer from {settings.base_url}, found {error} after {error.tries} tries; what was "
-                "answered so far is kept: look after the server and give the same command again (--deadline_s, "
-                "--retries)"
+                f"expected an answer from {settings.base_url}, found {error} after {error.tries} tries; earlier "
+                "answers are kept: check the server and run the same command again (--deadline_s, --retries)"
             ) from error
         return self._reply(answer.status, answer.text)
 
     def stop(self) -> None:
-        """Give up whatever is under way."""
+        """Abort all pending requests."""
         self._address.stop()
 
     def _reply(self, status: int, text: str) -> ChatReply:
@@ -148,7 +147,7 @@ class ChatEndpoint:
 
 
 def _names(text: str) -> list[str]:
-    """The models that GET /models lists; none where the reply is something else."""
+    """The models that GET /models lists; empty if the reply is something else."""
     try:
         found = json.loads(text)["data"]
         return [one["id"] for one in found if isinstance(one["id"], str)]

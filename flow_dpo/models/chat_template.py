@@ -1,12 +1,12 @@
-"""Chat template: a model's own Jinja text applied to messages, and what it does with them, found by trying it.
+"""Chat template: a model's own Jinja text, applied to messages; what it does with them is found by trying it.
 
     template = ChatTemplate(tokenizer, source=None, variables={}, date="2026-11-28T09:30:00")
     template.apply([{"role": "user", "content": "2 + 3 = ?"}])      # "<|user|>2 + 3 = ?<|assistant|>"
-    template.lead                                                  # text it writes before an answer, " " of Llama 2
+    template.lead                                                  # text it writes before an answer, " " for Llama 2
 
 Templates differ: some want content as a list of parts, refuse a system message, open a thought, read the clock.
-Invariant: what is asked reaches the model, or the template is refused; thoughts are closed unless the user opens them;
-the clock stands still at `date`.
+Invariant: the question reaches the model, or the template is refused; thoughts are closed unless the user opens them;
+the clock is fixed at `date`.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ PLAIN_TEMPLATE = (
 MARK = "\ue0f1"
 """A private-use character in place of spliced ids, or of a whole message, while a template is rendered."""
 _THOUGHT_SWITCHES = ("enable_thinking", "thinking")
-"""Variables by which templates close the thought before an answer, where they are false."""
+"""Variables with which templates close the thought before an answer if they are false."""
 _THOUGHT = re.compile(r"([<\[◁])([\w:]*(?:think|thought|reason)\w*)([>\]▷])", re.IGNORECASE)
 _CLOCK = re.compile(r"strftime_now\(\s*(\"[^\"]*\"|'[^']*')\s*\)")
 _FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What a template that is given messages which it does not expect may raise."""
+"""What a template can raise if it gets messages that it does not expect."""
 
 _QUESTION, _MESSAGE = "Zq7question", "Zq7message"
 """Texts that no template writes by itself."""
 
 Chat = Sequence[Mapping[str, str]]
-"""Messages of a role and a content each."""
+"""Messages, each with a role and a content."""
 
 
 class ChatTemplate:
-    """A chat template with its variables. Raises `ModelError` for one that is none, or that loses the question."""
+    """A chat template with its variables. Raises `ModelError` if there is none, or if it loses the question."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, source: str | None, variables: Mapping[str, Any], date: str = ""
@@ -68,31 +68,31 @@ class ChatTemplate:
                 + "; give one with --model.chat_template (a Jinja text, or the word plain for a base model)"
             )
         self.source = own
-        """The Jinja text, as a tokenizer may keep it."""
+        """The Jinja text, as a tokenizer can store it."""
         self.reads_clock = "strftime_now" in own
         self.date = date or datetime.now().isoformat(timespec="seconds")
-        """What it gets where it asks for the time, in ISO 8601."""
+        """The time that it gets if it asks for it, in ISO 8601."""
         now = _moment(self.date)
         self._pinned = _CLOCK.sub(lambda found: json.dumps(now.strftime(found[1][1:-1])), own)
         self._variables = {name: False for name in _THOUGHT_SWITCHES if re.search(rf"\b{name}\b", own)}
         self._variables |= variables
         self._header = ""
-        """Header of an answer that the template writes in front of one, but not where one is asked for."""
+        """Header that the template writes before an answer in the chat, but not where an answer is asked for."""
         self._parts = frozenset[str]()
         self._parts = self._roles_in_parts()
         self.folds_system = self._must_fold_system()
-        """Whether it ignores or refuses a system message, which then goes in front of the first question."""
+        """Whether it ignores or refuses a system message, which is then put before the first question."""
         self._header = self._missing_header()
         self.opening = self.apply([{"role": "user", "content": "USER"}]).rpartition("USER")[2]
         """What it writes between a question and the answer."""
         self.opens_thought = _open_thought(self.opening)
-        """The tag of a thought that this leaves open; "" where there is none."""
+        """The tag of a thought that `opening` leaves open; "" if there is none."""
         self.lead = self._lead()
-        """What stands between `opening` and an answer: what the template writes there itself, and where need be the
-        end of the thought."""
+        """The text between `opening` and an answer: what the template itself writes there, and the end of a thought
+        that is open."""
 
     def apply(self, chat: Chat, *, answers: bool = True) -> str:
-        """The chat rendered, up to where the assistant is to answer with `answers`. Raises `ModelError` where the
+        """The rendered chat; with `answers`, up to where the assistant is to answer. Raises `ModelError` if the
         template refuses it."""
         try:
             text = self._apply(chat, answers)
@@ -101,7 +101,7 @@ class ChatTemplate:
         return text + self._header if answers and chat[-1]["role"] != "assistant" else text
 
     def after_answer(self) -> list[str]:
-        """What it writes after an assistant's message: at the end of a chat, and before a next question."""
+        """What it writes after an assistant's message: at the end of a chat, and before another question."""
         found: list[str] = []
         for more in ([], [{"role": "user", "content": "USER"}]):
             chat = [{"role": "user", "content": "USER"}, {"role": "assistant", "content": MARK}, *more]
@@ -128,7 +128,7 @@ class ChatTemplate:
             return False
 
     def _roles_in_parts(self) -> frozenset[str]:
-        """The roles whose content it wants as a list of parts: those whose text is lost otherwise."""
+        """The roles whose content it wants as a list of parts: those whose text would otherwise be lost."""
         chat = [{"role": "user", "content": _QUESTION}]
         wants: frozenset[str] = frozenset()
         if not self._holds(chat, _QUESTION):
@@ -154,7 +154,7 @@ class ChatTemplate:
         return not self._holds(chat, _MESSAGE)
 
     def _missing_header(self) -> str:
-        """What stands before an answer, of a template that ignores that one is asked for; "" where that is space."""
+        """The header before an answer, if the template ignores a request for one; "" if it is only whitespace."""
         chat = [{"role": "user", "content": "USER"}]
         before = self.apply(chat)
         lead = self._before_answer(before) if before == self._apply(chat, False) else ""
@@ -165,7 +165,7 @@ class ChatTemplate:
         return lead + _closing(self.opening + lead)
 
     def _before_answer(self, before: str) -> str:
-        """What the template writes between `before`, where an answer is asked for, and the answer."""
+        """What the template writes between `before`, a chat that asks for an answer, and the answer."""
         chat = [{"role": "user", "content": "USER"}]
         try:
             whole = self._apply([*chat, {"role": "assistant", "content": MARK}], False).rpartition(MARK)[0]
@@ -175,7 +175,7 @@ class ChatTemplate:
 
 
 def _open_thought(text: str) -> str:
-    """The last tag that opens a thought in a text without an end of it; "" where there is none."""
+    """The last tag in a text that opens a thought, if the thought is not closed; otherwise ""."""
     found = ""
     for tag in _THOUGHT.finditer(text):
         found = tag[0] if _end_of(tag[0]) not in text[tag.end() :] else ""
@@ -187,7 +187,7 @@ def _end_of(tag: str) -> str:
 
 
 def _closing(text: str) -> str:
-    """What ends a thought that a text leaves open, as thinking models write an empty one."""
+    """What closes a thought that a text leaves open, in the form in which thinking models write an empty one."""
     tag = _open_thought(text)
     if not tag:
         return ""

@@ -4,9 +4,9 @@ transformers fills weights that it does not find with random numbers, drops thos
 language model of a reward model's body, each with a line in a log. Here:
 
     weights("Qwen/Qwen2.5-0.5B", config, torch.float32)     # Qwen2ForCausalLM, every weight from the files
-    check_kind(config)                                      # ModelError for T5, a reward model, images alone
+    check_kind(config)                                      # ModelError for T5, a reward model, an image model
 
-Invariant: a model that is returned has no weight that is not in its files, in a precision that can be computed with.
+Invariant: every weight of a returned model comes from its files, in a precision that can be computed with.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from flow_dpo.models.render import Renderer
 _OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]\w*$")
 """Architectures with another head than a language model's: LlamaForSequenceClassification, BertForMaskedLM."""
 _CAN_UNPACK = ("fp8", "mxfp4")
-"""Quantisations that transformers turns into plain weights where it is asked to."""
+"""Quantisations that transformers can turn into plain weights."""
 _SHOWN = 4
-"""Names of weights in a message."""
+"""Number of names that a message lists."""
 _RARE = "\U000e01ee\ufdd0"
-"""Characters that no vocabulary has: bytes, or the unknown token."""
+"""Characters that no vocabulary has: they are encoded as bytes or as the unknown token."""
 UNREADABLE = (OSError, ValueError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
 """What transformers raises for configs and files that it cannot read."""
 
 
 def check_kind(config: PretrainedConfig, name: str) -> None:
-    """Raise `ModelError` for a model that is no causal language model, by its config alone."""
+    """Raise `ModelError` for a model that is not a causal language model, judging by its config alone."""
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     known = remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     architectures = [str(each) for each in config.architectures or ()]
@@ -59,9 +59,9 @@ def check_kind(config: PretrainedConfig, name: str) -> None:
 
 
 def weights(name: str, config: PretrainedConfig, dtype: torch.dtype | None, **options: Any) -> PreTrainedModel:
-    """The model with the weights of its files, in `dtype` or their own; warns of those that it does not use.
+    """The model with the weights from its files, in `dtype` or in their own precision. Warns about unused weights.
 
-    Raises `ModelError` where some are missing, have another shape, stay quantised or cannot be read.
+    Raises `ModelError` if weights are missing, have another shape, stay quantised or cannot be read.
     """
     quantised: Any = getattr(config, "quantization_config", None)
     method = str(quantised.get("quant_method") or "an unnamed method") if isinstance(quantised, dict) else ""
@@ -90,19 +90,19 @@ def weights(name: str, config: PretrainedConfig, dtype: torch.dtype | None, **op
             raise ModelError(
                 f"expected a checkpoint with all weights of {type(model).__name__}, found in {name} {what}: "
                 f"{_listed(names)}. They would be random numbers; give a whole checkpoint of this architecture, or "
-                "mend its config (tie_word_embeddings where the head alone is missing)"
+                "correct its config (tie_word_embeddings if only the head is missing)"
             )
     if config.get_text_config() is not config and model.config.get_text_config() is not model.config:
-        warnings.warn(f"{type(model).__name__} takes more than text: its text part alone is used", stacklevel=3)
+        warnings.warn(f"{type(model).__name__} takes more than text: only its text part is used", stacklevel=3)
     if unused := sorted(info["unexpected_keys"]):
         warnings.warn(f"{name} holds weights that {type(model).__name__} does not use: {_listed(unused)}", stacklevel=3)
     return model
 
 
 def check_rows(renderer: Renderer, rows: int, name: str) -> None:
-    """Raise `ModelError` where a prompt may hold token ids for which the model has no embedding.
+    """Raise `ModelError` if a prompt can contain token ids for which the model has no embedding.
 
-    Control tokens beyond the rows that the chat template does not write are no harm: no text becomes one of them.
+    Control tokens without an embedding do no harm if the chat template does not write them: no text becomes one.
     """
     vocabulary = renderer.tokenizer.get_vocab()
     if max(vocabulary.values(), default=0) < rows:

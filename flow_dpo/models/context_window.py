@@ -1,11 +1,10 @@
 """Context window check: leave out problems whose longest rollout does not fit, before any model samples.
 
-The flow is walked with made-up completions of maximal length, with answers that are cut and with answers that end,
-refused and accepted, and every turn on the way is rendered. That also detects choices that are not distinct, templates
-that refuse a prompt, and flows that break their contract. Invariant: a problem that is returned fits, however a model
-answers.
+The flow is run with made-up completions of maximal length: with answers that are cut and with answers that end, refused
+and accepted. Every turn on the way is rendered, which also detects choices that are not distinct, templates that refuse
+a prompt, and flows that break their contract. Invariant: a problem that is returned fits, whatever a model answers.
 
-    fitting_problems(flow, renderer, problems, context_tokens=2048)      # the problems, and a warning about the others
+    fitting_problems(flow, renderer, problems, context_tokens=2048)      # those that fit, and a warning about others
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from flow_dpo.core.types import Completion, FinishReason, Problem, Request, Turn
 log = logging.getLogger("flow_dpo")
 
 _MOST_TURNS = 1_000
-"""A rollout with more turns than this is taken to be endless."""
+"""A rollout with more turns than this counts as endless."""
 _SLACK = 8
-"""Tokens of reserve: how much later prompts grow may differ between questions by how they are tokenized."""
+"""Reserve in tokens: tokenization can make later prompts grow by different amounts for different questions."""
 
 
 def fitting_problems(
@@ -34,7 +33,7 @@ def fitting_problems(
 ) -> list[Problem]:
     """The problems whose longest rollout fits `context_tokens`; others are left out with a warning that names them.
 
-    Raises `ConfigError` where one chunk has no room after the shortest prompt, or no problem's longest rollout fits.
+    Raises `ConfigError` if one completion has no room after the shortest prompt, or no problem's longest rollout fits.
     """
     if not problems:
         raise DataError("expected at least one problem, found none; see --max_problems and --dataset_split")
@@ -44,7 +43,7 @@ def fitting_problems(
     for request in longest_requests(flow, renderer, problems[0]):
         lengths.append((len(request.prompt_ids), request.max_tokens))
         prompt = min(shortest, len(request.prompt_ids))
-        # Asked before a completion of this length is made up: it may be of any.
+        # Checked before a completion of this length is made up: the length can be anything.
         if prompt + request.max_tokens > context_tokens:
             raise ConfigError(
                 f"expected room for one completion of {request.max_tokens} tokens, found a context window of "
@@ -56,7 +55,7 @@ def fitting_problems(
     if not any(fits):
         raise ConfigError(
             f"expected the longest rollout to fit the context window of {context_tokens} tokens, found that it takes "
-            f"{shortest + growth + _SLACK} at least; lower --flow.max_tokens, or --flow.max_chunks or "
+            f"at least {shortest + growth + _SLACK}; lower --flow.max_tokens, or --flow.max_chunks or "
             "--flow.chunk_tokens of a flow of chunks"
         )
     left_out = [problem.id for problem, fit in zip(problems, fits, strict=True) if not fit]
@@ -69,10 +68,10 @@ def fitting_problems(
 
 
 def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) -> Iterator[Request]:
-    """Every request of made-up rollouts in which all completions have maximal length, and all are cut, all end, or all
-    are cut and then one ends, and the first or the last choice is always taken.
+    """Every request of made-up rollouts. All completions have maximal length; all are cut, all end, or all are cut and
+    then one ends; the choice is always the first or always the last.
 
-    Raises `FlowError` where the flow breaks its contract on the way.
+    Raises `FlowError` if the flow breaks its contract on the way.
     """
     kinds: tuple[FinishReason, ...] = ("length", "stop")
     for finish_reason, takes_last in itertools.product(kinds, (True, False)):
@@ -81,8 +80,8 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
             turn = flow.turn(state)
             if flow.turn(state) != turn:
                 raise FlowError(
-                    f"{type(flow).__name__}.turn returns another turn each time, at turn {num_turns} of {problem.id}; "
-                    "a state's turn is always the same: it may not draw, count or read a clock"
+                    f"{type(flow).__name__}.turn returns a different turn each time, at turn {num_turns} of "
+                    f"{problem.id}; a state's turn must always be the same: do not draw, count or read a clock"
                 )
             if turn is None:
                 closing = flow.closing(state)
@@ -100,7 +99,7 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
                     f"{problem.id}; states are immutable: return a new one (dataclasses.replace)"
                 )
             if not request.choices and finish_reason == "length":
-                # What follows an end after all that was cut, such as the judgement of a whole text, may be longer yet.
+                # The turn after an end that follows cut completions, such as a judgement of it all, can be longer yet.
                 ended = flow.turn(flow.advance(state, _made_up(request, "stop", takes_last=takes_last)))
                 if ended is not None:
                     yield renderer.render(ended)

@@ -1,12 +1,12 @@
-"""Dense decoders: the weights of a transformers model whose layers are built in the known way.
+"""Dense decoders: the weights of a transformers model whose layers have the usual structure.
 
-An embedding, layers of attention and a gated MLP, each behind an RMS norm, and a head: Llama, Qwen 2 and 3, Mistral,
-Phi-3 and their like. Read by the names and types of the modules, adapters included, under one role:
+That is an embedding, layers of attention and a gated MLP, each after an RMS norm, and a head: Llama, Qwen 2 and 3,
+Mistral, Phi-3 and similar families. Weights are read by names and types of the modules, with the adapters of one role:
 
-    decoder = read_decoder(model)       # None where anything else is in it: another norm, a router, a hook
-    decoder.blocks[0].qkv               # [Layer, Layer, Layer], or one where the family has them in one weight
+    decoder = read_decoder(model)       # None if it contains anything else: another norm, a router, a hook
+    decoder.blocks[0].qkv               # [Layer, Layer, Layer], or a single one if the family has them in one weight
 
-Invariant: what is read is all there is of modules and parameters; what is computed with them is not checked here.
+Invariant: no module or parameter is left unread; what the model computes with them is not checked here.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Norm:
     weight: torch.Tensor
     eps: float
     scaled: torch.Tensor
-    """The weight times the root of its size: what is divided by a norm that is no mean is multiplied by it."""
+    """The weight times the square root of its size, to multiply what was divided by a vector norm instead of an RMS."""
     shift: torch.Tensor
-    """The root of the epsilon times the size."""
+    """The square root of epsilon times the size."""
 
     @staticmethod
     def of(weight: torch.Tensor, eps: float) -> Norm:
@@ -57,18 +57,18 @@ class Norm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype == torch.float32 and x.device.type == "cpu":
-            # Four operations in place of the eight that torch makes of it on a CPU, two of them in place.
+            # Four operations, two of them in place, instead of the eight that torch needs on a CPU.
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             return x.div(norm.hypot_(self.shift)).mul_(self.scaled)
         if x.dtype == torch.float32:
             return rms_norm(x, self.weight.shape, self.weight, self.eps)
-        # Rounded where transformers rounds, so that the learner's forward differs as little as can be.
+        # Rounded where transformers rounds, to differ as little as possible from the learner's forward.
         return rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype).mul_(self.weight)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A decoder layer. Each list of layers reads one input."""
+    """A decoder layer. The linear layers in one list read the same input."""
 
     attention_norm: Norm
     qkv: list[Layer]
@@ -87,7 +87,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """What is read off a model under one role."""
+    """The weights of a model under one role."""
 
     embedding_VC: torch.Tensor
     rotary: torch.nn.Module
@@ -107,7 +107,7 @@ class AttentionCall:
 
 
 def read_decoder(model: PreTrainedModel) -> Decoder | None:
-    """The model's weights, where it is built of nothing but the modules that the lean forward knows."""
+    """The model's weights; None if it has a module that the lean forward does not know."""
     if not is_plain(model):
         return None
     inner = _children(model, {"model": 1, "lm_head": 1})
@@ -123,7 +123,7 @@ def read_decoder(model: PreTrainedModel) -> Decoder | None:
 
 
 def read_linear(module: torch.nn.Module | None) -> Layer | None:
-    """A plain linear layer, or PEFT's LoRA around one with what is on now; None for anything else."""
+    """A plain linear layer, or PEFT's LoRA around one with the adapters that are on; None for anything else."""
     if type(module) is torch.nn.Linear:
         return Layer(Weights(module.weight, module.bias))
     if type(module) is not LoraLinear or type(base := module.get_base_layer()) is not torch.nn.Linear:
@@ -141,7 +141,7 @@ def read_linear(module: torch.nn.Module | None) -> Layer | None:
 
 
 def attention_calls(model: PreTrainedModel, decoder: Decoder) -> list[AttentionCall] | None:
-    """How each layer calls attention, by a forward of the model; None where heads are not of one size."""
+    """How each layer calls attention, recorded in a forward of the model; None if heads differ in size."""
     recorder = _Recorder()
     ids_1N = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     model(input_ids=ids_1N, position_ids=ids_1N, layout=recorder, **layout_inputs(model.device))
@@ -173,7 +173,7 @@ class _Recorder:
 
 
 def is_plain(model: PreTrainedModel) -> bool:
-    """Whether modules do no more than their classes say (hooks, another forward), on whole weights of one device."""
+    """Whether no module has hooks or a replaced forward, and all weights are plain parameters on one device."""
     busy = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
     whole = all(type(p) is torch.nn.Parameter and p.device == model.device for p in model.parameters())
     return whole and not busy and model.device.type != "meta"
@@ -218,7 +218,7 @@ def _layers(modules: Mapping[str, torch.nn.Module], names: Sequence[str]) -> lis
 
 
 def _read_norm(module: torch.nn.Module) -> Norm | None:
-    """A norm with a weight alone and transformers' name for its epsilon; that it is an RMS norm is measured."""
+    """A norm with only a weight and transformers' name for its epsilon; that it is an RMS norm is measured later."""
     eps, weight = getattr(module, "variance_epsilon", None), getattr(module, "weight", None)
     if not isinstance(eps, float) or not isinstance(weight, torch.Tensor) or weight.dim() != 1:
         return None
@@ -226,7 +226,7 @@ def _read_norm(module: torch.nn.Module) -> Norm | None:
 
 
 def _children(module: torch.nn.Module, names: Mapping[str, int]) -> dict[str, torch.nn.Module]:
-    """The module's children by name; nothing where one is missing (1), or is of another name."""
+    """The module's children by name; empty if a required one (1) is missing, or one has another name."""
     found = dict(module.named_children())
     complete = all(name in found for name, needed in names.items() if needed) and set(found) <= set(names)
     return found if complete else {}

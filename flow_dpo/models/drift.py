@@ -1,15 +1,15 @@
 """Drift check: are a learner's log-probabilities those that the engine recorded when it sampled, and if not, why?
 
-Both sides compute log-probabilities of the same tokens under the same weights, so they differ by rounding alone. What
-is compared costs no forward of its own where the learner makes one anyway, without dropout and with the weights that
-sampled. With dropout, and under earlier weights that were kept, a few completions are computed again without it.
-Completions of other versions are counted:
+Both sides compute log-probabilities of the same tokens under the same weights, so they should differ only by rounding.
+Comparing takes no extra forward if the learner makes one anyway, without dropout and with the weights that sampled.
+With dropout, or under earlier weights that were kept, a few completions are recomputed without dropout. Completions of
+other versions are only counted:
 
     version 4, reference the base (version 0), 3 kept    those of 4 and 0 are compared, a few of 3, none of 2
 
-Where they differ too much, `explain` measures every cause that can be told apart and names the one that fits.
+If they differ too much, `explain` measures every cause that can be told apart and names the one that fits.
 
-Invariant: nothing is compared under other weights than those that sampled it.
+Invariant: a completion is compared only under the weights that sampled it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from transformers import PreTrainedModel
 from flow_dpo.models.drift_causes import PromptedCompletion, distance, measure_causes
 
 SAMPLE = 8
-"""Completions of a version that are computed again: where there is dropout or lag, and to explain a drift."""
+"""Number of completions that are recomputed: for each version with dropout or lag, and to explain a drift."""
 Held = str | None | tuple[str, int]
-"""Weights that a model can hold: an adapter by its name, as it is or as it was at a version; None for none."""
+"""Weights that a model can hold: an adapter by name, as it is now or as it was at a version; None for the base."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Drift:
     adapters: list[Held] = field(default_factory=list[Held])
     """The weights that they were computed under: those of the version that sampled."""
     num_tokens: int = 0
-    """Of all completions of the update, compared or not."""
+    """Number of tokens in all completions of the update, compared or not."""
 
     def add(self, completion: PromptedCompletion, found: torch.Tensor, adapter: Held) -> None:
         self.completions.append(completion)
@@ -52,7 +52,7 @@ class Drift:
         return [torch.tensor(c.logprobs) - f for (_, c), f in zip(self.completions, self.found, strict=True)]
 
     def measures(self) -> dict[str, float]:
-        """The mean and the largest difference where something was compared, and the share of tokens that was."""
+        """The mean and the largest difference, if anything was compared, and the share of tokens that was."""
         if not self.completions:
             return {"compared_share": 0.0}
         away = torch.cat(self.differences()).abs()
@@ -70,7 +70,7 @@ class Drift:
     ) -> str:
         """The cause that fits best, with what was measured.
 
-        `using` puts any of these weights on the model, or none; `weights` are described as a message names them.
+        `using` puts any of `weights` on the model, or none; the values of `weights` name them in the message.
         """
         # 1. The completions that differ most, and the adapter that they were computed under.
         differences = self.differences()
@@ -89,9 +89,9 @@ class Drift:
         # 3. The one that fits; else which side is off, and what the differences look like.
         cause, nearest = next(iter(causes.items()))
         if own <= limit / 4:
-            return f"the model's own logits give what was recorded to {own:.2g} nats: the learner computes otherwise"
+            return f"the model's own logits fit what was recorded to within {own:.2g} nats: the learner is at fault"
         if nearest <= limit / 4:
-            return f"what was recorded fits {cause} to {nearest:.2g} nats: the engine sampled with that"
+            return f"what was recorded fits {cause} to within {nearest:.2g} nats: the engine sampled with that"
         return f"{_shape(differences, limit)} (the model's own logits are {own:.2g} nats away, {measured})"
 
 
@@ -101,7 +101,7 @@ def spread(completions: Sequence[PromptedCompletion]) -> list[PromptedCompletion
 
 
 def _shape(differences: Sequence[torch.Tensor], limit: float) -> str:
-    """What differences look like that no cause fits: at the first tokens alone, or as even as rounding is."""
+    """What differences that no cause explains look like: only at the first tokens, or as even as rounding."""
     first, rest = (torch.cat([part(d) for d in differences]).abs() for part in (lambda d: d[:4], lambda d: d[4:]))
     if len(rest) and float(rest.mean()) < limit / 2 and float(first.mean()) > limit:
         return (

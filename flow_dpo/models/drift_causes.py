@@ -1,12 +1,12 @@
 """Causes of a drift: which weights, prompt or temperature explain log-probabilities that were recorded elsewhere.
 
 Each cause that can be told apart is tried on a few completions by the model's own forward, one at a time, and measured
-by how far it is from what was recorded, in nats a token:
+by its distance from what was recorded, in nats per token:
 
     {"the adapter of 'stop'": 0.0003, "a temperature of 0.70": 0.41, "the base without an adapter": 0.52, ...}
 
-Invariant: only the model's own logits are used, none of the package's ways of computing them, and what was recorded is
-taken as it was, at temperature 1, whatever a learner's `logit_temperature` made of it.
+Invariant: only the model's own logits are used, none of the package's ways of computing them, and the log-probabilities
+are those recorded at temperature 1, whatever a learner's `logit_temperature` made of them.
 
 Shapes: T tokens of a completion, V tokens of the vocabulary.
 """
@@ -25,13 +25,13 @@ from transformers import PreTrainedModel
 from flow_dpo.core.types import Completion, Request, TokenIds
 
 PromptedCompletion = tuple[Request, Completion]
-"""A completion with the request that it answers: the unit of which token log-probabilities are computed."""
+"""A completion with the request that it answers: the unit for which token log-probabilities are computed."""
 _FIT_COMPLETIONS, _FIT_TOKENS = 2, 64
-"""Completions, and first tokens of each, whose whole distributions are held to find a temperature."""
+"""Number of completions, and of first tokens of each, whose full distributions are kept to find a temperature."""
 _SAME_TEMPERATURE = 0.02
-"""Temperatures this close to 1 are 1."""
+"""Temperatures this close to 1 count as 1."""
 _MAX_PROMPTS = 8
-"""Other requests' prompts that are tried."""
+"""Number of other requests' prompts that are tried."""
 
 
 def inputs(prompted: PromptedCompletion) -> TokenIds:
@@ -42,7 +42,7 @@ def inputs(prompted: PromptedCompletion) -> TokenIds:
 
 @torch.no_grad()
 def own_logits(model: PreTrainedModel, request: Request, completion: Completion) -> torch.Tensor:
-    """The model's own logits for a completion's tokens, TV in float32; over the choices where there are some."""
+    """The model's own logits for a completion's tokens, TV in float32; only those of the choices if there are any."""
     ids = inputs((request, completion))
     count = len(completion.token_ids)
     few = {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
@@ -52,7 +52,7 @@ def own_logits(model: PreTrainedModel, request: Request, completion: Completion)
 
 
 def labels_of(request: Request, completion: Completion) -> list[int]:
-    """The column of `own_logits` that each token of a completion stands in."""
+    """For each token of a completion, its column in `own_logits`."""
     return [request.choices.index(i) for i in completion.token_ids] if request.choices else list(completion.token_ids)
 
 
@@ -63,7 +63,7 @@ def own_logprobs(model: PreTrainedModel, request: Request, completion: Completio
 
 
 def distance(model: PreTrainedModel, sample: Sequence[PromptedCompletion]) -> float:
-    """Mean absolute difference between recorded log-probabilities and the model's own, in nats a token."""
+    """Mean absolute difference between recorded log-probabilities and the model's own, in nats per token."""
     pieces = [own_logprobs(model, r, c).cpu() - torch.tensor(c.raw_logprobs or c.logprobs) for r, c in sample]
     return float(torch.cat(pieces).abs().mean())
 
@@ -75,10 +75,10 @@ def measure_causes(
     used: Callable[[], AbstractContextManager[object]],
     others: Mapping[str, Callable[[], AbstractContextManager[object]]],
 ) -> dict[str, float]:
-    """The distance under each cause, the nearest first.
+    """The distance under each cause, nearest first.
 
-    `used` puts the weights on the model that the completions should have been sampled with, `others` others by name;
-    `prompts` are those of other requests, with which an engine could have mixed these up.
+    `used` puts on the model the weights that the completions should have been sampled with, `others` other weights, by
+    name; `prompts` are the prompts of other requests, with which an engine could have confused these.
     """
     causes: dict[str, float] = {}
     for name, weights in others.items():
@@ -111,11 +111,11 @@ _ENDS: dict[str, Callable[[TokenIds, Any], TokenIds]] = {
     "a prompt without its last token": lambda ids, _: ids[:-1],
     "a prompt that begins with one more token": lambda ids, start: (start, *ids),
 }
-"""Prompts that an engine is handed by mistake, with an end more or less."""
+"""Prompts that an engine could get by mistake, with one token more or less at an end."""
 
 
 def _nearest_temperature(model: PreTrainedModel, sample: Sequence[PromptedCompletion]) -> tuple[float, float]:
-    """The temperature at which the model's logits give what was recorded best, and how far that is."""
+    """The temperature at which the model's logits best fit what was recorded, and the distance that remains."""
     kept: list[tuple[torch.Tensor, list[int], torch.Tensor]] = []
     for request, completion in sample:
         short = replace(completion, token_ids=completion.token_ids[:_FIT_TOKENS])

@@ -3,9 +3,9 @@
     blank = blank_model(ModelSettings(model_name_or_path="Qwen/Qwen2.5-0.5B-Instruct"))     # no weights are read
     row_memory(blank, parameters, num_tokens=2063)       # RowMemory(peak_bytes=5.2e9, kv_token_bytes=24576)
 
-Every operation of the model's own code is dispatched, so that upcasts, dropout, adapters, experts, checkpointed layers
-and chunks of the vocabulary count as they are made; memory is counted by storages that are alive. Invariant: nothing is
-computed and nothing is allocated, whatever the size.
+Every operation of the model's own code is dispatched, so upcasts, dropout, adapters, experts, checkpointed layers and
+chunks of the vocabulary are counted as they occur; memory is the sum of the storages that are alive. Invariant: nothing
+is computed and nothing is allocated, whatever the size.
 
 Shapes: N tokens of the row, H query heads, K key heads, D head size.
 """
@@ -29,18 +29,18 @@ META = torch.device("meta")
 
 @dataclass(frozen=True, kw_only=True)
 class RowMemory:
-    """What a row takes beside the weights."""
+    """The memory that a row takes in addition to the weights."""
 
     peak_bytes: int
-    """The most that is alive at once, in the forward with a gradient or in the backward."""
+    """The most that is alive at once, in the forward with gradients or in the backward."""
     kv_token_bytes: int
-    """Keys and values of a token, in all layers."""
+    """Bytes of the keys and values of one token, in all layers."""
 
 
 def row_memory(model: PreTrainedModel, parameters: Sequence[torch.nn.Parameter], num_tokens: int) -> RowMemory:
-    """The memory of a row of so many tokens, all of which are learned, and of its gradient by the parameters.
+    """The memory of a row of `num_tokens` tokens, all learned, and of its gradient with respect to the parameters.
 
-    The model lies on the meta device and has its adapter on. Raises one of `own_forward.FAULTS` where its code needs
+    The model must be on the meta device with its adapter on. Raises one of `own_forward.FAULTS` if its code needs
     values.
     """
     attention, alive = _Attention(), _Alive(model)
@@ -55,7 +55,7 @@ def row_memory(model: PreTrainedModel, parameters: Sequence[torch.nn.Parameter],
 
 
 class _Attention:
-    """A layout that keeps what attention keeps: queries, keys, values and its output."""
+    """A layout that keeps the tensors that attention keeps: queries, keys, values and its output."""
 
     def __init__(self) -> None:
         self.token_bytes = 0
@@ -72,7 +72,7 @@ class _Attention:
         window: int | None,
     ) -> torch.Tensor:
         del scaling, window
-        if layer not in self._seen:  # once, though a checkpointed layer is computed again
+        if layer not in self._seen:  # count once, though a checkpointed layer is recomputed
             self._seen.add(layer)
             self.token_bytes += (key_1KND.nbytes + value_1KND.nbytes) // key_1KND.shape[2]
         return _Attended.apply(query_1HND, key_1KND, value_1KND)  # pyright: ignore[reportReturnType]
@@ -92,7 +92,7 @@ class _Attended(torch.autograd.Function):
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of storages on the meta device that operations make, as long as they are alive."""
+    """Counts the bytes of the storages that operations create on the meta device, as long as they are alive."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()

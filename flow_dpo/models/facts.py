@@ -1,4 +1,4 @@
-"""Facts of a model that its config states in many ways: vocabulary, context window, and lengths at which it changes.
+"""Facts that configs state in many ways: vocabulary size, context window, and lengths at which a model's code changes.
 
 vocabulary_size(model)      # 151936
 context_tokens(config)      # 32768: max_position_embeddings, n_positions, max_seq_len, ...
@@ -25,11 +25,11 @@ _LENGTHS = re.compile(
     r"window|chunk|block_size|original_max|index_topk|indexer_budget|floor|extent|local_attention|compress_rate|sink"
 )
 _NO_LENGTHS = re.compile(r"layers|pattern|feed_forward|lm_head|_heads|ffn")
-"""Fields whose names look like a length and are none."""
+"""Fields whose names look like lengths but are not."""
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """Rows of the input embedding: the model accepts token ids below it. Raises `ModelError` where it has none."""
+    """Rows of the input embedding: token ids must be below this. Raises `ModelError` if there is no such embedding."""
     try:
         rows = getattr(getattr(model.get_input_embeddings(), "weight", None), "shape", None)
     except NotImplementedError:
@@ -42,7 +42,7 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def context_tokens(config: PreTrainedConfig) -> int | None:
-    """The longest context that the config states, in tokens; None where it states none, as without positions."""
+    """The longest context that the config states, in tokens; None if it states none (a model without positions)."""
     text = config.get_text_config()
     for name in _CONTEXTS:
         tokens = getattr(text, name, None)
@@ -52,7 +52,7 @@ def context_tokens(config: PreTrainedConfig) -> int | None:
 
 
 def steady_tokens(model: PreTrainedModel) -> int | None:
-    """Length up to which a token's rotary embedding depends on its own position alone; None where it always does.
+    """Length up to which a token's rotary embedding depends only on its own position; None if it always does.
 
     "longrope" and "dynamic" RoPE rotate every token of a forward differently once its longest row passes this length:
     cached keys would be wrong, and rows would depend on their neighbours.

@@ -1,15 +1,15 @@
 """FlexAttention for packed rows on a CUDA device: block masks of tries, built without a mask of N squared.
 
-In a packed row the key k is visible to the queries k <= q < subtree_end[k], one interval, so that which blocks of 128
-queries and keys see one another is known from the intervals' ends alone. Of a row of 2,063 tokens:
+In a packed row the key k is visible to the queries k <= q < subtree_end[k], which is one interval. So the ends of the
+intervals tell which blocks of 128 queries and 128 keys see one another. For a row of 2,063 tokens:
 
-    padded to 2,048 or 4,096 and so on       few sizes, each compiled once; a padding token sees itself alone
-    32 x 32 blocks                           most are hidden and never computed, of others every token is visible
-    the mask of the tokens                   evaluated by the kernel, in the blocks that are visible in part
+    padded to 4,096 (2,048, 4,096, ...)      few sizes, each compiled once; a padding token sees only itself
+    32 x 32 blocks                           most are hidden and never computed, others are fully visible
+    the mask by tokens                       evaluated by the kernel only in blocks that are partly visible
 
 `CudaLayout` compares FlexAttention with gathered paths (`models.tree_attention`), values and gradients, before it is
-first used for a shape of heads. Where it is not right or does not run, paths are taken from then on, with a warning
-that says why; `found` is that for a run's records. Invariant: both give what a dense mask over the whole row gives.
+first used for a shape of heads. If it is wrong or does not run, paths are used from then on, with a warning that says
+why; `found` keeps the reason for a run's records. Invariant: both give what a dense mask over the whole row gives.
 
 Shapes: N tokens in the row, S of them after padding, B blocks, H query heads, K key heads, D head size.
 """
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from flow_dpo.models.tree_attention import PathLayout, TreeRow
 
 BLOCK = 128
-"""Queries and keys of a block, as FlexAttention's kernels have them."""
+"""Number of queries and of keys in a block, as in FlexAttention's kernels."""
 SMALLEST = 1024
-"""Tokens to which a row is padded at least; longer ones to the next power of two. Padding is hidden in whole blocks,
-which cost next to nothing."""
+"""Smallest size in tokens to which a row is padded; longer rows are padded to the next power of two. Padding is hidden
+in whole blocks, which cost next to nothing."""
 _MOST_COMPILED = 64
-"""Kernels that one process may compile: sizes, with and without a gradient, with and without a window. Beyond it an
-error is raised, where torch would fall back to a dense mask without a word."""
+"""Maximum number of kernels that one process compiles: by size, with and without gradients, with and without a window.
+Beyond it an error is raised, since torch would silently fall back to a dense mask."""
 _TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""Largest difference from paths in a check, as a share of the largest value."""
+"""Largest difference from paths that a check allows, as a share of the largest value."""
 
 found: dict[str, str] = {}
-"""Shapes of heads for which FlexAttention was tried in this process, and why it is not used; "" where it is."""
+"""For each shape of heads that this process has tried, why FlexAttention is not used; "" if it is used."""
 
 
 class FlexLayout:
@@ -96,7 +96,7 @@ class FlexLayout:
         return mask
 
     def block_mask(self, window: int | None) -> Any:
-        """The blocks that are visible in part, for which the mask function is evaluated, and those that are wholly."""
+        """The partly visible blocks, in which the mask function is evaluated, and the fully visible ones."""
         from torch.nn.attention.flex_attention import BlockMask
 
         partly_BB, whole_BB = _blocks(self._positions_S, self._subtree_end_S, window)
@@ -117,15 +117,15 @@ class FlexLayout:
 
 
 def _blocks(positions_S: np.ndarray, subtree_end_S: np.ndarray, window: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Which blocks of queries see which blocks of keys in part, and which as a whole; both BB, query blocks first."""
+    """Which blocks of queries see which blocks of keys partly, and which fully; both BB, query blocks first."""
     size, num = len(positions_S), len(positions_S) // BLOCK
     keys = np.arange(size)
-    # 1. Query blocks that see some key of a block: those on the keys' intervals [k, subtree_end[k]).
+    # 1. Query blocks that see some key of a block: those that meet a key's interval [k, subtree_end[k]).
     some_BB = _counted(keys // BLOCK, keys // BLOCK, (subtree_end_S - 1) // BLOCK + 1, num) > 0
-    # 2. All keys of the block are visible to all of its queries: those that lie within the interval of each key.
+    # 2. Query blocks whose queries all see all keys of a block: those inside the interval of each of its keys.
     whole_BB = _counted(keys // BLOCK, -(-keys // BLOCK), subtree_end_S // BLOCK, num) == BLOCK
     if window is not None:
-        # 3. The nearest and the farthest that a query and a key of two blocks can be.
+        # 3. The smallest and the largest distance between a query and a key of two blocks.
         low_B, high_B = (extreme(positions_S.reshape(num, BLOCK), 1) for extreme in (np.min, np.max))
         some_BB &= low_B[:, None] - high_B < window
         whole_BB &= high_B[:, None] - low_B < window
@@ -133,7 +133,7 @@ def _blocks(positions_S: np.ndarray, subtree_end_S: np.ndarray, window: int | No
 
 
 def _counted(key_block: np.ndarray, first: np.ndarray, end: np.ndarray, num: int) -> np.ndarray:
-    """For each query block and key block the keys whose query blocks [first, end) hold it, BB."""
+    """For each query block and key block, the number of keys with that query block in their [first, end), BB."""
     steps = np.zeros((num + 1, num), np.int64)
     end = np.maximum(first, end)
     np.add.at(steps, (first, key_block), 1)
@@ -142,14 +142,14 @@ def _counted(key_block: np.ndarray, first: np.ndarray, end: np.ndarray, num: int
 
 
 def _listed(blocks_BB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many blocks each row has, 11B, and their columns in order, then the others, 11BB."""
+    """The number of blocks in each row, 11B, and their columns in order, followed by the other columns, 11BB."""
     counts = blocks_BB.sum(1, dtype=np.int32)
     columns = np.argsort(~blocks_BB, axis=1, kind="stable").astype(np.int32)
     return counts[None, None], columns[None, None]
 
 
 class CudaLayout:
-    """FlexAttention for shapes of heads for which it was found right, gathered paths for others."""
+    """FlexAttention for the shapes of heads for which it was found right, gathered paths for others."""
 
     def __init__(self, row: TreeRow, device: torch.device | str) -> None:
         self._row, self._device = row, torch.device(device)
@@ -173,7 +173,7 @@ class CudaLayout:
         return self._flex.attend(layer, *tensors, scaling=scaling, window=window)
 
     def saving(self) -> AbstractContextManager[None]:
-        """A context for forwards, as `PathLayout` has it where paths are gathered."""
+        """A context for forwards: that of `PathLayout` if any paths are gathered."""
         return self._by_paths().saving() if any(found.values()) else nullcontext()
 
     def _by_paths(self) -> PathLayout:
@@ -184,7 +184,7 @@ class CudaLayout:
 
 
 def complaint_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int | None) -> str:
-    """Why FlexAttention is not to be used for such heads; "" where it is right. Tried once a process."""
+    """Why FlexAttention must not be used for such heads; "" if it is right. Tried once per process."""
     heads, kv_heads = query.shape[1], key.shape[1]
     name = f"{heads} heads over {kv_heads} of {key.shape[-1]} and {value.shape[-1]}, {query.dtype}, {query.device.type}"
     name += ", sliding window" if window is not None else ""
@@ -198,14 +198,14 @@ def complaint_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *,
         if found[name]:
             warnings.warn(
                 f"FlexAttention is not used for {name}: {found[name]}. Keys are gathered along each path instead, "
-                "exact and slower",
+                "which is exact but slower",
                 stacklevel=2,
             )
     return found[name]
 
 
 def _check(shapes: list[torch.Size], dtype: torch.dtype, device: torch.device, window: int | None) -> str:
-    """How values or gradients of a small row are off from those of gathered paths."""
+    """How far values or gradients of a small row are off from those of gathered paths; "" if they are right."""
     from flow_dpo.models.tree_attention import PathLayout
 
     row = merge(_probe_sequences())
@@ -215,7 +215,7 @@ def _check(shapes: list[torch.Size], dtype: torch.dtype, device: torch.device, w
     with torch.inference_mode(False), torch.enable_grad():
         for layout in (FlexLayout(row, device), PathLayout(row, device)):
             leaves = [draw.to(device, dtype).requires_grad_() for draw in draws]
-            # The size of the window is no part of the kernel: one that this row passes will do.
+            # The kernel does not depend on the window's size: any that this row exceeds will do.
             out = layout.attend(0, *leaves, scaling=0.2, window=None if window is None else BLOCK)
             made.append(
                 [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves, materialize_grads=True)]
@@ -235,7 +235,7 @@ def _probe_sequences() -> list[TokenIds]:
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    """What a kernel may raise that does not compile or run here."""
+    """What a kernel can raise if it does not compile or run here."""
     try:
         from triton.runtime.errors import TritonError  # pyright: ignore
     except ImportError:
@@ -248,6 +248,6 @@ def _flex_attention() -> Callable[..., torch.Tensor]:
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Static sizes: with dynamic ones torch specialises on lengths all the same, and compiles again and again.
+    # Static sizes: with dynamic ones torch specialises on lengths anyway, and compiles again and again.
     compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     return config.patch(recompile_limit=_MOST_COMPILED)(compiled)

@@ -1,16 +1,16 @@
 """Fused decoder: a small dense decoder's forward and backward for learning, in the few operations of `fused_layers`.
 
-Hidden states are computed where labels are read alone: in the last layer every token has a key and a value, and only
-those tokens a query and an MLP. Of a model that was prepared, `learner.logprobs` computes packed rows so:
+Final hidden states are computed only where labels are read: in the last layer every token has a key and a value, but
+only those tokens have a query and an MLP. `learner.logprobs` computes the packed rows of a prepared model like this:
 
-    prepare(model)                                       # whether the model is of the known build, and small
-    of(model)(model, row, layout, rows_R)                # hidden states, NC: zero but at these tokens
+    prepare(model)                                       # whether the model is small and of the known structure
+    of(model)(model, row, layout, rows_R)                # hidden states, NC: zero except at these tokens
 
-The weights of each adapter that was on are merged once, and again when it has changed. Invariants: values and gradients
-are the model's own up to rounding, which `learner.check` measures before the first update; nothing of the model is
+The weights under each adapter are merged once, and again when the adapter has changed. Invariants: values and gradients
+are the model's own up to rounding, which `learner.check` measures before the first update; the model itself is not
 changed.
 
-Shapes: N tokens of the row, R of them, C hidden size, X heads and head size in one.
+Shapes: N tokens of the row, R of them with labels, C hidden size, X heads and head size in one.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from flow_dpo.models.packing import PackedRow
 from flow_dpo.models.tree_attention import PathLayout
 
 MOST_WEIGHTS = 1 << 24
-"""Weights of a model above which nothing is fused: copies with an adapter merged in would take too much memory, and
-products take most of the time anyway."""
+"""Models with more weights than this are not fused: copies with an adapter merged in would take too much memory, and
+matrix products take most of the time anyway."""
 
 _prepared: WeakKeyDictionary[torch.nn.Module, FusedDecoder] = WeakKeyDictionary()
 
 
 def prepare(model: PreTrainedModel) -> bool:
-    """Compute the model's packed rows by fused layers from now on; whether it is of the known build, and small."""
+    """Compute the model's packed rows by fused layers from now on. False if it is too large or built differently."""
     give_up(model)
     size = model.num_parameters()
     if model.device.type != "cpu" or model.dtype != torch.float32 or size > MOST_WEIGHTS:
@@ -56,17 +56,17 @@ def prepare(model: PreTrainedModel) -> bool:
 
 
 def give_up(model: PreTrainedModel) -> None:
-    """Compute them by the model's own modules from now on."""
+    """Compute the model's packed rows by its own modules from now on."""
     _prepared.pop(model, None)
 
 
 def of(model: PreTrainedModel) -> FusedDecoder | None:
-    """The fused decoder of a model that was prepared."""
+    """The fused decoder of a prepared model; None for others."""
     return _prepared.get(model)
 
 
 def _known(decoder: Decoder, model: PreTrainedModel) -> bool:
-    """Whether the layers have nothing that `dense_decoder` allows and fused layers do not know."""
+    """Whether fused layers support all that `dense_decoder` allows and this model uses."""
     swish = all(type(block.activation).__name__ in ("SiLUActivation", "SiLU") for block in decoder.blocks)
     norms = [(b.query_norm, b.key_norm) for b in decoder.blocks]
     alike = all(query is None or key is None or query.eps == key.eps for query, key in norms)
@@ -95,14 +95,14 @@ class FusedDecoder:
     def __call__(
         self, model: PreTrainedModel, row: PackedRow, layout: PathLayout, rows_R: torch.Tensor
     ) -> torch.Tensor:
-        """Hidden states after the final norm, NC, of these tokens; zero of others."""
+        """Hidden states after the final norm, NC, of the tokens `rows_R`; zero for others."""
         state = self._state(model)
-        # 1. Embeddings, and the angles of positions as complex numbers.
+        # 1. Embeddings, and the rotations by position as complex numbers.
         x_NC = embedding(torch.from_numpy(row.token_ids_N), state.decoder.embedding_VC)
         cosine, sine = state.decoder.rotary(x_NC[:1], torch.from_numpy(row.positions_N)[None])
         half = cosine.shape[-1] // 2
         turn_N1R = torch.complex(cosine[0, :, :half], sine[0, :, :half])[:, None]
-        # 2. The layers; of the last one, what these tokens need.
+        # 2. The layers; of the last one only what these tokens need.
         for index, block in enumerate(state.blocks):
             query, key, value = BeforeAttention.apply(x_NC, block, turn_N1R, *block.before)
             call, attends = block.call, layout
@@ -117,7 +117,7 @@ class FusedDecoder:
         return hidden_RC.new_zeros(row.num_tokens, hidden_RC.shape[1]).index_copy(0, rows_R, hidden_RC)
 
     def _state(self, model: PreTrainedModel) -> _State:
-        """The weights under the adapter that is on, merged again where it has changed."""
+        """The weights under the adapter that is on, merged again if it has changed."""
         first = self._adapted[0] if self._adapted else None
         on = () if first is None or first.disable_adapters else tuple(first.active_adapters)
         tensors: list[Any] = [
@@ -131,10 +131,10 @@ class FusedDecoder:
         state = self._states.get(on)
         same = state is not None and not any(map(_other, state.tensors, tensors))
         if state is None or not same or state.versions != versions:
-            # Tensors are updated in place: what was read of the modules stays true.
+            # Tensors are updated in place: what was read from the modules stays valid.
             decoder = state.decoder if state is not None and same else read_decoder(model)
             if decoder is None:
-                raise RuntimeError("the model is no longer of the build that was prepared")
+                raise RuntimeError("the model no longer has the structure that was prepared")
             with torch.no_grad():
                 blocks = [FusedBlock(b, call) for b, call in zip(decoder.blocks, self._calls, strict=True)]
             state = self._states[on] = _State(tensors, versions, decoder, blocks)

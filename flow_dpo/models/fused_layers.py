@@ -1,8 +1,8 @@
-"""Fused layers: what a dense decoder computes around its attention, forwards and backwards, in few operations.
+"""Fused layers: what a dense decoder computes around its attention, forward and backward, in few operations.
 
 Autograd keeps and adds a tensor for every small operation, and PEFT's products of rank 8 read and write whole
-activations beside the base's. On a small model on a CPU that is most of an update. Here an adapter is merged into a
-copy of the weight, and so is the norm before it; the backward pass is written out, without a frozen weight's gradient:
+activations on top of the base's. For a small model on a CPU that is most of an update. Here the adapter and the norm
+before it are merged into a copy of the weight; the backward pass is written out, without gradients of frozen weights:
 
     y = x W'^T,  W' = (W + s B A) diag(n)     dx = dy W'     dA = (s dy B)^T x diag(n)     dB = s dy^T (x diag(n) A^T)
 
@@ -10,7 +10,7 @@ copy of the weight, and so is the norm before it; the backward pass is written o
     x_NC = AfterAttention.apply(attended_NX, x_NC, block, *block.after)
 
 Invariant: values and gradients are those of the model's own modules up to rounding, and a policy whose adapters change
-nothing gives its base's very bits.
+nothing gives the base's results to the bit.
 
 Shapes: N tokens, C inputs of a product, O outputs, K ranks of all adapters of a product, X query heads and head size in
 one, H heads, D head size, R half of it.
@@ -29,15 +29,15 @@ from flow_dpo.models.dense_decoder import AttentionCall, Block, Layer, Norm
 
 
 class Merged:
-    """Linear layers that read one input, outputs side by side, with adapters and the norm before them merged in."""
+    """Linear layers with one input, their outputs side by side, with adapters and the norm before them merged in."""
 
     def __init__(self, layers: Sequence[Layer], norm: Norm | None = None, order_O: torch.Tensor | None = None) -> None:
-        """`order_O` gives each output its place among those of the layers."""
+        """`order_O`: for each output, its index among the layers' own outputs."""
         bases = [layer.base for layer in layers]
         weight_OC = torch.cat([base.weight for base in bases]) if len(bases) > 1 else bases[0].weight.detach()
         biases = [b.weight.new_zeros(len(b.weight)) if b.bias is None else b.bias.detach() for b in bases]
         bias_O = torch.cat(biases) if any(base.bias is not None for base in bases) else None
-        # 1. Adapters beside one another: their A under one another, their B on a block diagonal, with the scaling.
+        # 1. Adapters side by side: their A stacked, their B on a block diagonal, with the scaling.
         self.adapters = [tensor for layer in layers for down, up, _ in layer.adapters for tensor in (down, up)]
         self._parts: list[tuple[slice, slice, float]] = []
         first = rank = 0
@@ -63,7 +63,7 @@ class Merged:
         self.weight_OC, self.bias_O, self._down_KC, self._up_OK = weight_OC, bias_O, down_KC, up_OK
 
     def __call__(self, x_NC: torch.Tensor, plus_NO: torch.Tensor | None = None) -> torch.Tensor:
-        """The outputs, and `plus_NO` added."""
+        """The outputs plus `plus_NO`."""
         if plus_NO is None:
             plus_NO = self.bias_O
         elif self.bias_O is not None:
@@ -76,7 +76,7 @@ class Merged:
         return torch.mm(grad_NO, self.weight_OC)
 
     def gradients(self, grad_NO: torch.Tensor, x_NC: torch.Tensor) -> list[torch.Tensor]:
-        """Those of the adapters, A and B of each, in the order of `adapters`."""
+        """The gradients of the adapters, A and B of each, in the order of `adapters`."""
         if not self._parts:
             return []
         down_KC = torch.mm(torch.mm(grad_NO, self._up_OK).t(), x_NC)
@@ -93,7 +93,7 @@ class Merged:
 
 @dataclass(frozen=True, slots=True)
 class HeadNorm:
-    """The norms of query and key heads, one beside the other."""
+    """The norms of query and key heads, side by side."""
 
     weight_HD: torch.Tensor
     eps: float
@@ -106,9 +106,9 @@ class FusedBlock:
         size, kv_heads = call.size, call.kv_heads
         outputs = sum(len(layer.base.weight) for layer in block.qkv)
         self.call, self.turned = call, outputs // size - kv_heads
-        """Heads of queries and keys, which positions turn."""
-        # Rotary positions turn the pairs (i, i + D/2) of a head. Put side by side, in queries and keys alike, they are
-        # complex numbers and turn by one product; what attention makes of them stays the same.
+        """`turned`: number of query and key heads, which are rotated by position."""
+        # Rotary positions rotate the pairs (i, i + D/2) of a head. With each pair side by side, in queries and keys
+        # alike, they are complex numbers and one product rotates them; attention gives the same result.
         pairs_D = torch.arange(size).view(2, -1).t().flatten()
         order_HD = torch.arange(outputs).view(-1, size)
         order_HD[: self.turned] = order_HD[: self.turned, pairs_D]
@@ -124,17 +124,17 @@ class FusedBlock:
             self.head_norm = HeadNorm(torch.cat(rows), query.eps)
         self.before = self.qkv.adapters
         self.after = [*self.out.adapters, *self.gate_up.adapters, *self.down.adapters]
-        """The adapters' tensors that each half of the layer reads."""
+        """`before`, `after`: the adapters' tensors that each half of the layer reads."""
 
 
 def _normed(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """RMS norm without a weight, and what it was multiplied by."""
+    """RMS norm without a weight, and the factor that was applied."""
     scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return x * scale, scale
 
 
 def _norm_back(grad: torch.Tensor, normed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The gradient of what was normed."""
+    """The gradient of the norm's input."""
     along = (grad * normed).mean(-1, keepdim=True)
     return torch.addcmul(grad, normed, along, value=-1).mul_(scale)
 
@@ -144,7 +144,7 @@ def _complex(x_NHD: torch.Tensor) -> torch.Tensor:
 
 
 class BeforeAttention(torch.autograd.Function):
-    """Norm, queries, keys and values, turned by their positions: x_NC to 1HND of each."""
+    """Norm, then queries, keys and values, queries and keys rotated by position: x_NC to 1HND of each."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
@@ -170,7 +170,7 @@ class BeforeAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         block: FusedBlock = ctx.block
         normed_NC, scale_N1, turn_N1R, *head_norm = ctx.saved_tensors
-        # 2. Positions turn back by the conjugate.
+        # 2. The conjugate rotates back.
         query_NHD, key_NHD, value_NHD = (grad[0].transpose(0, 1) for grad in grads)
         grad_NHD = query_NHD.new_empty(len(query_NHD), block.turned + block.call.kv_heads, block.call.size)
         turned_NHD, queries = grad_NHD[:, : block.turned], query_NHD.shape[1]
@@ -180,7 +180,7 @@ class BeforeAttention(torch.autograd.Function):
         grad_NHD[:, block.turned :] = value_NHD
         if block.head_norm is not None:
             turned_NHD.copy_(_norm_back(turned_NHD * block.head_norm.weight_HD, *head_norm))
-        # 1. The products, and the norm where something before it learns.
+        # 1. The products, and the norm if something before it learns.
         grad_NO = grad_NHD.flatten(1)
         grad_NC = _norm_back(block.qkv.back(grad_NO), normed_NC, scale_N1) if ctx.needs_input_grad[0] else None
         return grad_NC, None, None, *block.qkv.gradients(grad_NO, normed_NC)

@@ -1,18 +1,18 @@
-"""Output head of a model, applied where it is needed alone: a few positions, or a few tokens of the vocabulary.
+"""Output head of a model, applied only where it is needed: at a few positions, or for a few tokens of the vocabulary.
 
 With a frozen linear head the vocabulary's logits are computed in chunks, and the forward also stores what the backward
 needs of them: a vector for each position instead of a probability for each token of the vocabulary. An adapter on the
 head, a cap on the logits or a quantised weight takes the general way, with the same result.
 
-The logits of a few tokens (a request's choices) are products in float32 whatever the model's precision. In half
-precision the model's own are rounded to steps of 1/16 above 8 and 1/8 above 16, so that two of them often tie:
+The logits of a few tokens (a request's choices) are computed in float32 whatever the model's precision. In half
+precision the model's own logits are rounded to steps of 1/16 above 8 and 1/8 above 16, so two of them often tie:
 
     Head(model).logits(hidden_RC, ids_K)                      RK in float32, with a gradient
     with head_inputs(model) as kept: logits = model(...).logits
     choice_logits(model, kept, logits, places, choices)       the same for an engine, from the forward that it makes
 
-Invariant: both are the model's own logits up to rounding; where a model treats its head's output in a way that is not
-known here, `choice_logits` returns the model's own.
+Invariant: both are the model's own logits up to rounding; if a model processes its head's output in a way that is not
+known here, `choice_logits` returns the model's own logits.
 
 Shapes: N tokens in a row, C hidden size, R positions, M labels, V tokens of the vocabulary, K of them.
 """
@@ -34,7 +34,7 @@ from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import TokenIds
 
 MAX_LOGITS = 1 << 23
-"""Logits in memory at a time: 32 MiB in float32."""
+"""Maximum number of logits in memory at a time: 32 MiB in float32."""
 MAX_HALF_LOGITS = 1 << 25
 """The same for a head in half precision, whose weight is repacked for every product."""
 _ROUNDING = 0.02
@@ -42,7 +42,7 @@ _ROUNDING = 0.02
 
 
 def decoder_of(model: PreTrainedModel) -> torch.nn.Module:
-    """The model without its output head. Raises `ModelError` where it has none apart."""
+    """The model without its output head. Raises `ModelError` if the two are not separate modules."""
     decoder = model.get_decoder()
     if decoder is model:
         # transformers found none (Llama 4 declares another name than it uses).
@@ -71,7 +71,7 @@ class Head:
         self._frozen = type(module) is torch.nn.Linear and not module.weight.requires_grad and self._cap is None
 
     def logits(self, hidden_RC: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
-        """Logits of K tokens only, RK: products in float32 in any precision of the model."""
+        """Logits of K tokens only, RK, computed in float32 whatever the model's precision."""
         module = self._module
         plain = type(module) is LoraLinear and not module.lora_magnitude_vector  # without DoRA
         base = module.get_base_layer() if plain else module
@@ -90,8 +90,8 @@ class Head:
     def logprobs(
         self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor, temperature: float = 1.0
     ) -> torch.Tensor:
-        """log softmax(logits[row_M] / temperature)[ids_M], M in float32. Several labels may read one row. `row_M` lies
-        on the CPU, where it can be cut into chunks without waiting for a device."""
+        """log softmax(logits[row_M] / temperature)[ids_M], M in float32. Several labels can read one row. `row_M` must
+        be on the CPU, where it can be cut into chunks without waiting for a device."""
         weight = self._module.weight
         most = MAX_LOGITS if weight.dtype == torch.float32 else MAX_HALF_LOGITS
         cut = _chunks(len(hidden_RC), row_M, max(1, most // weight.shape[0]))
@@ -122,9 +122,9 @@ class Head:
 
 
 class OwnHead:
-    """Reads logits that the model's own head made: of every token of a row, and so with more memory than `Head`.
+    """Reads logits of the model's own head, which are computed for every token of a row: more memory than with `Head`.
 
-    For families that shape logits in a way that `Head` does not know.
+    For families that process logits in a way that `Head` does not know.
     """
 
     def logits(self, logits_RV: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
@@ -141,8 +141,8 @@ class OwnHead:
 
 @contextmanager
 def head_inputs(model: PreTrainedModel, *, wanted: bool = True) -> Iterator[list[torch.Tensor]]:
-    """A context that keeps what the model's forward hands to its head; nothing where not wanted or in float32, in which
-    the logits are exact as they are."""
+    """A context that keeps what the model's forward passes to its head; nothing if not `wanted`, or in float32, where
+    the logits are exact anyway."""
     kept: list[torch.Tensor] = []
     head = model.get_output_embeddings()
     if not wanted or head is None or model.dtype == torch.float32:
@@ -162,8 +162,8 @@ def choice_logits(
     places: Sequence[int],
     choices: Sequence[TokenIds],
 ) -> list[list[float]]:
-    """The logits of each place's choices, from the logits of N positions and what `head_inputs` kept of them."""
-    # [R, K]: shorter lists of choices are padded with their first.
+    """The logits of each place's choices, from the logits of N positions and what `head_inputs` kept for them."""
+    # [R, K]: shorter lists of choices are padded with their first choice.
     most = max(len(ids) for ids in choices)
     padded_RK = torch.tensor([[*ids, *ids[:1] * (most - len(ids))] for ids in choices], device=logits_NV.device)
     place_R1 = torch.tensor(places, device=logits_NV.device)[:, None]
@@ -178,7 +178,7 @@ def choice_logits(
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Log-probabilities through a frozen linear head, with nothing of the vocabulary's size kept for the backward.
+    """Log-probabilities through a frozen linear head; nothing of the vocabulary's size is kept for the backward.
 
     With logits z = s (W h + b):  d log p(y) / d h = s (W_y - sum_v p_v W_v). The sum does not depend on the label, so
     the forward computes it while the logits are in memory, and the backward needs neither logits nor a second product.
@@ -202,7 +202,7 @@ class _FrozenHead(torch.autograd.Function):
             if z.dtype != raw.dtype:
                 z.copy_(raw)
             z *= scale
-            # 3. log p(y) = z_y - log sum_v exp z_v, with the largest logit taken off; z becomes exp(z - top).
+            # 3. log p(y) = z_y - log sum_v exp z_v, with the largest logit subtracted; z becomes exp(z - top).
             at = (row_M[labels] - rows.start, ids_M[labels])
             picked, top = z[at], z.amax(-1, keepdim=True)
             total = z.sub_(top).exp_().sum(-1, keepdim=True)
@@ -228,7 +228,7 @@ class _FrozenHead(torch.autograd.Function):
 
 
 def _over(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Without a copy at temperature 1."""
+    """Logits divided by the temperature, without a copy at temperature 1."""
     return logits if temperature == 1 else logits / temperature
 
 

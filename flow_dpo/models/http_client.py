@@ -1,13 +1,13 @@
-"""HTTP client: one request to a server with a deadline for the whole exchange, on the standard library.
+"""HTTP client on the standard library: one request to a server, with a deadline for the whole exchange.
 
     address = Address("http://127.0.0.1:8000", api_key="", deadline_s=60.0)
     answer = address.exchange("POST", "/v1/completions", b'{"prompt": [1, 5, 6]}')      # Answer(status=200, text=...)
     answer = address.retry("GET", "/v1/models", may_pass=busy, backoff_s=1.0, longest_wait_s=60.0, max_tries=5)
 
-`retry` exchanges again, after a wait that doubles, while a failure may pass. The standard library alone; no redirect is
-followed and no proxy used. An address may be asked from several threads; `stop` ends whatever is under way. Invariants:
-the deadline is for the whole of an exchange, however slowly bytes come; the API key is sent to this address alone and
-is found in no answer and no error.
+`retry` repeats an exchange, after a wait that doubles, as long as the failure can pass. No redirect is followed and no
+proxy is used. An address can be used from several threads; `stop` aborts all pending exchanges. Invariants: the
+deadline is for the whole of an exchange, however slowly bytes arrive; the API key is sent only to this address, and
+appears in no answer and no error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flow_dpo.core.errors import ConfigError, EngineError
 
 
 class Passing(Exception):
-    """A failure that may pass. `wait_s` is what the server asks for; `tries` and `seconds` are what `retry` spent."""
+    """A failure that can pass. `wait_s` is what the server asks for; `tries` and `seconds` are what `retry` spent."""
 
     def __init__(self, what: str, *, wait_s: float = 0.0, tries: int = 1, seconds: float = 0.0) -> None:
         super().__init__(what)
@@ -40,11 +40,11 @@ class Answer:
     status: int
     text: str
     wait_s: float = 0.0
-    """Seconds to wait before the next try, where the server names them (Retry-After)."""
+    """Seconds to wait before the next try, if the server states them (Retry-After)."""
 
 
 def check_base_url(base_url: str) -> None:
-    """Raise `ConfigError` where this is not a plain http or https address, or has a secret in it."""
+    """Raise `ConfigError` if this is not a plain http or https address, or contains a secret."""
     try:
         url = urlsplit(base_url)
         known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
@@ -53,7 +53,7 @@ def check_base_url(base_url: str) -> None:
     if not known or url.query or url.fragment or not base_url.isascii() or not base_url.isprintable():
         raise ConfigError(f"expected base_url such as http://127.0.0.1:8000/v1, found {base_url!r:.200}")
     if url.username is not None or url.password is not None:
-        raise ConfigError("expected base_url without a name or password in it; give a key by OPENAI_API_KEY")
+        raise ConfigError("expected base_url without a name or password in it; put a key in OPENAI_API_KEY")
 
 
 class Address:
@@ -64,24 +64,24 @@ class Address:
         self._url = urlsplit(base_url)
         self._key = api_key.strip()
         if not (self._key.isascii() and self._key.isprintable()):
-            raise ConfigError("expected one line of printable ASCII in OPENAI_API_KEY, found something else in it")
+            raise ConfigError("expected one line of printable ASCII in OPENAI_API_KEY, found something else")
         self._deadline_s, self._max_bytes = deadline_s, max_bytes
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self.stopped = threading.Event()
         self.num_retries = 0
-        """Further tries that `retry` has made."""
+        """Number of repeated tries that `retry` has made."""
 
     def stop(self) -> None:
-        """Give up whatever is under way."""
+        """Abort all pending exchanges."""
         self.stopped.set()
         with self._lock:
             for opened in self._open:
                 _shut(opened)
 
     def exchange(self, method: str, path: str, body: bytes | None = None) -> Answer:
-        """Send one request. Raises `Passing` where there is no complete answer within the deadline, `EngineError` for
-        one of more than `max_bytes`."""
+        """Send one request. Raises `Passing` if there is no complete answer within the deadline, `EngineError` for an
+        answer of more than `max_bytes`."""
         kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._url.hostname or "", self._url.port, timeout=self._deadline_s)
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -98,7 +98,7 @@ class Address:
                     raise Passing(self._late(late) or self._hidden(f"{type(error).__name__}: {error}")) from error
                 if late.is_set():
                     raise Passing(self._late(late))
-                # With a limit, `read` takes the end of the connection for the end of the answer.
+                # With a limit, `read` takes the end of the connection as the end of the answer.
                 if response.length and len(content) <= self._max_bytes:
                     raise Passing(f"an answer that breaks off {response.length} bytes before its end")
         except (OSError, UnicodeError) as error:
@@ -114,10 +114,10 @@ class Address:
         self, method: str, path: str, body: bytes | None = None, *, may_pass: Callable[[Answer], bool],
         backoff_s: float, longest_wait_s: float, max_tries: float = math.inf, patience_s: float = math.inf,
     ) -> Answer:  # fmt: skip
-        """Exchange until there is an answer of which `may_pass` is false.
+        """Repeat the exchange until there is an answer for which `may_pass` is false.
 
-        Between tries are `backoff_s`, then twice as many, and so on, or what the server asks for, `longest_wait_s` at
-        most. Raises `Passing` after `max_tries`, `patience_s` after the first failure, or once all was stopped.
+        The wait between tries is `backoff_s`, doubled each time, or longer if the server asks for it, but at most
+        `longest_wait_s`. Raises `Passing` after `max_tries`, `patience_s` after the first failure, or after `stop`.
         """
         since, tries = math.inf, 0
         while True:
@@ -138,7 +138,7 @@ class Address:
 
     @contextmanager
     def _watched(self, opened: socket.socket) -> Iterator[threading.Event]:
-        """Shut the connection when its time is over, however slowly bytes may come, or when all is given up."""
+        """Shut the connection down at its deadline, however slowly bytes arrive, or on `stop`."""
         late = threading.Event()
 
         def end() -> None:
@@ -160,14 +160,14 @@ class Address:
                 self._open.discard(opened)
 
     def _late(self, late: threading.Event) -> str:
-        return f"no whole answer within {self._deadline_s:g} s" if late.is_set() else ""
+        return f"no complete answer within {self._deadline_s:g} s" if late.is_set() else ""
 
     def _hidden(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
 
 
 def _shut(opened: socket.socket) -> None:
-    """End a connection from another thread: the plain socket's own way, which TLS's state does not notice."""
+    """Shut down a connection from another thread, by the plain socket, without touching TLS's state."""
     try:
         socket.socket.shutdown(opened, socket.SHUT_RDWR)
     except OSError:

@@ -1,9 +1,9 @@
 """Labels of completions: which hidden states predict which tokens, and their log-probabilities.
 
-    labels = Labels(completions, at, device)         # at: where among the tokens each completion's labels are read
-    labels.logprobs(hidden_NC, Head(model), 1.0)     # for each completion one value a token, on the CPU
+    labels = Labels(completions, at, device)         # at: the tokens at which each completion's labels are read
+    labels.logprobs(hidden_NC, Head(model), 1.0)     # for each completion one value per token, on the CPU
 
-Invariant: of the hidden states those of `rows` alone are read.
+Invariant: only the hidden states at `rows` are read.
 
 Shapes: N tokens in a row, C hidden size, R label positions, M labels.
 """
@@ -34,8 +34,8 @@ class Labels:
             kinds.setdefault(request.choices, []).append(i)
         self._free = free = kinds.pop((), [])
         self.rows = self._tensor(np.unique(np.concatenate(at)))
-        """All hidden states that predict a token."""
-        # 2. Free text: several labels may share one hidden state, whose logits are then computed once.
+        """Indices of all hidden states that predict a token."""
+        # 2. Free text: several labels can share one hidden state, whose logits are then computed once.
         if free:
             where_M = np.concatenate([at[i] for i in free])
             ids_M = np.concatenate([np.asarray(completions[i][1].token_ids, np.int64) for i in free])

@@ -37,12 +37,12 @@ from flow_dpo.models.settings import ModelSettings
 
 SEED_FOLDER = Path(__file__).parent.parent / "data" / "seed" / "model"
 _TINY_PARAMETERS = 20_000_000
-"""Parameters below which a second CPU thread costs more in waiting than it saves, above all on a busy machine."""
+"""Number of parameters below which a second CPU thread costs more in waiting than it saves, above all on a busy CPU."""
 
 _UNSTATED_TOKENS = 2048
-"""Context of a model that names none, such as BLOOM's, whose positions are distances, or a recurrent one."""
+"""Context window of a model that states none, such as BLOOM, whose positions are distances, or a recurrent model."""
 _NO_LIMIT = 1 << 24
-"""Tokenizers without a limit name a huge number."""
+"""Tokenizers without a limit state a number larger than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +57,16 @@ class LoadedModel:
     name: str
     revision: str | None = None
     trust_remote_code: bool = False
-    """Both as in the settings, for other programs that load the model."""
+    """`revision` and `trust_remote_code` are those of the settings, for other programs that load the model."""
 
     @property
     def num_tokens(self) -> int:
-        """Ids that the tokenizer has; an embedding may have more rows, which stand for no token."""
+        """Number of ids of the tokenizer; the embedding can have more rows, which stand for no token."""
         return max(self.renderer.tokenizer.get_vocab().values()) + 1
 
 
 def load_model(settings: ModelSettings | str) -> LoadedModel:
-    """Load model and tokenizer. Raises `ModelError` for a folder that is none, or a model that cannot chat."""
+    """Load model and tokenizer. Raises `ModelError` for a folder without a model, or a model that cannot chat."""
     if isinstance(settings, str):
         settings = ModelSettings(model_name_or_path=settings)
     device = device_of(settings)
@@ -78,7 +78,7 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
     generation = load_generation_config(settings, config)
     model = weights(name, config, dtype, **shared, **loading_options(settings.quantization, dtype, device))
     check_rows(renderer, vocabulary_size(model), name)
-    if dtype is None:  # known by its weights alone
+    if dtype is None:  # known only from the weights
         dtype = choose_dtype(settings.dtype, model.dtype, device)
     if settings.dtype == "auto" and settings.model_name_or_path != "seed":
         warn_of_change(name, _declared(config) or model.dtype, dtype)
@@ -103,8 +103,8 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
 
 
 def blank_model(settings: ModelSettings) -> PreTrainedModel:
-    """The model without its weights, on torch's meta device: its code and its sizes. Where the config does not say a
-    precision it is in float32, and where the base is to be quantised as if it were not. Raises `ModelError`."""
+    """The model without its weights, on torch's meta device: its code and its sizes. In float32 if the config states no
+    precision; never quantised, even if the base is to be. Raises `ModelError`."""
     name = _place(settings)
     try:
         config = AutoConfig.from_pretrained(name, **_hub(settings))
@@ -138,7 +138,7 @@ def load_renderer(settings: ModelSettings) -> tuple[PretrainedConfig, Renderer]:
     check_kind(config, name)
     if not tokenizer.encode("a", add_special_tokens=False):
         raise ModelError(
-            f"expected a tokenizer in {name}, found one that encodes nothing; put its files beside the model's"
+            f"expected a tokenizer in {name}, found one that encodes nothing; put its files next to the model's"
         )
     renderer = Renderer(
         tokenizer,
@@ -150,14 +150,14 @@ def load_renderer(settings: ModelSettings) -> tuple[PretrainedConfig, Renderer]:
 
 
 def load_generation_config(settings: ModelSettings, config: PretrainedConfig) -> GenerationConfig:
-    """A model's generation config, by itself, or the one that its config implies. Raises `ModelError` for a file that
-    is none: end tokens would be missing."""
+    """A model's own generation config, or the one that its config implies. Raises `ModelError` for a file that cannot
+    be read, since end tokens would be missing."""
     file = Path(_place(settings)) / "generation_config.json"
     try:
         return GenerationConfig.from_pretrained(_place(settings), revision=settings.model_revision or "main")
     except (OSError, ValueError) as error:
         if file.exists():
-            raise ModelError(f"could not read {file}: {error}; mend or remove it") from error
+            raise ModelError(f"could not read {file}: {error}; correct or remove it") from error
         return GenerationConfig.from_model_config(config)
 
 
@@ -170,7 +170,7 @@ def _hub(settings: ModelSettings) -> dict[str, Any]:
 
 
 def device_of(settings: ModelSettings) -> torch.device:
-    """The device to which a model will be loaded. Raises `ModelError` where there is no such device."""
+    """The device to which a model will be loaded. Raises `ModelError` if there is no such device."""
     name = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device  # "cuda" becomes "cuda:0"
@@ -181,9 +181,9 @@ def device_of(settings: ModelSettings) -> torch.device:
 
 
 def dtype_of(settings: ModelSettings) -> str:
-    """What a model's weights will be loaded in: "float32"; "auto" where the checkpoint's config does not say its own.
+    """The precision of a model's weights once loaded: "float32"; "auto" if the checkpoint's config does not state it.
 
-    A fact of a run, for "auto" may be another on another machine.
+    Recorded with a run, since "auto" can mean another precision on another machine.
     """
     name = _place(settings)
     try:
@@ -200,12 +200,12 @@ def _dtype(settings: ModelSettings, config: Any, device: torch.device) -> torch.
 
 
 def _declared(config: Any) -> torch.dtype | None:
-    """The precision of the checkpoint, where its config says it."""
+    """The precision of the checkpoint, if its config states it."""
     return config.dtype or config.get_text_config().dtype
 
 
 def _check_no_adapter(folder: Path) -> None:
-    """Raise `ModelError` for a folder that holds an adapter: alone, or beside the model that it would be loaded on."""
+    """Raise `ModelError` for a folder with an adapter: alone, or next to the model that it would be loaded on."""
     if not (folder / "adapter_config.json").exists():
         return
     try:
@@ -220,13 +220,13 @@ def _check_no_adapter(folder: Path) -> None:
 
 
 def context_window(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """What the config states, or the tokenizer's limit, or for a model without positions a usual one."""
+    """The context that the config states; otherwise the tokenizer's limit; otherwise a usual size, with a warning."""
     stated = context_tokens(config)
     if stated is None and (limit := tokenizer.model_max_length) < _NO_LIMIT:
         stated = int(limit)
     if stated is None:
         warnings.warn(
-            f"this model's config names no longest context ({config.model_type}): prompt and completion together are "
+            f"this model's config states no maximum context ({config.model_type}): prompt and completion together are "
             f"limited to {_UNSTATED_TOKENS} tokens",
             stacklevel=3,
         )
@@ -235,7 +235,7 @@ def context_window(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def end_ids(renderer: Renderer, generation: GenerationConfig | None, settings: ModelSettings) -> frozenset[int]:
     """Every id that ends a turn: the tokenizer's, the generation config's, the settings', and the one that the template
-    writes after an assistant's message. Raises `ModelError` where it writes none: an answer might never end."""
+    writes after an assistant's message. Raises `ModelError` without the last two: an answer might never end."""
     tokenizer = renderer.tokenizer
     stated = generation.eos_token_id if generation is not None else None
     found = [tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])]

@@ -1,13 +1,13 @@
 """A model's own forward: what every other way of computing its log-probabilities is compared with.
 
 `model(input_ids=...)`, one whole sequence at a time, without a cache, with the family's own eager attention. In half
-precision a fault may be as small as rounding, so there the yardstick is the same weights in float32: a way may be off
-from it by about as much as the model's own half-precision forward is.
+precision a fault can be as small as rounding, so there the yardstick is the same weights in float32: a way is allowed
+to be off from it by about as much as the model's own half-precision forward is.
 
     own = OwnForward(model, [Case((5, 6, 7), (8, 9))])
     own.complaint([[-1.25, -0.5]])          # "" or "0.82 nats off the model's own forward, 0.001 allowed"
 
-Invariant: the model is as it was afterwards, its attention and the bits of its weights included.
+Invariant: afterwards the model is as it was, including its attention and the bits of its weights.
 
 Shapes: T tokens, V tokens of the vocabulary.
 """
@@ -25,26 +25,26 @@ from transformers import PreTrainedModel
 from flow_dpo.core.types import TokenIds
 
 FAULTS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError, ArithmeticError)
-"""What a model may raise, anywhere inside, that does not support a way of calling it."""
+"""What a model can raise, anywhere inside, if it does not support a way of calling it."""
 FULL_TOLERANCE = 1e-3
-"""Nats that the largest difference may have in float32."""
+"""Largest difference allowed in float32, in nats."""
 HALF_TOLERANCE = 0.5
-"""Nats that the mean difference may have in half precision where there is no yardstick: logits above 16 are an eighth
-apart there. It is 0.01 to 0.03 on text that the model would generate, 0.3 on very improbable tokens."""
+"""Mean difference allowed in half precision if there is no yardstick, in nats: logits above 16 are 1/8 apart there. It
+is usually 0.01 to 0.03 on text that the model would generate, and 0.3 on very improbable tokens."""
 HALF_FACTOR, HALF_SLACK = 3.0, 0.1
-"""In half precision a way may be so many times as far from float32 as the model's own forward, plus so many nats. The
-worst quarter of the tokens is left out of both: a router of experts that tips over is rounding and costs whole nats."""
+"""In half precision a way can be this many times as far from float32 as the model's own forward, plus this many nats.
+The worst quarter of the tokens is left out of both: rounding can flip a router of experts, which costs whole nats."""
 REDUCED_TOLERANCE = 1e-2
-"""Nats that the largest difference may have in a reduced copy: a fault shows as tenths there, some families' float32
+"""Largest difference allowed in a reduced copy, in nats: there a fault shows as tenths, and some families' float32
 rounding as thousandths."""
 _STIRRED, _STIRRED_GENTLY = 0.1, 0.02
-"""Standard deviation of an adapter's weights in a probe. At 0.1 a pretrained model is thrown so far off its course that
-rounding alone makes whole nats of difference in half precision and 1e-3 in float32 (0.5B; 4e-5 at 0.02); its reduced
-copy in float32 has the larger one."""
+"""Standard deviation of an adapter's weights in a probe. At 0.1 a pretrained model is so far off that rounding alone
+makes differences of whole nats in half precision and of 1e-3 in float32 (0.5B; 4e-5 at 0.02). Its reduced copy, in
+float32, gets the larger one."""
 _SMALL = 1 << 24
-"""Weights of a model up to which it has the larger one itself."""
+"""Number of weights up to which a float32 model itself gets the larger one."""
 MOST_IN_FLOAT32 = 1 << 30
-"""Weights of a half-precision model above which it is not tried in float32: 4 GiB."""
+"""Number of weights above which a half-precision model is not tried in float32: 4 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,13 @@ class Case:
     prompt_ids: TokenIds
     token_ids: TokenIds
     choices: TokenIds = ()
-    """Where there are some, log-probabilities are renormalised over them."""
+    """If there are any, log-probabilities are renormalised over them."""
 
 
 class OwnForward:
     """The log-probabilities of some completions by the model's own forward, under the adapter that is on.
 
-    Raises one of `FAULTS` where that forward itself fails.
+    Raises one of `FAULTS` if that forward itself fails.
     """
 
     def __init__(self, model: PreTrainedModel, cases: Sequence[Case], *, tolerance: float = FULL_TOLERANCE) -> None:
@@ -80,7 +80,7 @@ class OwnForward:
         self._check_causal(cases)
 
     def _check_causal(self, cases: Sequence[Case]) -> None:
-        """Raise `ValueError` where the first token after one prompt depends on what follows it."""
+        """Raise `ValueError` if the log-probability of the first token after a prompt depends on what follows it."""
         values = self._own if self._exact is None else self._exact
         firsts: dict[tuple[TokenIds, TokenIds], float] = {}
         for case, found in zip(cases, values.split([len(case.token_ids) for case in cases]), strict=True):
@@ -93,7 +93,7 @@ class OwnForward:
                 )
 
     def complaint(self, found: Sequence[Sequence[float] | torch.Tensor]) -> str:
-        """How far the log-probabilities found are off, where that is more than rounding; "" otherwise."""
+        """How far the log-probabilities `found` are off, if that is more than rounding; "" otherwise."""
         values = torch.cat([torch.as_tensor(each, dtype=torch.float32).cpu() for each in found])
         if not self._half:
             return _beyond(_difference(values, self._own).max().item(), self._tolerance)
@@ -117,7 +117,7 @@ _T = TypeVar("_T")
 
 
 def complaint_of(compute: Callable[[_T], str], of: _T) -> str:
-    """What `compute(of)` complains of, or the error that the model raised inside."""
+    """The complaint that `compute(of)` returns, or the error that the model raised inside."""
     try:
         return compute(of)
     except torch.OutOfMemoryError:
@@ -127,11 +127,11 @@ def complaint_of(compute: Callable[[_T], str], of: _T) -> str:
 
 
 def _difference(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return (left - right).abs().nan_to_num(nan=torch.inf)  # a NaN is as wrong as can be
+    return (left - right).abs().nan_to_num(nan=torch.inf)  # NaN is as wrong as possible
 
 
 def _logprobs(model: PreTrainedModel, case: Case) -> torch.Tensor:
-    """One value a token of the completion, from one forward over all of it."""
+    """One value per token of the completion, from one forward over all of it."""
     ids_1T = torch.tensor([case.prompt_ids + case.token_ids[:-1]], device=model.device)
     logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, len(case.prompt_ids) - 1 :].float()
     labels = list(case.token_ids)
@@ -142,7 +142,7 @@ def _logprobs(model: PreTrainedModel, case: Case) -> torch.Tensor:
 
 @contextmanager
 def _own_attention(model: PreTrainedModel) -> Iterator[None]:
-    """A context in which the model attends by its family's own code, which knows of caps, sinks and biases."""
+    """A context in which the model uses its family's own attention code, which handles caps, sinks and biases."""
     name = str(model.config._attn_implementation)
     if name == "eager" or not model._can_set_attn_implementation():
         yield
@@ -170,9 +170,9 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def stirred(parameters: Sequence[torch.Tensor], seed: int, model: PreTrainedModel) -> Iterator[None]:
-    """A context in which those of an adapter's tensors that are all zero, as before the first update, are not.
+    """A context in which an adapter's tensors that are all zero, as before the first update, have random values.
 
-    With them a fresh adapter changes nothing, and would prove nothing. Afterwards they are zero again.
+    A new adapter changes nothing, so it would prove nothing. Afterwards the tensors are zero again.
     """
     zero = [(index, tensor) for index, tensor in enumerate(parameters) if not tensor.any()]
     scale = _STIRRED if model.dtype == torch.float32 and model.num_parameters() <= _SMALL else _STIRRED_GENTLY

@@ -1,7 +1,7 @@
-"""Packed training rows: one trie a tree, so that a shared prefix is computed once.
+"""Packed training rows: completions merged into tries, so a shared prefix is computed once.
 
-Token sequences are merged into a trie, and the trie is laid out in one flat row: each token stands once, at the
-position of its depth, and attends to its ancestors and itself. Two siblings after a trunk, and the trunk once more:
+Token sequences are merged into a trie, and the trie is laid out in one flat row: each token occurs once, at the
+position of its depth, and attends to its ancestors and itself. Two siblings, and a prefix of the first one:
 
     sequences   a b c d e      a b c x y      a b c d
     row         a b c d e x y                 7 tokens instead of 14
@@ -13,8 +13,8 @@ to one another as they would alone, and to nothing else. So packed results are t
 layer, for any decoder whose attention goes through `models.attention`. Sliding windows count positions, which are
 depths.
 
-Sequences in sorted order visit the trie depth first: all that is needed is how much each has in common with the one
-before. The descendants of a token are then the tokens that follow it up to its `subtree_end`.
+Sequences in sorted order visit the trie depth first: all that is needed is the common prefix of each with the one
+before it. The descendants of a token are then the tokens that follow it up to its `subtree_end`.
 
 Shapes: N tokens in the row.
 """
@@ -39,7 +39,7 @@ class PackedRow:
     subtree_end_N: np.ndarray
     """One past the last descendant of each token."""
     paths: tuple[np.ndarray, ...]
-    """For each sequence, in the order given, the indices of its tokens in the row."""
+    """For each sequence, in the given order, the indices of its tokens in the row."""
     segments: tuple[tuple[int, np.ndarray], ...]
     """(first token, path to its last token) of each unbranched stretch that a sequence added."""
 
@@ -62,7 +62,7 @@ def merge(sequences: Sequence[TokenIds]) -> PackedRow:
     for index in order:
         next_ids = np.asarray(sequences[index], np.int64)
         shared = _num_shared(ids, next_ids)
-        subtree_end_N[path[shared:]] = size  # the subtrees of what is left end here
+        subtree_end_N[path[shared:]] = size  # the subtrees of the tokens not shared end here
         end = size + len(next_ids) - shared
         path = np.concatenate([path[:shared], np.arange(size, end)])
         if end > size:
@@ -84,8 +84,8 @@ def _num_shared(left: np.ndarray, right: np.ndarray) -> int:
 def merged_rows(
     items: Sequence[Sequence[TokenIds]], trees: Sequence[str | int], max_tokens: int
 ) -> list[tuple[list[int], int]]:
-    """Items, each the sequences that must be in one row, in rows of at most `max_tokens` merged tokens: the items'
-    indices by row, and its number of tokens. Those of one tree are kept together where that is possible."""
+    """Distribute items, each the sequences that must be in one row, over rows of at most `max_tokens` merged tokens.
+    Returns each row's item indices and its number of tokens. Items of one tree stay together if possible."""
     members: dict[str | int, list[int]] = {}
     for index, tree in enumerate(trees):
         members.setdefault(tree, []).append(index)
@@ -96,8 +96,8 @@ def merged_rows(
 
 
 def padded_rows(items: Sequence[Sequence[TokenIds]], max_tokens: int) -> list[tuple[list[int], int]]:
-    """Items of similar length together, each row padded to its longest sequence: their indices by row, and its number
-    of tokens."""
+    """Distribute items over rows, similar lengths together, each row padded to its longest sequence. Returns each row's
+    item indices and its number of tokens."""
     lengths = [max(map(len, item)) for item in items]
     rows: list[tuple[list[int], int]] = []
     for index in sorted(range(len(items)), key=lambda index: -lengths[index]):
@@ -115,22 +115,22 @@ def fill_rows(groups: Sequence[Sequence[Sequence[TokenIds]]], max_tokens: int) -
     """Distribute items over rows of at most `max_tokens` merged tokens; each row lists its items as (group, item).
 
     An item is the sequences that must be in one row (a pair's two), a group the items that should be (a tree's).
-    Groups with a common prefix become neighbours; one too large for any row is cut between items, and an item that
-    is too large alone gets a row of its own.
+    Groups with a common prefix become neighbours; a group that is too large for any row is cut between items, and an
+    item that is too large by itself gets a row of its own.
     """
     rows: list[list[tuple[int, int]]] = []
     row = _Filling()
     sorted_groups = sorted(range(len(groups)), key=lambda g: min(s for item in groups[g] for s in item))
     for g in sorted_groups:
         group = groups[g]
-        # 1. Neighbours in sorted order share most: a cut then repeats one path only.
+        # 1. Neighbours in sorted order share most, so a cut repeats only one path.
         items = sorted(range(len(group)), key=lambda i: group[i][0])
         whole = [s for i in items for s in group[i]]
-        # 2. A group that fits a row of its own, and not what is left of this one, starts a new row.
+        # 2. A group that fits a row of its own, but not the rest of this one, starts a new row.
         if rows and row.cost(whole) + row.num_tokens > max_tokens and _Filling().cost(whole) <= max_tokens:
             rows.append([])
             row = _Filling()
-        # 3. Items go into the row under way while they fit.
+        # 3. Items go into the current row while they fit.
         for i in items:
             if not rows or (row.num_tokens and row.cost(group[i]) + row.num_tokens > max_tokens):
                 rows.append([])
@@ -141,7 +141,7 @@ def fill_rows(groups: Sequence[Sequence[Sequence[TokenIds]]], max_tokens: int) -
 
 
 class _Filling:
-    """The sequences of a row that is being filled, and the number of tokens that they merge to."""
+    """The sequences of a row that is being filled, and the number of tokens after merging."""
 
     def __init__(self) -> None:
         self.num_tokens = 0

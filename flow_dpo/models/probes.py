@@ -1,13 +1,13 @@
-"""Probes: with which tokens, and on which models, ways of computing log-probabilities are compared.
+"""Probes: the tokens and the models with which ways of computing log-probabilities are compared.
 
-The model itself sees short prompts. Lengths that its config names and that are long (a window of 4,096 tokens) are
-passed by its reduced copy, which is random and tiny; and in float32, where a fault cannot hide behind rounding:
+The model itself gets short prompts. Long lengths that its config names (a window of 4,096 tokens) are exceeded on its
+reduced copy, which is random, tiny, and in float32, where a fault cannot hide behind rounding:
 
     name, seen = first_right({"local": way, "plain": other}, subject, subject.reduced, model, key=(settings, roles))
 
-Invariant: a way is right only if it is right on the model and past every length that its config names. A small model
-whose first way was found right is not probed again in this process while its config, its modules, the base's weights
-and `key`, what else the ways depend on, are the same: a comparison opens one model dozens of times.
+Invariant: a way is right only if it is right on the model and beyond every length that its config names. A small model
+whose first way was right is not probed again in this process as long as its config, its modules, the base's weights and
+`key` (what else the ways depend on) are the same: a comparison opens one model dozens of times.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Subject = TypeVar("Subject")
 
 _IN_FLOAT32 = "in float32"
 REACH = 6 * WINDOW
-"""Tokens that a probe of a small model, as every reduced copy is, passes twice: several windows, chunks and blocks."""
+"""A probe of a small model, such as a reduced copy, is over twice as long: several windows, chunks and blocks."""
 _SMALL = 1 << 24
-"""Weights of a model that passes lengths up to `REACH` itself; a larger one leaves every length to its reduced copy."""
+"""Number of weights up to which a model itself is probed beyond `REACH`; of a larger one its reduced copy is."""
 _SHORT = 4
 _TAME = 8.0
-"""The largest number of an adapter whose numbers no probe need see: a diverged one is seen before a run begins."""
+"""Largest number in an adapter with which an earlier result can be reused; a diverged adapter is probed again."""
 _found_right: set[str] = set()
 """Digests of what this process has probed and found right."""
 
@@ -47,11 +47,11 @@ class Way(Generic[Subject]):
     """A way of computing log-probabilities."""
 
     complaint: Callable[[Subject], str]
-    """How it is off from the subject's own forward; "" where it is right. May raise `FAULTS`."""
+    """How far it is off from the subject's own forward; "" if it is right. Can raise `FAULTS`."""
     whole: bool = False
-    """Every completion by forwards of its own over all its tokens: trusted past lengths that could not be tried."""
+    """Whether each completion gets its own forwards over all its tokens; then trusted beyond lengths not tried."""
     layout: bool = False
-    """It needs the attention that this package registers."""
+    """Whether it needs the attention that this package registers."""
 
 
 def first_right(
@@ -62,11 +62,11 @@ def first_right(
     *,
     key: object,
 ) -> tuple[str, dict[str, str]]:
-    """The name of the first way that is right ("" for none), and what was seen of those before it.
+    """The name of the first way that is right ("" if none is), and the complaint about each way that was tried.
 
-    `reduce` makes the same subject over the model's reduced copy. `key` is what the ways depend on beside the model, by
-    its `repr`; None where that is not known, and nothing is remembered. Where no way is right under the registered
-    attention, the model gets back its family's own for good, and ways without layouts are tried again.
+    `reduce` makes the same subject over the model's reduced copy. `key` is what the ways depend on besides the model,
+    compared by its `repr`; with None nothing is remembered. If no way is right under the registered attention, the
+    model gets its family's own back for good, and ways without layouts are tried again.
     """
     first, digest = next(iter(ways)), "" if key is None else _digest(model, [*ways], key)
     if digest in _found_right:
@@ -81,8 +81,8 @@ def first_right(
 
 
 def _digest(model: PreTrainedModel, ways: list[str], key: object) -> str:
-    """Of all that a probe depends on but the numbers in an adapter; "" where it is not worth a look or cannot be had:
-    of a large model, one of several ranks or of a GPU, one that is quantised, hooked or patched, a wild adapter."""
+    """A digest of all that a probe depends on except the numbers in an adapter; "" if nothing is to be remembered: for
+    a model that is large, on a GPU, on several ranks, quantised, hooked or patched, or that has a diverged adapter."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if several or model.device.type != "cpu" or model.num_parameters() > _SMALL:
         return ""
@@ -127,7 +127,7 @@ def _first_right(
 
 
 def _needs_reduced(model: PreTrainedModel) -> str:
-    """Why a probe of the model itself shows too little: a length that it does not pass, or half precision; or ""."""
+    """Why probing the model itself is not enough: a length that it does not exceed, or half precision; "" if it is."""
     beyond = {name: n for name, n in named_lengths(model.config).items() if n > probe_reach(model)}
     if beyond:
         return "past " + ", ".join(f"{name} {n}" for name, n in beyond.items())
@@ -135,12 +135,12 @@ def _needs_reduced(model: PreTrainedModel) -> str:
 
 
 def probe_reach(model: PreTrainedModel) -> int:
-    """Tokens that a probe of this model passes twice."""
+    """The length in tokens of which a probe of this model has over twice as many."""
     return REACH if model.num_parameters() <= _SMALL else _SHORT
 
 
 def probe_tokens(model: PreTrainedModel, count: int, seed: int) -> TokenIds:
-    """Random tokens of the vocabulary, with padding, end and begin among them: real text has them too, and some
+    """Random tokens of the vocabulary, among them padding, end and begin tokens: real text has them too, and some
     families count positions by them."""
     config = model.config.get_text_config().to_dict()
     tokens = {name: value for name, value in config.items() if name.endswith(("token_id", "token_index"))}
@@ -157,14 +157,14 @@ def probe_tokens(model: PreTrainedModel, count: int, seed: int) -> TokenIds:
 
 
 def probe_room(model: PreTrainedModel) -> int:
-    """Tokens that a probe may have: those of the context window in which rotary embeddings are steady."""
+    """Maximum length of a probe in tokens: the context window, as far as rotary embeddings are steady."""
     return min(context_tokens(model.config) or 1 << 20, steady_tokens(model) or 1 << 20)
 
 
 def reduced_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A tiny random model of the same class by the reduced config, in float32 on the CPU, in eval mode.
+    """A tiny random model of the same class with the reduced config, in float32 on the CPU, in eval mode.
 
-    Raises one of `FAULTS` where the class cannot be built so, or does not run.
+    Raises one of `FAULTS` if the class cannot be built that way, or does not run.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -173,7 +173,7 @@ def reduced_model(model: PreTrainedModel) -> PreTrainedModel:
         with torch.no_grad():
             for name, parameter in small.named_parameters():
                 if name.endswith("bias") and not parameter.any():
-                    parameter.normal_(std=0.1)  # zero at first, and then nobody would see it left out
+                    parameter.normal_(std=0.1)  # with zeros nobody would notice that it is left out
             if not small(input_ids=torch.arange(3, 3 + 2 * WINDOW)[None], use_cache=False).logits.isfinite().all():
                 raise ValueError("its reduced copy gives logits that are not finite")
     return small

@@ -1,9 +1,9 @@
-"""Prompt preview: what each role is asked on a problem, in tokens that say where they come from.
+"""Prompt preview: what each role is asked about a problem, in tokens that say where they come from.
 
     [answer] = preview(flow, renderer, problem)[:1]
     answer.text()        # "⟦<|user|>⟧2 + 3 = ?⟦<|assistant|>⟧"
 
-No model is needed: the flow is walked with made-up completions of one token, and every kind of prompt on the way is
+No model is needed: the flow is run with made-up completions of one token, and every kind of prompt on the way is
 rendered as it would be for a rollout. Invariant: control tokens and text that spells them look different.
 """
 
@@ -33,9 +33,9 @@ class PromptToken:
 
     id: int
     text: str
-    """Decoded by itself, or as the vocabulary spells it where that is no text."""
+    """Decoded by itself, or as the vocabulary spells it if that is not text."""
     kind: Kind
-    """Written by the chat template as a control token, encoded from text, or sampled before."""
+    """Whether it is a control token of the chat template, encoded from text, or sampled earlier."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +43,12 @@ class PromptPreview:
     """A prompt of a role."""
 
     name: str
-    """The role, with a number where it has several kinds of prompts."""
+    """The role, with a number if it has several kinds of prompts."""
     role: Role
     request: Request
     tokens: tuple[PromptToken, ...]
     stretches: tuple[tuple[Kind, str], ...]
-    """The tokens decoded together, as far as they are of one kind."""
+    """Stretches of tokens of one kind, each decoded together."""
 
     def text(self) -> str:
         """The prompt for people: control tokens in double brackets, `SAMPLED` for what would be sampled."""
@@ -56,13 +56,13 @@ class PromptPreview:
         return "".join(marked[kind].format(_plain(text)) for kind, text in self.stretches)
 
     def facts(self) -> dict[str, str]:
-        """Its ids as a SHA-256, and the text."""
+        """The SHA-256 of its ids, and the text."""
         ids = [*self.request.prompt_ids, -1, *self.request.choices]
         return {"sha256": hashlib.sha256(json.dumps(ids).encode("ascii")).hexdigest(), "text": self.text()}
 
 
 def preview(flow: Flow[Any], renderer: Renderer, problem: Problem) -> list[PromptPreview]:
-    """The prompts of a rollout on this problem, of every kind once: kinds differ by more than what was sampled."""
+    """The prompts of a rollout on this problem, one of each kind; kinds differ by more than what was sampled."""
     found: dict[tuple[Any, ...], Turn] = {}
     for finish_reason, takes_last in itertools.product(_FINISHES, (False, True)):
         for turn in _turns(flow, renderer, problem, finish_reason, takes_last=takes_last):
@@ -76,12 +76,12 @@ def preview(flow: Flow[Any], renderer: Renderer, problem: Problem) -> list[Promp
 
 
 def prompt_facts(flow: Flow[Any], renderer: Renderer, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What the first two problems are rendered to, by problem and role: a fact of a run."""
+    """The prompts for the first two problems, by problem and role, as recorded with a run."""
     return {problem.id: {one.name: one.facts() for one in preview(flow, renderer, problem)} for problem in problems[:2]}
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str]:
-    """Where two `prompt_facts` differ first, as a piece of both texts."""
+    """The first difference between two `prompt_facts`, as an excerpt from each."""
     for id in dict.fromkeys([*before, *now]):
         one, other = before.get(id, {}), now.get(id, {})
         for name in dict.fromkeys([*one, *other]):
@@ -108,7 +108,7 @@ def _turns(
 
 
 def _made_up(turn: Turn, token: int, finish_reason: FinishReason, *, takes_last: bool) -> Completion:
-    """One token, and an end token after it where the completion ends; or a choice."""
+    """One token, followed by an end token if the completion ends; or a choice."""
     num = len(turn.choices)
     zeros = (0.0,) * (1 if num or finish_reason == "length" else 2)
     return Completion(
@@ -123,7 +123,7 @@ def _made_up(turn: Turn, token: int, finish_reason: FinishReason, *, takes_last:
 
 
 def _kind(turn: Turn) -> tuple[Any, ...]:
-    """What distinguishes a prompt from others of its role: its texts, whatever was sampled in between."""
+    """What distinguishes a prompt from others of its role: its texts, regardless of what was sampled in between."""
     pieces = [piece for message in turn.messages for piece in (message.role, *message.content)] + [*turn.continuation]
     return (turn.role, tuple(dict.fromkeys(piece for piece in pieces if isinstance(piece, str))), turn.choices)
 
@@ -133,7 +133,7 @@ def _preview(turn: Turn, renderer: Renderer, name: str) -> PromptPreview:
     kinds: list[Kind] = []
     for sampled, ids in renderer.stretches(turn):
         kinds.extend("sampled" if sampled else "control" if id in renderer.encoder.controls else "text" for id in ids)
-    # A choice may stand after more than the prompt, or less: what the template writes before an answer.
+    # A choice can follow more than the prompt, or less: what the template writes before an answer.
     kinds = kinds[: len(request.prompt_ids)]
     for id in request.prompt_ids[len(kinds) :]:
         kinds.append("control" if id in renderer.encoder.controls else "text")
@@ -156,7 +156,7 @@ def _preview(turn: Turn, renderer: Renderer, name: str) -> PromptPreview:
 
 
 def token_text(renderer: Renderer, id: int) -> str:
-    """A token for people: its text with spaces where it has any, or as the vocabulary spells it."""
+    """A token for people: its text with its leading space, or as the vocabulary spells it if it is not text."""
     word = str(renderer.tokenizer.convert_ids_to_tokens(id))
     text = str(renderer.tokenizer.decode([id], skip_special_tokens=False))
     if "\ufffd" in text or not text:

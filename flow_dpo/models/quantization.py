@@ -3,11 +3,11 @@
     options = loading_options(QuantizationSettings(load_in_4bit=True), torch.bfloat16, torch.device("cuda:0"))
     AutoModelForCausalLM.from_pretrained(name, **options)      # and then settle(model)
 
-4 bits (NF4 or FP4, arXiv 2305.14314) are weights that are unpacked for every product. 8 bits (arXiv 2208.07339) round
-what goes into a product as well, a token at a time: the outliers of a whole batch, which that paper keeps apart, are
-not (`llm_int8_threshold` 0), since a token would then depend on its neighbours in a forward.
+With 4 bits (NF4 or FP4, arXiv 2305.14314) weights are unpacked for every product. With 8 bits (arXiv 2208.07339) the
+inputs of a product are rounded as well, token by token. The paper keeps the outliers of a batch apart; that is off here
+(`llm_int8_threshold` 0), since a token would then depend on its neighbours in a forward.
 
-Invariant: what a token gets does not depend on the batch, and gradients reach every adapter; so no layer keeps its
+Invariant: a token's result does not depend on the batch, and gradients reach every adapter; so no layer keeps its
 weights in bitsandbytes' packed layout for some CPUs, which rounds them again and has no gradient.
 """
 
@@ -27,7 +27,7 @@ _DEVICES = ("cuda", "cpu", "xpu")
 
 
 def check_quantization(settings: QuantizationSettings, device: torch.device) -> None:
-    """Raise `ConfigError` where bitsandbytes is missing, or does not know the device."""
+    """Raise `ConfigError` if bitsandbytes is missing or does not support the device."""
     if not settings.wanted:
         return
     flag = "--load_in_4bit" if settings.load_in_4bit else "--load_in_8bit"
@@ -44,7 +44,7 @@ def check_quantization(settings: QuantizationSettings, device: torch.device) -> 
 
 
 def loading_options(settings: QuantizationSettings, dtype: torch.dtype | None, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` is given besides; nothing where the base is not to be quantised."""
+    """Additional arguments for `from_pretrained`; empty if the base is not to be quantised."""
     if not settings.wanted:
         return {}
     config = BitsAndBytesConfig(
@@ -59,8 +59,8 @@ def loading_options(settings: QuantizationSettings, dtype: torch.dtype | None, d
 
 
 def settle(model: PreTrainedModel) -> None:
-    """Keep the layers of a model that was loaded quantised from packing their weights on a CPU, and from logging a line
-    at every product in 8 bits."""
+    """Keep the layers of a quantised model from packing their weights on a CPU, and from logging a line for every
+    product in 8 bits."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
@@ -68,6 +68,6 @@ def settle(model: PreTrainedModel) -> None:
 
 
 def num_weights(parameter: torch.Tensor) -> int:
-    """Weights that a parameter holds: two a byte where it holds 4 bits each."""
+    """Number of weights in a parameter: two per byte if they have 4 bits each."""
     packed = type(parameter).__name__ == "Params4bit" and not parameter.is_floating_point()
     return parameter.numel() * (2 if packed else 1)

@@ -1,12 +1,12 @@
-"""Reduced configuration: a model of the same class and the same kinds of layers, tiny, with short windows.
+"""Reduced configuration: for a tiny model of the same class, with the same kinds of layers and with short windows.
 
 What a family does with positions, windows, chunks and shared keys is decided by its code and the pattern of its layers,
-not by its size. A window of 4,096 tokens takes long to pass; one of 8 takes no time. So a check that must go past every
-length that a config names is made on a random model of the reduced config:
+not by its size. Exceeding a window of 4,096 tokens takes long; exceeding one of 8 takes no time. So a check that must
+go beyond every length that a config names uses a random model of the reduced config:
 
     reduced(Gemma3TextConfig(num_hidden_layers=26))     4 layers: sliding, sliding, full, full; a window of 8
 
-Invariant: every distinct kind of layer of the config is in the reduced one, twice where it stands there twice, in the
+Invariant: every distinct kind of layer in the config is in the reduced one, twice if it occurs twice or more, in the
 same order; whatever multiplies, caps or adds (`logit_scale`, `final_logit_softcapping`, ...) stays as it is.
 """
 
@@ -22,11 +22,11 @@ from transformers import PreTrainedConfig
 from flow_dpo.models.facts import is_length
 
 WINDOW = 8
-"""Tokens of every sliding window, chunk and block of the reduced config."""
+"""Size in tokens of every sliding window, chunk and block of the reduced config."""
 POSITIONS = 512
-"""Positions that it has embeddings for."""
+"""Number of positions that have embeddings."""
 VOCABULARY = 128
-"""Tokens of its vocabulary."""
+"""Size of the vocabulary."""
 _HIDDEN, _HEADS, _HEAD = 64, 4, 16
 
 _SIZES = (
@@ -92,18 +92,18 @@ _REDUCED = {name: size for size, names in _SIZES for name in names.split()}
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers",
            "num_blocks")  # fmt: skip
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "decoder_start_token_id": 1, "eos_token_id": 2}
-"""Special tokens inside the vocabulary; others that the config names stay out of reach."""
+"""Special tokens inside the vocabulary; others that the config names are outside it and never occur."""
 _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
-"""The layers before this one are of another kind."""
+"""Fields that hold the index of a layer; the layers before it are of another kind."""
 _LAST_LAYERS = ("num_kv_shared_layers",)
-"""So many layers at the end are of another kind."""
+"""Fields that hold the number of layers at the end that are of another kind."""
 
 
 def reduced(config: PreTrainedConfig, **own: Any) -> PreTrainedConfig:
-    """The reduced copy of a config, parts of composite ones included; `own` fields are set as given.
+    """The reduced copy of a config, including the parts of a composite one; `own` fields are set as given.
 
-    Raises `ValueError`, or what else the config's class raises, where its own rules forbid a size.
+    Raises `ValueError`, or whatever the config's class raises, if its own rules forbid a size.
     """
     try:
         return type(config).from_dict({**_reduced_fields(config), **own})
@@ -126,7 +126,7 @@ def _reduced_fields(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _sized(name: str, value: Any, whole: Mapping[str, Any]) -> Any:
-    """One field's value, made small where it is a size."""
+    """One field's value, made small if it is a size."""
     if isinstance(value, list) and value and name in _REDUCED and all(type(v) is int for v in value):
         return [_sized(name, v, whole) for v in value]
     if name == "per_layer_config" and isinstance(value, dict):
@@ -141,7 +141,7 @@ def _sized(name: str, value: Any, whole: Mapping[str, Any]) -> Any:
         heads = next((whole[each] for each in ("num_attention_heads", "n_head") if each in whole), None)
         return _HEADS if value == heads else min(value, _HEADS // 2)
     if _REDUCED.get(name) in (_HIDDEN, 2 * _HIDDEN) and value == whole.get("hidden_size"):
-        return _HIDDEN  # whatever has the width of the model keeps it
+        return _HIDDEN  # what is as wide as the model stays so
     return min(value, _REDUCED.get(name, WINDOW if is_length(name) else value))
 
 
@@ -160,12 +160,12 @@ def _settle_heads(fields: dict[str, Any], whole: Mapping[str, Any]) -> None:
 
 
 def _reduced_layers(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that describe layers, for a choice of layers that has every kind."""
+    """The fields that describe layers, for a selection of layers that has every kind."""
     count_name = next((name for name in _LAYERS if isinstance(fields.get(name), int)), None)
     if count_name is None:
         return {}
     count = int(fields[count_name])
-    # 1. What each layer is: its entry in every list by layer, and whether it is in every list of layers.
+    # 1. The kind of each layer: its entry in every list with one entry per layer, and which lists of layers it is in.
     listed = {name: v for name, v in fields.items() if isinstance(v, list)}
     ids = {name: v for name, v in listed.items() if re.search("layer|idx", name) and _are_layers(v, count)}
     lists = {name: v for name, v in listed.items() if name not in ids and len(v) == count and count > 1}
@@ -203,7 +203,7 @@ def _are_layers(value: Sequence[Any], count: int) -> bool:
 
 
 def _reduce_rope(fields: dict[str, Any]) -> None:
-    """Rotary parameters for the reduced head: short original lengths, and as many factors as there are frequencies."""
+    """Rotary parameters for the reduced head: short original lengths, and one factor per frequency."""
     ropes = fields.get("rope_parameters")
     if not isinstance(ropes, dict):
         return

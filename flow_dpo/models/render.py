@@ -32,7 +32,7 @@ __all__ = ["PLAIN_TEMPLATE", "Renderer"]
 log = logging.getLogger("flow_dpo")
 
 _FIRST_SHOWN = 0xF0000
-"""Private-use characters from here on stand for text that would be taken for control tokens, during rendering."""
+"""During rendering, private-use characters from here on stand for text that would be taken for control tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,17 @@ class _Rendered:
 
     fragments: tuple[str, ...]
     shown: tuple[tuple[str, str], ...]
-    """Characters in the fragments, and the text of the data that each stands for."""
+    """Characters in the fragments, each with the text of the data that it stands for."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Choices:
-    """How a prompt ends where one of some words is to follow."""
+    """How a prompt ends if one of several words is to follow."""
 
     drop: int
-    """Ids at the prompt's end that the words' own encoding has not."""
+    """Number of ids at the prompt's end that the encoding with the words does not have."""
     more: TokenIds
-    """Ids after the rest: what the template writes before an answer."""
+    """Ids to append to the rest: what the template writes before an answer."""
     ids: TokenIds
     """The token of each word."""
 
@@ -67,8 +67,8 @@ class Renderer:
         template_kwargs: Mapping[str, Any] | None = None,
         template_date: str = "",
     ) -> None:
-        """`chat_template` replaces the tokenizer's own; "plain" names `PLAIN_TEMPLATE`. `template_date` is what
-        templates that ask for the time get."""
+        """`chat_template` replaces the tokenizer's own; "plain" names `PLAIN_TEMPLATE`. `template_date` is the time for
+        templates that ask for it."""
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer, chat_template, template_kwargs or {}, template_date)
         self.encoder = TextEncoder(tokenizer, self.template.source)
@@ -80,7 +80,7 @@ class Renderer:
         self._warned = False
 
     def render(self, turn: Turn) -> Request:
-        """The turn in token ids. Raises `ModelError` where two choices begin with the same token."""
+        """The turn in token ids. Raises `ModelError` if two choices begin with the same token."""
         stretches, rendered = self._stretches(turn)
         prompt = tuple(itertools.chain.from_iterable([ids for _, ids in stretches]))
         if not turn.choices:
@@ -91,13 +91,13 @@ class Renderer:
         return Request(role=turn.role, prompt_ids=prompt, max_tokens=1, choices=found.ids)
 
     def stretches(self, turn: Turn) -> list[tuple[bool, TokenIds]]:
-        """The prompt of a turn in stretches of ids, and of each whether it was sampled."""
+        """The prompt of a turn in stretches of ids, and whether each was sampled."""
         return self._stretches(turn)[0]
 
     def chat(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """Messages without spliced ids as the chat template gets them, for files that other programs render.
+        """Messages without spliced ids, as the chat template gets them, for files that other programs render.
 
-        Raises `ValueError` for sampled ids: no text is certain to encode to these ids.
+        Raises `ValueError` for sampled ids, since no text is certain to encode to these ids.
         """
         if any(not isinstance(piece, str) for message in messages for piece in message.content):
             raise ValueError("expected messages of text alone, found sampled token ids in one")
@@ -125,7 +125,7 @@ class Renderer:
         return self._fragment(lead + shown_text, shown, self._after(before))
 
     def to_text(self, pieces: Sequence[Piece]) -> str:
-        """The pieces decoded together, special tokens left out."""
+        """The pieces decoded together, without special tokens."""
         text = self.tokenizer.decode(
             list(self.to_ids(pieces)), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -133,7 +133,7 @@ class Renderer:
 
     def closing_ids(self, ends: Collection[int] = ()) -> TokenIds:
         """What the chat template writes after an assistant's message, up to its first control token or one of `ends`;
-        empty where it writes none."""
+        empty if it writes none."""
         for text in self.template.after_answer():
             ids = self._fragment(text, (), "text")
             for at, id in enumerate(ids):
@@ -142,12 +142,12 @@ class Renderer:
         return ()
 
     def closing_id(self) -> int | None:
-        """The control token that the chat template ends an assistant's message with; None where there is none."""
+        """The control token with which the chat template ends an assistant's message; None if there is none."""
         ids = self.closing_ids()
         return ids[-1] if ids else None
 
     def fingerprint(self) -> str:
-        """SHA-256 of the vocabulary: token ids mean the same to two renderers only where it is equal."""
+        """SHA-256 of the vocabulary: token ids mean the same to two renderers only if it is equal."""
         words = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
         return hashlib.sha256(json.dumps(words).encode("ascii")).hexdigest()
 
@@ -156,13 +156,13 @@ class Renderer:
     def _stretches(
         self, turn: Turn
     ) -> tuple[list[tuple[bool, TokenIds]], tuple[str, tuple[tuple[str, str], ...], After]]:
-        """The prompt in stretches; and the text of its last fragment, what is hidden there, and where it stands."""
+        """The prompt in stretches; and its last fragment: its text, what is hidden in it, and what it follows."""
         # 1. Fragments of text between the marks, from a cache.
         messages = [_joined(message) for message in turn.messages]
         chat = self._chat(_masked(messages))
         spliced = [piece for message in messages for piece in message.content if not isinstance(piece, str)]
         assert len(spliced) == len(chat.fragments) - 1, f"{len(spliced)} spliced pieces, {len(chat.fragments)} texts"
-        # 2. Fragments encoded by where they stand, with the sampled ids between them as they are.
+        # 2. Fragments encoded according to what they follow, with the sampled ids between them as they are.
         after: After = "nothing"
         found = [(False, self._fragment(chat.fragments[0], chat.shown, after))]
         for ids, fragment in zip(spliced, chat.fragments[1:], strict=True):
@@ -185,7 +185,7 @@ class Renderer:
         return self.encoder.plain(text, after=after)
 
     def _folded(self, chat: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The chat with its system message merged into the first question, where the template has no place for it."""
+        """The chat with its system message merged into the first question, if the template has no place for it."""
         if not (self.template.folds_system and chat and chat[0]["role"] == "system"):
             return chat
         system, *rest = chat
@@ -194,12 +194,12 @@ class Renderer:
         return rest
 
     def _render_chat(self, messages: tuple[tuple[str, str], ...]) -> _Rendered:
-        """The rendered chat, split at the marks. Raises `ModelError` where one is lost."""
+        """The rendered chat, split at the marks. Raises `ModelError` if one is lost."""
         # 1. What would be taken for control tokens is hidden from the template and the tokenizer.
         contents, shown = self._hide(tuple(content for _, content in messages))
-        # A system message is given even when it is empty: some templates would add one of their own.
+        # A system message is passed even if it is empty: some templates would add their own.
         text = self._apply([(role, content) for (role, _), content in zip(messages, contents, strict=True)])
-        # 2. Templates cut thoughts out of past answers: they are shown to it, where none of them is left then.
+        # 2. Templates cut thoughts out of past answers, so these are not hidden if none of their tags is left then.
         if any(
             role == "assistant" and hidden != content
             for (role, content), hidden in zip(messages, contents, strict=True)
@@ -223,8 +223,8 @@ class Renderer:
         return self.template.apply(self._folded([{"role": role, "content": content} for role, content in messages]))
 
     def _hide(self, texts: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-        """The texts with a character in place of each stretch that would be taken for a control token, and which
-        character stands for which stretch."""
+        """The texts with a character in place of each stretch that would be taken for a control token, and the stretch
+        that each character stands for."""
         found = [self.encoder.find(text) for text in texts]
         if not any(found):
             return texts, ()
@@ -242,14 +242,14 @@ class Renderer:
     def _find_choices(
         self, before: str, shown: tuple[tuple[str, str], ...], after: After, continues: bool, words: tuple[str, ...]
     ) -> _Choices:
-        """The token of each word that the template's own answer begins with, after the fragment `before`, or after
-        text that the assistant has written (`continues`). Raises `ModelError` where two are the same."""
+        """The token with which an answer of each word begins, after the fragment `before` or after text that the
+        assistant has written (`continues`). Raises `ModelError` if two are the same."""
         lead = "" if continues else self.template.lead
         if self.template.opens_thought and not (continues or self._warned):
             self._warned = True
             log.warning(
-                "the chat template opens a thought (%s) where the assistant answers: choices are read after an empty "
-                "one that is closed; see docs/prompts.md", self.template.opens_thought,
+                "the chat template opens a thought (%s) before an answer: choices are read after an empty thought that "
+                "is closed; see docs/prompts.md", self.template.opens_thought,
             )  # fmt: skip
         base, full = (self._fragment(text, shown, after) for text in (before, before + lead))
         plain = {word: self._plain(word, "text" if continues else self._after(full)) for word in words}
@@ -263,7 +263,7 @@ class Renderer:
         firsts = [each[size : size + 1] for each in joined]
         unknown = self.tokenizer.unk_token_id
         if (unknown,) in firsts or len(set(firsts)) < len(firsts):
-            # Words that melt into the prompt's own last token: they are read behind it.
+            # Words that merge with the prompt's last token: they are read after it.
             size, firsts = len(full), [plain[word][:1] for word in words]
         for word, first in zip(words, firsts, strict=True):
             if not first or first[0] == unknown:
@@ -281,7 +281,7 @@ class Renderer:
         return _Choices(drop=len(base) - kept, more=full[kept:size], ids=ids)
 
     def _words_near(self, word: str) -> list[str]:
-        """Words of the vocabulary that are spelled alike, each a token by itself."""
+        """Words with a similar spelling that are a single token each."""
         bare = {token.strip("\u0120\u2581 ") for token in self.tokenizer.get_vocab() if len(token) < 16}
         unknown = self.tokenizer.unk_token_id
         known = [each for each in sorted(bare) if each.isalpha() and self.encode(each) not in ((), (unknown,))]
@@ -290,13 +290,13 @@ class Renderer:
 
 
 def _num_shared(one: TokenIds, other: TokenIds) -> int:
-    """How many ids two sequences begin with alike."""
+    """Length of the common prefix of two sequences of ids."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _joined(message: Message) -> Message:
-    """The message with neighbouring spliced pieces as one: all its texts with a piece at that place render alike."""
+    """The message with adjacent spliced pieces joined: messages with the same texts then render alike."""
     content: list[Piece] = []
     for piece in message.content:
         last = content[-1] if content else ""
@@ -308,7 +308,7 @@ def _joined(message: Message) -> Message:
 
 
 def _masked(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
-    """The messages as text, a mark in place of every spliced piece. Hashable, so that a question renders once."""
+    """The messages as text, with a mark in place of every spliced piece. Hashable, so a question renders only once."""
     return tuple(
         (
             message.role,

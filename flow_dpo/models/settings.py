@@ -18,13 +18,13 @@ _MOST_THREADS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationSettings:
-    """The base's weights in few bits, by bitsandbytes (docs/models.md); adapters stay in full precision."""
+    """Quantisation of the base by bitsandbytes (docs/models.md); adapters stay in full precision."""
 
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     use_bnb_nested_quant: bool = False
-    """Quantise the scales of 4-bit weights too: some 0.4 bits a weight less."""
+    """Also quantise the scales of 4-bit weights, which saves about 0.4 bits per weight."""
 
     def __post_init__(self) -> None:
         if self.load_in_4bit and self.load_in_8bit:
@@ -44,26 +44,26 @@ class ModelSettings:
     """A folder, a hub id, or "seed" for the embedded model."""
     model_revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """"auto" is the checkpoint's own, and float32 where the processor would have to imitate it (a CPU without bf16
-    instructions), and for the embedded seed. What it was is a fact of the run (run.json)."""
+    """"auto" is the checkpoint's own precision, but float32 for the embedded seed and on a CPU that is faster in it
+    (such as one without bf16 instructions). The run records the precision that was used (run.json)."""
     device: str = "auto"
-    """"auto" takes a CUDA device where there is one."""
+    """"auto" uses a CUDA device if there is one."""
     chat_template: str | None = None
     """Replaces the tokenizer's template: a Jinja text, or "plain" for a base model that has none."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Variables of the chat template, such as {"enable_thinking": true}: where a template has a switch for thoughts, it
-    is off unless it is set here."""
+    """Variables of the chat template, such as {"enable_thinking": true}. If a template has a switch for thinking, it is
+    off unless set here."""
     template_date: str = ""
-    """The moment that a chat template gets which asks for the date, in ISO 8601: "2026-11-28"; now where it is not
-    given. A run keeps the one at which it began."""
+    """Date and time for chat templates that ask for it, in ISO 8601: "2026-11-28"; the present if not given. A run
+    keeps the date at which it began."""
     end_tokens: tuple[str, ...] = ()
-    """Tokens that end an answer, besides those that tokenizer, generation config and chat template name. Needed where
-    the template writes no token of its own after an answer."""
+    """Tokens that end an answer, in addition to those named by tokenizer, generation config and chat template. Needed
+    if the template writes no end token after an answer."""
     quantization: QuantizationSettings = field(default_factory=QuantizationSettings)
     trust_remote_code: bool = False
     num_threads: int = 0
-    """CPU threads; 0 means one for tiny models and torch's own choice for others. Rows of a tiny model's update are
-    computed in as many threads as there are cores unless it is 1, with the same results to the bit."""
+    """CPU threads; 0 means one for tiny models and torch's default for others. Unless it is 1, the rows of a tiny
+    model's update are computed in one thread per core, with results identical to the bit."""
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path.strip():
@@ -79,26 +79,26 @@ class LoraSettings:
     lora_r: int = 8
     lora_alpha: int = 8
     lora_dropout: float = 0.0
-    """Probability; new masks at every update. At 0 the loss too starts with policy and reference policy equal. Experts
-    that are one stacked parameter have no dropout in PEFT, and are left out where this is above 0."""
+    """Dropout probability, with new masks at every update. At 0, policy and reference policy also start equal in the
+    loss. PEFT has no dropout for experts that are one stacked parameter: above 0 they get no adapter."""
     lora_target_modules: str | tuple[str, ...] = ALL_LINEAR
-    """"all-linear": every linear layer, and experts' stacked weights, but the vocabulary's head and embeddings. Or the
+    """"all-linear": every linear layer and the stacked weights of experts, except output head and embeddings. Or the
     last parts of names of modules and stacked weights: ("q_proj", "v_proj"), ("lm_head", "experts.down_proj")."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead of alpha / r (rsLoRA, arXiv 2312.03732)."""
     use_dora: bool = False
-    """Learn a magnitude of each row of a weight beside its direction (DoRA, arXiv 2402.09353): slower. PEFT has it for
-    layers; experts that are one stacked parameter are left out. Not with vLLM's adapters."""
+    """Also learn the magnitude of each row of a weight, apart from its direction (DoRA, arXiv 2402.09353); slower. PEFT
+    has it for layers only: experts that are one stacked parameter get no adapter. Not with vLLM's adapters."""
     modules_to_save: tuple[str, ...] = ()
-    """Last parts of names of modules that learn whole, each role with a copy of its own: ("embed_tokens", "lm_head").
-    Not with vLLM's adapters nor merged weights."""
+    """Last parts of names of modules that are trained in full, with a copy for each role: ("embed_tokens", "lm_head").
+    Not with vLLM's adapters or merged weights."""
     init_from: str = ""
-    """Begin with trained adapters: a run folder or pushed run (each role with its newest), or one adapter in PEFT's
-    layout (the Answer role with it). Their shape is the default of the settings above, and `reference.kind` is then
-    "snapshot": what training begins with."""
+    """Start from trained adapters: a run folder or a pushed run (each role from its newest), or one adapter in PEFT's
+    layout (for the Answer role). Their shape becomes the default of the settings above, and `reference.kind` becomes
+    "snapshot": the adapters that training starts from."""
     init_roles: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The same by role, before `init_from`: {"answer": "runs/sft", "stop": "runs/a/adapters/stop/12"}. A role that
-    neither names begins with a fresh adapter."""
+    """The same per role, taking precedence over `init_from`: {"answer": "runs/sft", "stop": "runs/a/adapters/stop/12"}.
+    A role that neither names starts with a new adapter."""
 
     def __post_init__(self) -> None:
         if self.lora_r < 1:
@@ -116,5 +116,5 @@ class LoraSettings:
 
     @property
     def starts_trained(self) -> bool:
-        """Whether some role begins with an adapter that is there already."""
+        """Whether any role starts from an existing adapter."""
         return bool(self.init_from or self.init_roles)

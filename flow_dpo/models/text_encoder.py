@@ -1,13 +1,13 @@
 """Text to token ids inside a prompt: control tokens where the chat template wrote them, plain text everywhere else.
 
-A tokenizer encodes a stretch of text by where it stands (a prefix space, where it adds one, is added to the first
-stretch, after every special token, or never), and takes a special token that is typed for the token itself. Here both
-are the caller's to say:
+A tokenizer encodes a stretch of text depending on where it stands (some add a prefix space to the first stretch, or
+after every special token), and takes the text of a special token for the token itself. Here the caller decides both:
 
     encoder.encode("<|user|>5 < 6</s>", shown={"\\uf0000": "</s>"}, after="nothing")
 
-`shown` names characters that stand for text of the data which would be taken for a control token. Invariant: without
-such text the ids of a whole prompt are those of the tokenizer itself, and no text of the data becomes a control token.
+`shown` maps characters to the text of the data for which they stand, which would be taken for a control token.
+Invariant: without such text the ids of a whole prompt are those of the tokenizer itself; no text of the data becomes a
+control token.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import TokenIds
 
 After = Literal["nothing", "control", "text"]
-"""What stands right before a stretch of text: it begins the prompt, or follows a control token, or other tokens."""
+"""What comes right before a stretch of text: nothing (it begins the prompt), a control token, or other tokens."""
 _ANCHOR = "\ue0f2"
-"""A private-use character that stands for the control token before a stretch, where that makes a difference."""
+"""A private-use character that stands for the control token before a stretch, if that makes a difference."""
 _BRACKETS = re.compile("<[|\uff5c].*[|\uff5c]>", re.DOTALL)
 """Tokens of this form are control tokens in every family, whatever their entry in the tokenizer says."""
 
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
-"""A byte of a character without a token of its own: text, also where a tokenizer lists it among its special tokens."""
+"""A byte of a character without its own token: text, even if a tokenizer lists it among its special tokens."""
 
 
 class Control(NamedTuple):
@@ -44,7 +44,7 @@ class Control(NamedTuple):
 
 
 class TextEncoder:
-    """Encodes stretches of text by where they stand, with a tokenizer that is left as it is."""
+    """Encodes stretches of text according to what they follow; the tokenizer is not changed."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         """`template` is the source of the chat template: added tokens that it writes are control tokens."""
@@ -52,7 +52,7 @@ class TextEncoder:
         added: Mapping[int, Any] = tokenizer.added_tokens_decoder
         listed = {id for id in tokenizer.all_special_ids if not _BYTE.fullmatch(str(added.get(id, "")))}
         ids = {id for id, token in added.items() if _is_control(token, template)} | listed
-        # What no token spells becomes the unknown token: that is no control token.
+        # Text that no token spells becomes the unknown token, which is not a control token.
         unknown: Any = tokenizer.unk_token_id
         self.controls = frozenset(ids - {unknown})
         """Ids of special tokens, and of the added tokens that structure a chat."""
@@ -60,7 +60,7 @@ class TextEncoder:
         self._plain = _Fast(tokenizer, added, ids) if tokenizer.is_fast else _Slow(tokenizer, words)
 
     def find(self, text: str) -> list[Control]:
-        """The control tokens that the tokenizer finds in a text. Raises `ModelError` for a text that is none."""
+        """The control tokens that the tokenizer finds in a text. Raises `ModelError` for text that is not valid."""
         _check_text(text)
         return [one for one in self._plain.parse(text) if one.id in self.controls]
 
@@ -84,13 +84,13 @@ class TextEncoder:
         return tuple(ids)
 
     def _found(self, text: str, after: After) -> list[Control]:
-        """The control tokens in a stretch: where it does not begin the prompt, another character stands before it."""
+        """The control tokens in a stretch; if it does not begin the prompt, a character is put before it."""
         if after == "nothing":
             return self.find(text)
         return [Control(one.start - 1, one.end - 1, one.id) for one in self.find(_ANCHOR + text)]
 
     def plain(self, text: str, *, after: After) -> TokenIds:
-        """The ids of a text of which nothing is a control token. Raises `ModelError` where that cannot be."""
+        """The ids of a text with nothing taken for a control token. Raises `ModelError` if that is impossible."""
         _check_text(text)
         ids: list[int] = []
         todo: list[tuple[str, After]] = [(text, after)] if text else []
@@ -99,7 +99,7 @@ class TextEncoder:
             found = self._plain.encode(text, after)
             cuts = [self._cut(text, one) for one in found if one.id in self.controls]
             if cuts:
-                # A vocabulary that holds its control tokens as words finds them in text too: such words are split.
+                # A vocabulary that has its control tokens as words finds them in text too: such words are split.
                 pieces = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
                 todo.extend((piece, "text") for piece in reversed(pieces[1:]))
                 todo.append((pieces[0], after))
@@ -108,13 +108,13 @@ class TextEncoder:
         return tuple(ids)
 
     def _cut(self, text: str, control: Control) -> int:
-        """A place inside what was taken for a control token."""
+        """A position inside what was taken for a control token."""
         if control.end - control.start < 2:
             shown, word = text[max(control.start - 20, 0) : control.end + 20], text[control.start : control.end]
             name = self._tokenizer.convert_ids_to_tokens(control.id)
             raise ModelError(
-                f"expected text that is no control token, found {word!r} in {shown!r}: this tokenizer spells it by its "
-                f"control token {name!r} alone; leave out what holds it"
+                f"expected text without control tokens, found {word!r} in {shown!r}: this tokenizer can spell it only "
+                f"by its control token {name!r}; leave it out"
             )
         return control.start + 1
 
@@ -128,7 +128,7 @@ def _is_control(token: Any, template: str) -> bool:
 
 
 def _check_text(text: str) -> None:
-    """Raise `ModelError` for text with half of a pair of code units: no tokenizer takes it."""
+    """Raise `ModelError` for text with half of a surrogate pair, which no tokenizer accepts."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -139,7 +139,7 @@ def _check_text(text: str) -> None:
 
 
 class _Fast:
-    """The parts of a tokenizer of the tokenizers library, put together again, with and without its control tokens."""
+    """A tokenizer of the tokenizers library, assembled again from its parts with and without its control tokens."""
 
     def __init__(self, tokenizer: Any, added: Mapping[int, Any], controls: set[int]) -> None:
         backend: Tokenizer = tokenizer.backend_tokenizer
@@ -163,7 +163,7 @@ class _Fast:
     def encode(self, text: str, after: After) -> list[Control]:
         if after != "control":
             return self._read((self._first if after == "nothing" else self._inside), text)
-        # Whatever text holds the anchor itself continues from there as inside a text.
+        # If the text contains the anchor itself, the rest is encoded as inside a text.
         own = text.partition(_ANCHOR)[0]
         found = self._read(self._anchored, _ANCHOR + own)[1:]
         rest = self._read(self._inside, text[len(own) :])
@@ -171,7 +171,7 @@ class _Fast:
         return [Control(one.start + shift, one.end + shift, one.id) for one, shift in shifts]
 
     def _with_ids(self, made: Tokenizer) -> tuple[Tokenizer, dict[int, int]]:
-        """With the ids that added tokens have, where they have others in it, since some are left out."""
+        """With a map to the original ids of added tokens, which can be others in `made`, since some are left out."""
         known = ((made.token_to_id(token.content), id) for id, token in self._added.items())
         return made, {new: id for new, id in known if new is not None and new != id}
 
@@ -192,7 +192,7 @@ def _assembled(parts: Tokenizer, words: list[AddedToken], *, model: models.Model
 
 
 def _without_prefix(backend: Tokenizer) -> Tokenizer:
-    """The normalizer and pre-tokenizer of `backend`, of which none adds a space before a text."""
+    """The normalizer and pre-tokenizer of `backend`, changed so that neither adds a space before a text."""
     parts = json.loads(_assembled(backend, [], model=models.BPE()).to_str())
     for place in ("normalizer", "pre_tokenizer"):
         parts[place] = _stripped(parts[place])
@@ -211,7 +211,7 @@ def _stripped(part: Any) -> Any:
 
 
 class _Slow:
-    """A tokenizer in Python. It encodes whole texts only: the inside of one is what follows a newline."""
+    """A tokenizer in Python. It encodes only whole texts, so text inside one is encoded after a newline."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, controls: Mapping[str, int]) -> None:
         self._tokenizer, self._controls = tokenizer, controls
@@ -220,7 +220,7 @@ class _Slow:
         self._newline = self._ids("\n")
 
     def parse(self, text: str) -> list[Control]:
-        """The control tokens that it finds, by their letters."""
+        """The control tokens that it finds, by their spelling."""
         return [Control(one.start(), one.end(), self._controls[one[0]]) for one in self._words.finditer(text)]
 
     def encode(self, text: str, after: After) -> list[Control]:

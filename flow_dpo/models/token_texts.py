@@ -1,12 +1,12 @@
-"""Texts of tokens one by one: what each token of a text adds to it.
+"""Texts of single tokens: what each token of a text adds to it.
 
     texts = TokenTexts(renderer.tokenizer)
-    texts.split((59, 11, 92))     ("She loses", ()): the tokens' own pieces "She", " loses" and "" make it up
+    texts.split((59, 11, 92))     ("She loses", ()): the tokens' own pieces "She", " loses" and "" add up to it
     texts.split((59, 190, 77))    ("She€", (3, 0, 1)): the last two are bytes of one character
 
-Most tokenizers decode a token alike wherever it stands inside a text, so that its piece serves for all; where pieces do
-not make up the text (a space that only the first token loses, a character of several tokens), tokens are decoded with
-those before them. Invariant: the text is decoded at once, and the lengths, one a token, come to it.
+Most tokenizers decode a token alike wherever it is inside a text, so one piece per token is enough. If the pieces do
+not add up to the text (a space that only the first token loses, a character of several tokens), tokens are decoded with
+those before them. Invariant: the text is decoded as a whole, and the lengths, one per token, add up to its length.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 _BEFORE = 2
-"""Characters' ends before a token from which it is decoded: a space that only the first token of a text loses is lost
-on both sides of the difference."""
+"""A token is decoded from this many character ends before it, so that a space that only the first token of a text loses
+is lost on both sides of the difference."""
 _PARTIAL = "\ufffd"
-"""What a decoder writes for a character of which tokens are missing."""
+"""What a decoder writes for a character with tokens missing."""
 
 
 class TokenTexts:
@@ -30,19 +30,19 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._special = {int(id) for id in tokenizer.all_special_ids if id is not None}
         others = (id for id in range(len(tokenizer)) if id not in self._special)
-        # A token to stand before others: one that is whole characters by itself.
+        # A token to put before others: one that is whole characters by itself.
         self._anchor = next((id for id in others if (text := self._decode((id,))).strip() and _PARTIAL not in text), 0)
         self.piece = lru_cache(maxsize=1 << 18)(self._inside)
-        """A token's text as it stands inside a text; "" for a special token."""
+        """A token's text as it is inside a text; "" for a special token."""
 
     def name(self, id: int) -> str:
         """A special token's name; "" for any other."""
         return str(self._tokenizer.convert_ids_to_tokens(id)) if id in self._special else ""
 
     def split(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-        """The tokens decoded together, special ones left out, and the characters that each adds.
+        """The tokens decoded together, without special ones, and the number of characters that each adds.
 
-        No lengths where the tokens' pieces, one behind the other, are the text.
+        No lengths if the tokens' pieces, one after the other, are the text.
         """
         text = self._decode(ids)
         if "".join(map(self.piece, ids)) == text:
@@ -61,11 +61,11 @@ class TokenTexts:
         return text[len(before) :] if text.startswith(before) else self._decode((id,))
 
     def _in_context(self, ids: Sequence[int], text: str, before: int) -> tuple[int, ...]:
-        """Characters that each token adds behind up to `before` others. The rest of the text goes to the last token."""
+        """Number of characters that each token adds, decoded after those from up to `before` character ends back."""
         lengths: list[int] = []
         done, ends = 0, [0]
         for at in range(len(ids)):
-            # From and up to where a character ends: bytes of one that is cut would take others of their run along.
+            # Cut only where a character ends: the bytes of a cut one would affect others in their run.
             start, whole_until = ends[max(0, len(ends) - 1 - before)], ends[-1]
             found = self._decode(ids[start : at + 1])
             # What ends in the middle of a character counts with the token that completes it.

@@ -2,11 +2,11 @@
 
 Two layouts of the same attention:
 
-    PathLayout   gathers the keys along a path for each piece of the row, and pads similar pieces to one batch
+    PathLayout   gathers the keys along the path of each piece of the row, and pads similar pieces into one batch
     CudaLayout   a block mask: k is an ancestor of q, or q itself, where k <= q < subtree_end[k] (CUDA, FlexAttention)
 
-Invariant: both give what a dense mask over the whole row gives. That one would cost N squared: in a row of 4,096 tokens
-that holds sixteen trees, sixteen times more than is visible.
+Invariant: both give what a dense mask over the whole row gives. The dense mask would cost N squared: in a row of 4,096
+tokens with sixteen trees, sixteen times as much as is visible.
 
     row a b c d e x y, x after c        pieces [a b c d e] and [x y], the second with the keys a b c x y
 
@@ -30,7 +30,7 @@ from flow_dpo.models.attention import Layout
 from flow_dpo.models.flex_attention import CudaLayout
 
 MAX_QUERIES = 256
-"""Queries of a piece at most: more would waste more of the square mask, fewer would copy more keys."""
+"""Maximum number of queries in a piece: more would waste more of the square mask, fewer would copy more keys."""
 MAX_WASTE = 1.15
 """Factor by which padding to one size may enlarge a group of pieces."""
 SMALL_WASTE = 1 << 12
@@ -95,13 +95,13 @@ class PathLayout:
         self._of_queries: tuple[torch.Tensor, PathLayout] | None = None
         self._masks: dict[tuple[int, int, int | None, torch.dtype], torch.Tensor] = {}
         self._reading: list[tuple[torch.Tensor, _Gathered]] = []
-        """The gathered keys and values of the attention call under way, and how each was made."""
+        """The gathered keys and values of the current attention call, and how each was made."""
 
     def saving(self) -> AbstractContextManager[None]:
         """A context in which autograd keeps no gathered keys and values: the backward pass gathers them again.
 
-        They are several times as many as the row's tokens, and where every query head has a key head of its own, a
-        quarter of the numbers that a layer keeps. Checkpointed layers keep nothing anyway.
+        They are several times as many as the row's tokens and, if every query head has its own key head, a quarter of
+        the numbers that a layer keeps. Checkpointed layers keep nothing anyway.
         """
         return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 
@@ -113,7 +113,7 @@ class PathLayout:
         return tensor.detach()  # detached: an output kept by its own operation would be a reference cycle
 
     def of_queries(self, rows_R: torch.Tensor) -> PathLayout:
-        """The layout of the same row in which only these tokens have queries; their indices rise."""
+        """The layout of the same row in which only these tokens have queries; their indices must increase."""
         if self._of_queries is None or self._of_queries[0] is not rows_R:
             layout = copy(self)
             layout._groups, layout._order_N = _group_pieces(self._row, self._device, rows_R.numpy())
@@ -132,8 +132,8 @@ class PathLayout:
         window: int | None,
     ) -> torch.Tensor:
         del layer
-        # 1. One row of X numbers a token: rows are gathered much faster than columns, and after rotary embeddings this
-        #    transpose is free.
+        # 1. One row of X numbers per token: rows are gathered much faster than columns, and after rotary embeddings
+        #    this transpose is free.
         query_NX, key_NX, value_NX = (x[0].transpose(0, 1).flatten(1) for x in (query_1HND, key_1KND, value_1KND))
         kv_heads = key_1KND.shape[1]
         repeats = query_1HND.shape[1] // kv_heads
@@ -157,12 +157,12 @@ class PathLayout:
             )
             self._reading = []
             outs_MX.append(out.unflatten(2, (repeats, queries)).permute(0, 3, 1, 2, 4).reshape(pieces * queries, -1))
-        # 4. Back to the order of the row, padding left out.
+        # 4. Back to the order of the row, without padding.
         out_NX = torch.cat(outs_MX).index_select(0, self._order_N)
         return out_NX.unflatten(1, (kv_heads * repeats, -1)).transpose(0, 1)[None]
 
     def _mask(self, group: int, repeats: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """Additive mask, P1(GQ)L. Made once for all layers: SDPA would convert a boolean one in each."""
+        """Additive mask, P1(GQ)L. Made once for all layers: SDPA would convert a boolean mask in each of them."""
         mask = self._masks.get((group, repeats, window, dtype))
         if mask is None:
             distance = self._groups[group].distance_PQL
@@ -180,8 +180,8 @@ def _gather(x_NX: torch.Tensor, index_PL: torch.Tensor, heads: int) -> torch.Ten
 def _group_pieces(
     row: TreeRow, device: torch.device, only_R: np.ndarray | None = None
 ) -> tuple[list[_Group], torch.Tensor]:
-    """The row's segments as groups of padded pieces, and each token's index in their concatenated outputs, N. Where
-    only some tokens have queries, which are then counted by their places among themselves, these alone.
+    """The row's segments as groups of padded pieces, and each token's index in their concatenated outputs, N. With
+    `only_R` only these tokens have queries; they are indexed by their place in `only_R`, and the result is R long.
     """
     # 1. Cut each segment into pieces of at most MAX_QUERIES: (the queries' indices, the indices of all keys they see).
     pieces: list[tuple[np.ndarray, np.ndarray]] = []
@@ -223,7 +223,7 @@ def _bucket(num_queries: int) -> int:
 
 
 def _group_size(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
-    """How many of the first pieces to pad together: as many as waste little."""
+    """How many of the first pieces to pad together: as many as possible with little waste."""
     area = most_queries = most_keys = 0
     for count, (query, key) in enumerate(pieces):
         area += len(query) * len(key)

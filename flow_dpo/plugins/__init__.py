@@ -1,4 +1,4 @@
-"""What comes from outside the package? Flows, recipes, engines and the like of a file, a module or a plug-in.
+"""What comes from outside the package? Flows, recipes, engines and more from a file, a module or a plug-in.
 
 May import core.
 """

@@ -1,13 +1,12 @@
-"""Objects from outside the package: by file, by module, or by the entry point of an installed plug-in.
+"""Loads objects from outside the package: from a file, a module, or the entry point of an installed plug-in.
 
-    load_object("mine.py:ShortestRight", kind="recipe")       of a file, which is run as Python
-    load_object("lab.recipes:ShortestRight", kind="recipe")   of a module that can be imported
-    load_object("shortest", kind="recipe")                    of the entry point "shortest" in flow_dpo.recipes
-    load_flow("critique.py:Critique")                         the class Critique, checked, with its defaults
+    load_object("mine.py:ShortestRight", kind="recipe")       from a file, which is run as Python
+    load_object("lab.recipes:ShortestRight", kind="recipe")   from a module that can be imported
+    load_object("shortest", kind="recipe")                    from the entry point "shortest" in flow_dpo.recipes
+    load_flow("critique.py:Critique")                         an instance of Critique with its defaults, checked
 
-Invariant: code is run only where a person named it, and the log records it; what is installed was requested by
-installing it. A flow is checked as far as a class can be; the rest is found out by walking it
-(`models.context_window`).
+Invariant: code is run only if the user named it, and the log records that. Installing a plug-in counts as naming it. A
+flow class is checked as far as possible here; the rest is found by walking the flow (`models.context_window`).
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from flow_dpo.core.flow import Flow
 
 log = logging.getLogger("flow_dpo")
 Kind = Literal["flow", "recipe", "explore", "credit", "objective", "engine", "grader", "reward", "schema", "tracker"]
-"""What is loaded; the entry points of a kind are those of the group "flow_dpo.<kind>s"."""
+"""Kinds of objects. The entry points of a kind are in the group "flow_dpo.<kind>s"."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MADE_OF_FILES = "flow_dpo_custom_"
-"""How the names of modules begin that were made of files: no other process could import them."""
+"""Prefix of the names of modules made from files. No other process could import them."""
 _RAN = "__ran__"
-"""Of a module that was made of a file: its `RanFile`."""
+"""Attribute of a module made from a file: its `RanFile`."""
 _SOURCE = re.compile(r".*\.py:.*|[\w.]+:[^\W\d]\w*", re.DOTALL)
 
 
@@ -47,8 +46,8 @@ def is_source(text: str) -> bool:
 
 
 def fingerprint(source: str, kind: Kind | None = None) -> str | None:
-    """SHA-256 of the file that a source names or, with its `kind`, what an installed plug-in's name stands for:
-    distribution, version and SHA-256 of its code. None for anything else. Imports nothing."""
+    """SHA-256 of the file that a source names. With `kind`, an installed plug-in's name gives its distribution, its
+    version and the SHA-256 of its code. None for anything else. Imports nothing."""
     if not source:
         return None
     found = [] if kind is None or is_source(source) else _entries(kind, source)
@@ -60,13 +59,13 @@ def fingerprint(source: str, kind: Kind | None = None) -> str | None:
 
 
 def installed(kind: Kind) -> list[str]:
-    """The names under which installed plug-ins offer objects of a kind. Imports none of them."""
+    """The names of the objects of a kind that installed plug-ins offer. Imports none of them."""
     return sorted({each.name for each in _entries(kind)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Installed:
-    """A name that an installed plug-in offers."""
+    """An object that an installed plug-in offers."""
 
     kind: Kind
     name: str
@@ -77,7 +76,7 @@ class Installed:
 
 
 def every_installed() -> list[Installed]:
-    """All that installed plug-ins offer, by kind and name. Imports none of them."""
+    """All objects that installed plug-ins offer, by kind and name. Imports none of them."""
     return [
         Installed(kind=kind, name=each.name, package=_of(each), place=each.value)
         for kind in KINDS
@@ -86,20 +85,20 @@ def every_installed() -> list[Installed]:
 
 
 def _entries(kind: Kind, name: str | None = None) -> list[EntryPoint]:
-    """The entry points of a kind, of this name where one is given: each once, however often a distribution is on the
-    path."""
+    """The entry points of a kind, optionally only those of this name. Each is listed once, even if a distribution is on
+    the path several times."""
     found = [each for each in _group(f"flow_dpo.{kind}s") if name in (None, each.name)]
     return list({(each.name, each.value, _of(each)): each for each in found}.values())
 
 
 _UNREADABLE = (TypeError, ValueError, AttributeError, LookupError, OSError)
-"""What importlib.metadata raises where a package's entry_points.txt is not of the format."""
+"""What importlib.metadata raises for a malformed entry_points.txt of any package."""
 
 
 def _group(group: str) -> list[EntryPoint]:
     try:
         return list(entry_points(group=group))
-    except _UNREADABLE:  # of one package; those of all others count
+    except _UNREADABLE:  # one package is malformed; use those of all others
         return [each for package in distributions() for each in _readable(package) if each.group == group]
 
 
@@ -118,16 +117,16 @@ def _warn_unreadable(package: str, why: str) -> None:
 
 
 def is_place(text: str) -> bool:
-    """Whether the value of an entry point names an object in a module, as it must."""
+    """Whether the value of an entry point has the form "package.module:Name"."""
     return re.fullmatch(r"[\w.]+\s*:\s*[^\W\d]\w*\s*(\[.*\])?", text) is not None
 
 
 def _place(entry: EntryPoint) -> tuple[str, str]:
-    """Module and name of an entry point. Raises `ConfigError` where it names none."""
+    """Module and name of an entry point. Raises `ConfigError` if its value has another form."""
     if not is_place(entry.value):
         raise ConfigError(
-            f"expected package.module:Name in the entry point {entry.name!r} of {_of(entry)}, found "
-            f"{entry.value!r:.80}; correct that package and install it again"
+            f"expected package.module:Name as the entry point {entry.name!r} of {_of(entry)}, found "
+            f"{entry.value!r:.80}; correct that package and reinstall it"
         )
     return entry.module, entry.attr
 
@@ -137,7 +136,7 @@ def _of(entry: EntryPoint) -> str:
 
 
 def _checksum(module: str) -> str:
-    """SHA-256 over the modules of the package that a module is in; its folder is found without importing it."""
+    """SHA-256 over all modules of the package that contains a module, which is located without importing it."""
     spec = importlib.util.find_spec(module.partition(".")[0])
     folders = [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
     files = [(path, path.relative_to(folder)) for folder in folders for path in folder.rglob("*.py")]
@@ -150,7 +149,8 @@ def _checksum(module: str) -> str:
 
 
 def load_object(source: str, *, kind: Kind) -> Any:
-    """The object that a source or an installed plug-in's name stands for. Raises `ConfigError` where there is none."""
+    """The object that a source or the name of an installed plug-in stands for. Raises `ConfigError` if there is
+    none."""
     place, _, name = source.rpartition(":")
     if not is_source(source):
         found = _entries(kind, source)
@@ -177,13 +177,13 @@ def load_object(source: str, *, kind: Kind) -> Any:
 
 
 class Foreign:
-    """Turns whatever code of a file or plug-in raises while it is run into one `ConfigError` with file and line."""
+    """Turns any error raised while code of a file or plug-in runs into a `ConfigError` with file and line."""
 
     def __init__(self, place: str) -> None:
         self._place = place
 
     def __enter__(self) -> None:
-        """Nothing is needed."""
+        """Does nothing."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, Exception) and not isinstance(error, FlowDpoError):
@@ -197,7 +197,7 @@ class Foreign:
 
 
 def _near_field(message: str, at: TracebackType | None) -> str:
-    """The field that a misspelled one of a dataclass may have been meant for, where the line that raised made one."""
+    """A hint for a misspelled field of a dataclass: the closest name, or all names. Empty for other errors."""
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -210,14 +210,14 @@ def _near_field(message: str, at: TracebackType | None) -> str:
 
 
 def _run(path: Path) -> ModuleType:
-    """The file as a module; of several names in it they are of one module, as long as it stays as it is."""
+    """The file as a module. As long as the file does not change, all names in it come from the same module."""
     return _made(RanFile(path=str(path.resolve()), source=path.read_bytes()))
 
 
 def _made(file: RanFile) -> ModuleType:
-    """The module of a file's source, which is run unless it was before."""
+    """The module of a file's source. Runs the source unless that was done before."""
     path = Path(file.path)
-    # Two files of one name are two modules; a dot or a dash in a name, as of qwen2.5-0.5B.py, is in none of a module.
+    # Files of the same name are different modules. A module name cannot have the dots and dashes of qwen2.5-0.5B.py.
     stem = re.sub(r"\W", "_", path.stem)
     name = f"{MADE_OF_FILES}{stem}_{hashlib.sha256(file.path.encode()).hexdigest()[:8]}"
     known = sys.modules.get(name)
@@ -225,7 +225,7 @@ def _made(file: RanFile) -> ModuleType:
         return known
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
-    # Dataclasses look their own module up by its name.
+    # Dataclasses look up their own module by name.
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     exec(compile(file.source, file.path, "exec"), vars(module))
     setattr(module, _RAN, file)
@@ -234,34 +234,33 @@ def _made(file: RanFile) -> ModuleType:
 
 @dataclass(frozen=True, kw_only=True)
 class RanFile:
-    """A Python file as this process has run it."""
+    """A Python file, as this process ran it."""
 
     path: str
     source: bytes
 
 
 def ran_files(names: Collection[str]) -> list[RanFile]:
-    """The files of these modules, as far as they were made of files, for another process to run."""
+    """The files from which these modules were made, for another process to run. Other modules are skipped."""
     modules = [module for name, module in [*sys.modules.items()] if name in names]
     return [vars(module)[_RAN] for module in modules if _RAN in vars(module)]
 
 
 def run_again(files: Sequence[RanFile]) -> None:
-    """Run files as another process has run them, whatever lies on the disk by now. Raises `ConfigError` for one that
-    fails."""
+    """Run files as another process ran them, whatever is on the disk by now. Raises `ConfigError` if one fails."""
     for each in files:
         with Foreign(each.path):
             _made(each)
 
 
 def load_flow(source: str) -> Flow[Any]:
-    """The flow that a source names. Raises `ConfigError` or, where it is no proper flow, `FlowError`."""
+    """The flow that a source names. Raises `ConfigError`, or `FlowError` if it is no valid flow."""
     found = load_object(source, kind="flow")
     if not (isinstance(found, type) and issubclass(found, Flow)):
         raise ConfigError(f"expected a subclass of flow_dpo.core.flow.Flow in {source}, found {found!r}")
     settings: Any = getattr(found, "__dataclass_params__", None)
     if settings is None or not settings.frozen:
-        raise FlowError(f"expected {source} to be a frozen dataclass: its fields are settings, and it holds no state")
+        raise FlowError(f"expected {source} to be a frozen dataclass: its fields are settings, and it has no state")
     if not getattr(found, "roles", None):
         raise FlowError(f"expected {source} to declare its roles, found none")
     try:
@@ -271,10 +270,10 @@ def load_flow(source: str) -> Flow[Any]:
 
 
 def load_part(source: str, kind: Kind) -> Any:
-    """An exploration, a credit or an objective: a frozen dataclass whose fields have defaults, made with them; they are
-    settings.
+    """An exploration, a credit or an objective: a frozen dataclass, created with the defaults of its fields, which are
+    its settings.
 
-    Raises `ConfigError` where it is none.
+    Raises `ConfigError` for anything else.
     """
     found = load_object(source, kind=kind)
     settings: Any = getattr(found, "__dataclass_params__", None)
@@ -285,5 +284,5 @@ def load_part(source: str, kind: Kind) -> Any:
     except TypeError as error:
         raise ConfigError(f"expected every field of {source} to have a default: {error}") from error
     if not callable(made):
-        raise ConfigError(f"expected {source} to be called as a {kind} is, found no __call__")
+        raise ConfigError(f"expected {source} to be callable as a {kind}, found no __call__")
     return made

@@ -1,13 +1,13 @@
-"""Rows dealt to the ranks of a process group, and their results handed to all of them in order.
+"""Rows dealt to the ranks of a process group, whose results all ranks get in the same order.
 
-Of 5 rows, the longest first, on 2 ranks:
+For 5 rows, the longest first, on 2 ranks:
 
     round 1   rank 0 computes row 0, rank 1 row 1      both get the results of 0, then 1
     round 2   rank 0 computes row 2, rank 1 row 3      both get the results of 2, then 3
     round 3   rank 0 computes row 4                    both get it
 
-Invariants: every rank sees the same results in the same order, so that sums have the same bits at any number of ranks;
-a row that failed fails on all of them, with the error of the first that did.
+Invariants: every rank sees the same results in the same order, so sums have the same bits at any number of ranks; a row
+that fails, fails on all ranks, with the error of the first that failed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from flow_dpo.ranks.group import Caught, LostRank, Ranks, portable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Head:
-    """What is sent of a row before its gradient."""
+    """What is sent about a row before its gradient."""
 
     error: bytes | None
     result: RowResult | None
-    """Without its tensors."""
+    """The row's result, without its tensors."""
     logprobs: tuple[list[np.ndarray], list[np.ndarray]]
-    """Of the row's completions, under policy and reference."""
+    """Log-probabilities of the row's completions, under policy and reference."""
     shapes: list[torch.Size]
     dtypes: list[torch.dtype]
     seconds: float
-    """From the row's beginning to its end."""
+    """Seconds from the row's beginning to its end."""
 
 
 class Dealt:
@@ -47,16 +47,16 @@ class Dealt:
     def __init__(self, ranks: Ranks, device: torch.device) -> None:
         self._ranks, self._device = ranks, device
         self.aligned = False
-        """Whether a rank without a row computes one for company: the model is sharded over the ranks."""
+        """Whether a rank without a row computes another's, because the model is sharded over the ranks."""
         self.begin()
 
     def begin(self) -> None:
-        """Begin to count."""
+        """Reset the counts."""
         self._rows, self._tokens, self._seconds = ([0.0] * self._ranks.num for _ in range(3))
         self._waited = 0.0
 
     def measures(self) -> dict[str, float]:
-        """Since `begin`: rows, tokens and seconds of each rank, and for how long this one waited for others."""
+        """Since `begin`: rows, tokens and seconds of each rank, and how long this one waited for others."""
         by_rank = {
             f"{rank}/{name}": values[rank]
             for rank in range(self._ranks.num)
@@ -65,10 +65,10 @@ class Dealt:
         return {"num": self._ranks.num, **by_rank, "wait_seconds": self._waited}
 
     def __call__(self, num_rows: int, compute: Callable[[int], RowResult]) -> Iterator[RowResult]:
-        """The results of all rows. Raises what the first row of a round raised that failed, and `LostRank` where a rank
-        failed outside of its rows, by itself."""
+        """The results of all rows. Raises the error of the first row of a round that failed, and `LostRank` if a rank
+        failed by itself, outside its rows."""
         for start in range(0, num_rows, self._ranks.num):
-            # 1. Every rank its row.
+            # 1. Every rank computes its row.
             place = start + self._ranks.rank
             own, caught, began = None, Caught(), time.perf_counter()
             with caught:
@@ -79,10 +79,10 @@ class Dealt:
             if self.aligned and caught.error is not None and not isinstance(caught.error, NonFinite):
                 self._ranks.fail(caught.error)  # the others are still in the layers, where they wait for this rank
             done = time.perf_counter()
-            # 2. What came of them, or why nothing did.
+            # 2. The results without gradients, or the errors.
             heads: list[Any] = self._ranks.gather(self._head(own, caught.error, done - began))
             for rank, head in enumerate(heads):
-                if not isinstance(head, _Head):  # it is at the end of the update already, with an error (`learner`)
+                if not isinstance(head, _Head):  # an error ended its update already (`learner`)
                     error = pickle.loads(head[0])
                     raise LostRank(f"rank {rank} failed by itself: {type(error).__name__}: {error}") from error
                 if head.error is not None:
@@ -115,7 +115,7 @@ class Dealt:
         )
 
     def _pieces(self, rank: int, head: _Head, own: RowResult | None) -> tuple[torch.Tensor, ...]:
-        """The gradient of rank `rank`, by one message of bytes; none where the rows have none."""
+        """The gradient of rank `rank`, sent as one message of bytes; empty if the rows have none."""
         if not head.shapes:
             return ()
         sizes = [shape.numel() * dtype.itemsize for shape, dtype in zip(head.shapes, head.dtypes, strict=True)]
@@ -127,7 +127,7 @@ class Dealt:
         self._ranks.send(flat, rank)
         parts: Sequence[torch.Tensor] = flat.split(sizes)
         return tuple(
-            # A copy, for a view of another type must begin at a multiple of its size.
+            # A copy, since a view of another type must begin at a multiple of that type's size.
             part.clone().view(dtype).view(shape)
             for part, dtype, shape in zip(parts, head.dtypes, head.shapes, strict=True)
         )

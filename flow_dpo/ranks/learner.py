@@ -1,10 +1,10 @@
 """One learner in several processes: rank 0's, which the loop knows, and its replicas on the other ranks.
 
-    rank 0   LeadingLearner.update(dpo, examples)   hands the examples over, learns its rows, returns the measures
-    rank 1   follow(...)                            takes them, learns its rows, and steps its own replica
+    rank 0   LeadingLearner.update(dpo, examples)   sends the examples, learns its rows, returns the measures
+    rank 1   follow(...)                            receives them, learns its rows, and steps its own replica
 
-Invariant: after every call all ranks hold the same weights and the same moments of Adam, to the bit: a checksum of
-each is compared, and where one differs the call fails everywhere and nothing of it is recorded.
+Invariant: after every call all ranks hold the same weights and the same moments of Adam, to the bit. A checksum of each
+is compared; if one differs, the call fails on every rank and nothing of it is recorded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from flow_dpo.ranks.group import END, Caught, Ended, Ranks, portable
 from flow_dpo.ranks.sharding import refuse_parallel, shard_base
 
 _SAMPLED = 256
-"""Numbers of each weight that the base's checksum is of, or a few more."""
+"""Roughly how many numbers of each weight the base's checksum covers."""
 
 
 class LeadingLearner(Learner):
@@ -45,17 +45,17 @@ class LeadingLearner(Learner):
         super().__init__(policy, settings, kept_versions=kept_versions, deal=self._dealt)
 
     def check(self) -> None:
-        """Choose how log-probabilities are computed, and then let the ranks share the base, where that is set."""
+        """Choose how log-probabilities are computed, then shard the base over the ranks if that is set."""
         super().check()
         _shard(self, self._ranks, self._dealt)
 
     def load(self, folder: str | Path) -> None:
-        """Restore what `save` wrote, at whatever number of ranks; the others get it with the next update."""
+        """Restore what `save` wrote, at any number of ranks; the others get it with the next update."""
         super().load(folder)
         self._sent = False
 
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
-        """As one process does, and to the same bits. Adds "ranks/...": rows, tokens and busy seconds of each rank."""
+        """Update as one process does, to the same bits. Adds "ranks/...": rows, tokens and busy seconds per rank."""
         self._check_examples(objective, examples)
         self._ranks.share((None if self._sent else _written(self), objective, examples), command="update")
         self._sent = True
@@ -66,7 +66,7 @@ class LeadingLearner(Learner):
 
 
 def follow(ranks: Ranks, policy: Policy, settings: LearnerSettings, *, kept_versions: int = 0) -> None:
-    """Hold a replica of rank 0's learner, and take part in its updates until it ends."""
+    """Hold a replica of rank 0's learner, and take part in its updates until rank 0 ends."""
     dealt, base = Dealt(ranks, policy.model.device), base_checksum(policy)
     replica = Learner(policy, settings, kept_versions=kept_versions, deal=dealt)
     replica.check()
@@ -88,11 +88,11 @@ def _shard(learner: Learner, ranks: Ranks, dealt: Dealt) -> None:
 def _together(
     ranks: Ranks, learner: Learner, dealt: Dealt, base: str, written: dict[str, bytes] | None, update: Callable[[], Row]
 ) -> Row:
-    """Make an update as all ranks do, and compare what came of it.
+    """Make an update together with all ranks, and compare the results.
 
-    Raises this rank's own error or else another's, and `LearningError` where ranks differ.
+    Raises this rank's own error or, without one, another rank's, and `LearningError` if ranks differ.
     """
-    # 1. Before rows are dealt, all hold the same and cut them alike.
+    # 1. Before rows are dealt, all ranks must hold the same and cut rows alike.
     caught = Caught()
     with caught:
         if written is not None:
@@ -100,18 +100,18 @@ def _together(
         learner.check()
     facts = {"base": base, "way": learner.way, "threads": torch.get_num_threads(), "version": learner.version}
     _agree(ranks, caught, facts)
-    # 2. After, all are the same.
+    # 2. After the update, all must be the same.
     row: Row = {}
     with caught:
         row = update()
     if dealt.aligned and caught.error is not None and not isinstance(caught.error, FlowDpoError):
-        ranks.fail(caught.error)  # this rank's own, such as a lack of memory: the others wait for it in a layer
+        ranks.fail(caught.error)  # this rank's own, such as out of memory: the others wait for it in a layer
     _agree(ranks, caught, None if caught.error else checksums(learner))
     return row
 
 
 def _agree(ranks: Ranks, caught: Caught, facts: Any) -> None:
-    """Raise what was caught here or on another rank, and `LearningError` where facts differ."""
+    """Raise what was caught here or on another rank, and `LearningError` if facts differ."""
     own = None if caught.error is None else portable(caught.error, ranks.rank)
     found: list[tuple[bytes | None, Any]] = ranks.gather((own, facts))
     if caught.error is not None:
@@ -124,8 +124,8 @@ def _agree(ranks: Ranks, caught: Caught, facts: Any) -> None:
         if odd := sorted(name for name in {*first, *theirs} if first.get(name) != theirs.get(name)):
             raise LearningError(
                 f"expected the same on all ranks, found that rank {rank} and rank 0 differ in {len(odd)} of "
-                f"{len(first)} things, such as {odd[0]!r} ({theirs.get(odd[0])} and {first.get(odd[0])}): nothing of "
-                "this batch is recorded. Ranks need the same machines, libraries and number of threads"
+                f"{len(first)} values, such as {odd[0]!r} ({theirs.get(odd[0])} and {first.get(odd[0])}): nothing of "
+                "this batch is recorded. Ranks need the same hardware, libraries and number of threads"
             )
 
 
@@ -136,7 +136,7 @@ def checksums(learner: Learner) -> dict[str, str]:
         groups.setdefault("/".join(name.split("/")[:2]), {})[name] = tensor
     digests: dict[str, str] = {}
     for group, tensors in groups.items():
-        # One copy a group: a GPU is waited for at each.
+        # One copy per group, because each copy waits for the GPU.
         digest = hashlib.blake2b(" ".join(tensors).encode(), digest_size=16)
         digest.update(_bytes(torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()])))
         digests[group] = digest.hexdigest()
@@ -144,9 +144,9 @@ def checksums(learner: Learner) -> dict[str, str]:
 
 
 def base_checksum(policy: Policy) -> str:
-    """A checksum of some numbers of each of the base's weights: other models, precisions and revisions differ.
+    """A checksum of some numbers of each of the base's weights; another model, precision or revision has another one.
 
-    Raises `ModelError` for a base that is distributed already.
+    Raises `ModelError` for a base that is already distributed.
     """
     refuse_parallel(policy.model)
     digest = hashlib.blake2b(digest_size=16)
@@ -163,7 +163,7 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _written(learner: Learner) -> dict[str, bytes]:
-    """A learner's state as the files of a checkpoint: no folder need be shared."""
+    """A learner's state as the files of a checkpoint, so the ranks need no shared folder."""
     with tempfile.TemporaryDirectory() as folder:
         learner.save(folder)
         return {name: (Path(folder) / name).read_bytes() for name in (state.FACTS, state.TENSORS)}

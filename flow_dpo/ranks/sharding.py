@@ -1,14 +1,14 @@
-"""A frozen base shared by ranks: each holds a part of every layer, and all of a layer while it is computed.
+"""A frozen base sharded over ranks: each holds a part of every layer, and a whole layer only while it is computed.
 
-torch's `fully_shard` on the decoder's layers, with the adapters left out: those stay plain tensors, and so do their
-gradients and Adam's moments. Embeddings, the last norm and the head stay whole on every rank, since they are read
-outside of their modules:
+torch's `fully_shard` is applied to the decoder's layers, without the adapters: those stay plain tensors, and so do
+their gradients and Adam's moments. Embeddings, the last norm and the head stay whole on every rank, because they are
+read outside their modules:
 
-    shard_base(policy, 2)     Qwen2.5-7B in bfloat16: 8.7 GB a rank instead of 15.2, and a layer of 0.5
+    shard_base(policy, 2)     Qwen2.5-7B in bfloat16: 8.7 GB per rank instead of 15.2, plus a layer of 0.5
     shard_base(policy, 8)     3.8 GB, of which 2.2 are embeddings and head
 
-Invariants: the layers' weights are gathered to the bits that they had, so results are those of a whole base; from then
-on a forward or backward is one of all ranks together.
+Invariants: the layers' weights are gathered to the bits that they had, so results are those of a whole base. From then
+on every forward or backward pass is one of all ranks together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def shard_base(policy: Policy, num_ranks: int) -> None:
 
     Raises `ModelError` for a model whose decoder has no list of layers.
     """
-    fused_decoder.give_up(policy.model)  # it reads weights that will be parts
+    fused_decoder.give_up(policy.model)  # it reads weights that will be sharded
     decoder = policy.model.get_decoder()
     layers = getattr(decoder, "layers", None)
     if not isinstance(decoder, torch.nn.Module) or not isinstance(layers, torch.nn.ModuleList) or not layers:
@@ -46,19 +46,19 @@ def shard_base(policy: Policy, num_ranks: int) -> None:
 
 
 def local_parameters(model: torch.nn.Module) -> int:
-    """Numbers that this process holds of the model's weights."""
+    """How many numbers of the model's weights this process holds."""
     return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters())
 
 
 def refuse_parallel(model: torch.nn.Module) -> None:
-    """Raise `ModelError` for a model whose weights are distributed already, as tensor parallelism has them.
+    """Raise `ModelError` for a model whose weights are already distributed, as under tensor parallelism.
 
-    PEFT mixes its plain tensors with them, and this package reads the head's weights itself.
+    PEFT would mix its plain tensors with them, and this package reads the head's weights itself.
     """
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):
             raise ModelError(
                 f"expected a model with whole weights, found {name} distributed over processes: a learner cannot be "
                 "tensor parallel. Load the model whole, and share it with --learner.rows.shard_base true; vLLM's "
-                "workers may be tensor parallel"
+                "workers can be tensor parallel"
             )

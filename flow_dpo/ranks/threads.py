@@ -1,12 +1,12 @@
-"""Rows computed by several threads of this process, and their results handed over in order.
+"""Rows computed by several threads of this process, whose results are returned in order.
 
-Of 5 rows, the longest first, in 2 threads: each takes the next row when it is done with one; results of 0, 1, 2, ...
-torch leaves Python's lock while it computes, and a row's backward pass runs in the thread of its forward.
+For 5 rows, the longest first, in 2 threads: each thread takes the next row after finishing one; results of 0, 1, 2, ...
+torch releases Python's lock while it computes, and a row's backward pass runs in the thread of its forward pass.
 
     Learner(policy, settings, deal=threads_of(policy))
 
-Invariant: a row is computed as it would be alone, and rows are added up in one order, so that no bit of an update
-depends on the number of threads.
+Invariant: a row is computed as it would be alone, and rows are added up in one order, so no bit of an update depends on
+the number of threads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flow_dpo.models.fused_decoder import MOST_WEIGHTS
 from flow_dpo.ranks.environment import usable_processors
 
 _MOST = 8
-"""Threads at most: an update of a small model has few rows."""
+"""Most threads: an update of a small model has few rows."""
 
 
 class Threads:
@@ -34,7 +34,7 @@ class Threads:
         self._pool: ThreadPoolExecutor | None = None
 
     def __call__(self, num_rows: int, compute: Callable[[int], RowResult]) -> Iterator[RowResult]:
-        """The results of all rows. Raises what the first row raised that failed; then no row is being computed."""
+        """The results of all rows. Raises the error of the first row that failed, once no row is being computed."""
         if min(num_rows, self.num) < 2:
             yield from alone(num_rows, compute)
             return
@@ -52,8 +52,8 @@ class Threads:
 
 
 def threads_of(policy: Policy, given: int = 0) -> Deal:
-    """As many threads as there are cores, or `given` or OMP_NUM_THREADS at most, for a small model, whose kernels have
-    one; this thread alone on another device, and with dropout, whose masks come from one generator."""
+    """Threads for a small model on a CPU whose kernels have one: as many as cores, or `given` or OMP_NUM_THREADS at
+    most. Otherwise this thread alone, and so with dropout, whose masks come from one generator."""
     model = policy.model
     if model.device.type != "cpu" or model.num_parameters() > MOST_WEIGHTS or torch.get_num_threads() != 1:
         return alone
@@ -62,7 +62,7 @@ def threads_of(policy: Policy, given: int = 0) -> Deal:
 
 
 def rows_at_once(given: int, dropout: float) -> int:
-    """Rows of a small model's update that are computed at once on a CPU, at most."""
+    """Most rows of a small model's update that are computed at once on a CPU."""
     cores = usable_processors()
     limits = [given or cores, cores, _MOST]
     if (environment := os.environ.get("OMP_NUM_THREADS", "")).isdigit():

@@ -1,10 +1,10 @@
-"""CISPO (MiniMax-M1, arXiv 2506.13585): a clipped ratio as a fixed weight, so that every token keeps its gradient.
+"""CISPO (MiniMax-M1, arXiv 2506.13585): a clipped ratio as a fixed weight, so every token keeps its gradient.
 
-A setting of DAPO: a token gains its clipped ratio, held fixed, times advantage times log-probability. Section 3.1 of
-the paper states equation 4, GRPO's advantages, no lower limit, no KL term, DAPO's dynamic sampling and its punishment
-of length, and 16 updates of a batch; it is compared with DAPO on DAPO's model and data. It does not state the upper
-limit, the batch or the rate, and there is no code of the authors'. Taken are a ratio of at most 5 (ScaleRL, arXiv
-2510.13786, as huggingface/trl 0167b7d has it, docs/source/paper_index.md), and DAPO's groups, lengths, batch and rate.
+A setting of DAPO: a token's gain is its clipped ratio, held fixed, times advantage times log-probability. Section 3.1
+of the paper states equation 4, GRPO's advantages, no lower limit, no KL term, DAPO's dynamic sampling and length
+penalty, and 16 updates per batch; it compares with DAPO on DAPO's model and data. It does not state the upper limit,
+the batch or the rate, and the authors published no code. Used here: a ratio of at most 5 (ScaleRL, arXiv 2510.13786, as
+in huggingface/trl 0167b7d, docs/source/paper_index.md), and DAPO's groups, lengths, batch and rate.
 """
 
 from __future__ import annotations

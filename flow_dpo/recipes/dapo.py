@@ -1,14 +1,14 @@
-"""DAPO (arXiv 2503.14476): GRPO with a higher upper clip, groups that are told apart alone, and means over tokens.
+"""DAPO (arXiv 2503.14476): GRPO with a higher upper clip, only groups of mixed rewards, and means over tokens.
 
-All four parts are shared with GRPO; here are their values. The paper's are those of section 4.1 and the authors' script
-(verl-project/verl-recipe 48ea0a7, dapo/run_dapo_qwen2.5_32b.sh): clip 0.2 below and 0.28 above, no KL term, 16 answers
-to each of 512 questions, updates of 512 answers (so 16 of a batch), rate 1e-6, gradients clipped at 1; at most 20,480
-tokens, in the last 4,096 of which the reward falls (a share of 0.2 here, at any length). Temperature 1, top-p 1.
-Warm-up: the paper has 20 rollout steps, the script 10 updates; here the paper's, 20 steps of 16 updates.
+All four parts are shared with GRPO; this file has their values. The paper's are those of section 4.1 and of the
+authors' script (verl-project/verl-recipe 48ea0a7, dapo/run_dapo_qwen2.5_32b.sh): clip 0.2 below and 0.28 above, no KL
+term, 16 answers to each of 512 questions, updates of 512 answers (so 16 per batch), rate 1e-6, gradients clipped at 1;
+at most 20,480 tokens, with a reward that falls over the last 4,096 (a share of 0.2 here, at any length). Temperature 1,
+top-p 1. Warm-up: the paper has 20 rollout steps, the script 10 updates; here the paper's, 20 steps of 16 updates.
 
-Dynamic sampling is `short_batch` "fill": sampling continues under one version until as many answers of groups with both
-right and wrong ones are there as a batch takes; what is left over is dropped. Invariant: an update holds answers of one
-version of the policy alone (with `run.lag` 0).
+Dynamic sampling is `short_batch` "fill": sampling continues with one version until groups with both right and wrong
+answers hold as many answers as a batch takes; the rest is dropped. Invariant: an update holds answers of only one
+version of the policy (with `run.lag` 0).
 """
 
 from __future__ import annotations

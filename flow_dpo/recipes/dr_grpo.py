@@ -1,10 +1,10 @@
 """Dr. GRPO (arXiv 2503.20783): GRPO without the two divisions that favour some answers over others.
 
-A setting of GRPO: advantages are not divided by the group's standard deviation, which favours questions that are nearly
-always or never answered, and an answer's tokens are summed and divided by a constant, not by its own length, which
-favours long wrong answers. The paper's values are those of its authors' code (sail-sg/understand-r1-zero dfca49d,
-examples/qwen2.5-math-7b.sh): 8 answers to each of 128 questions, updates of 128 answers (8 of a batch), at most 3,000
-tokens, which is also what sums are divided by (train_zero_math.py), rate 1e-6, no KL term, clip 0.2 (oat's default).
+A setting of GRPO. Advantages are not divided by the group's standard deviation: the division favours questions that are
+nearly always or never answered right. An answer's tokens are summed and divided by a constant: dividing by the answer's
+own length favours long wrong answers. The paper's values are those of its authors' code (sail-sg/understand-r1-zero
+dfca49d, examples/qwen2.5-math-7b.sh): 8 answers to each of 128 questions, updates of 128 answers (8 per batch), at most
+3,000 tokens, also the constant (train_zero_math.py), rate 1e-6, no KL term, clip 0.2 (oat's default).
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-r"""A full tree of rollouts: several completions at every branching point, each continued.
+r"""A full tree of rollouts: several completions at every branching point, each continued to the end.
 
-A branching point is the beginning, and then every turn; with `segment_tokens` every so many tokens of a turn, too. At
-the first of them `branch_factors[0]` completions are drawn, below each of those `branch_factors[1]`, and so on; what is
-left after the last is one completion as long as it may be:
+The beginning of every turn is a branching point and, with `segment_tokens`, so is every so many tokens within a turn.
+At the first one `branch_factors[0]` completions are drawn, below each of those `branch_factors[1]`, and so on. What
+is left after the last factor is one completion per turn, as long as the turn allows:
 
     branch_factors (3, 2), segment_tokens 100    3 segments of 100 tokens, 2 ways to the end from each: 6 rollouts
 
-What has come to its end earlier is not branched. Invariant: siblings are independent draws from one state, equal ones
-too, so the mean of what they led to is an unbiased estimate of that state's value under the policy. The first of all
-is the trunk, itself a plain draw from the flow.
+What has ended earlier is not branched. Invariant: siblings are independent draws from one state, equal ones included,
+so the mean of their outcomes is an unbiased estimate of that state's value under the policy. The first rollout is the
+trunk, itself a plain draw from the flow.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from flow_dpo.recipes.step_rollouts import request_after
 
 @dataclass(frozen=True, kw_only=True)
 class FullTree(TurnSampling):
-    """Completions at every branching point, each continued. The first rollout is the trunk."""
+    """Several completions at every branching point, each continued to the end. The first rollout is the trunk."""
 
     branch_factors: tuple[int, ...] = (6, 6, 6)
-    """Completions at each branching point, from the beginning on."""
+    """Number of completions at each branching point, from the beginning on."""
     segment_tokens: int = 0
-    """Tokens after which a turn is branched; 0 branches between turns alone. A turn of one line, or one that chooses a
+    """Tokens after which a turn is branched; 0 branches only between turns. A turn of one line, or one that chooses a
     word, is never cut."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = "to be whole numbers of 1 or more, one at least"
+        rule = "to be one or more whole numbers of 1 or more"
         expect(self, rule, lambda value: value and all(isinstance(one, int) and one >= 1 for one in value),
                "branch_factors")  # fmt: skip
         expect(self, "of 0 or more", lambda value: value >= 0, "segment_tokens")
@@ -56,12 +56,12 @@ class FullTree(TurnSampling):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Place:
-    """A segment, and the state after it. The root is the beginning, before any."""
+    """A segment, and the state after it. The root is the beginning, before any segment."""
 
     path: tuple[int, ...] = ()
-    """Which child of which, from the root on."""
+    """The index of the child at each level, from the root on."""
     state: Any
-    """The flow's, where the turn that comes next, or is under way, begins."""
+    """The flow's state at the beginning of the turn that is next or under way."""
     turn: Turn | None
     kept: Completion | None = None
     """What has been written of that turn."""
@@ -82,7 +82,7 @@ class _Grown:
             raise FlowError(f"{type(flow).__name__} ended a rollout of {problem.id} without a turn")
 
     def branch(self, place: _Place) -> Iterator[RolloutSteps]:
-        """The rollouts that start the children of a place, each with all below it."""
+        """The rollouts that start the children of a place, each with everything below it."""
         factors, level = self.settings.branch_factors, len(place.path)
         for index in range(factors[level] if level < len(factors) else 1):
             child = replace(place, path=(*place.path, index), children=[])
@@ -90,7 +90,7 @@ class _Grown:
             yield self._grow(place, child)
 
     def _grow(self, parent: _Place, child: _Place) -> RolloutSteps:
-        """Sample one segment, and start what comes after it."""
+        """Sample one segment, then start what comes after it."""
         turn, kept = parent.turn, parent.kept
         assert turn is not None
         check_turn(self.flow, turn, parent.num_turns, self.problem)
@@ -128,7 +128,7 @@ class _Grown:
         return min(turn.max_tokens, segment + (0 if kept is None else len(kept.token_ids)))
 
     def tree(self) -> Tree:
-        """The finished tree: a rollout leads from its first segment over first children to a leaf."""
+        """The finished tree: a rollout leads from its first segment through first children to a leaf."""
         tree = Tree(problem=self.problem)
         starts: list[tuple[int | None, _Place]] = [(None, child) for child in reversed(self.root.children)]
         while starts:

@@ -1,10 +1,10 @@
-"""Advantages of whole rollouts, relative to the others of their problem or of their batch.
+"""Advantages of whole rollouts, relative to the other rollouts of the problem or of the batch.
 
     rewards 1 0 0 0    mean 1/4, deviation sqrt(3)/4    advantages sqrt(3), -1/sqrt(3) three times    (GRPO)
                        mean of the others 0 and 1/3     advantages 1, -1/3 three times                (RLOO)
 
-Invariant: what teaches nothing makes no example: an advantage of 0, and, where they are left out, groups that are all
-right or all wrong. The record counts these as "tied_trees".
+Invariant: what teaches nothing makes no example. This holds for an advantage of 0 and, with `drop_tied`, for a group
+whose rewards are all equal. The record counts such groups as "tied_trees".
 """
 
 from __future__ import annotations
@@ -22,54 +22,54 @@ from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.recipes.scored import scored_as_sampled
 
 _ROUNDING = 1e-9
-"""Rewards of a group that spread by no more than this, relatively, are equal."""
+"""Rewards of a group count as equal if their relative spread is at most this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupAdvantages:
-    """Every completion of a rollout is credited with its reward against a baseline (GRPO, arXiv 2402.03300, section
+    """Credits every completion of a rollout with its reward relative to a baseline (GRPO, arXiv 2402.03300, section
     4.1.2, outcome supervision):
 
         advantage = (reward - mean of the problem's rewards) / their standard deviation
 
-    Ungraded rollouts enter neither mean nor examples.
+    Ungraded rollouts enter neither the mean nor the examples.
     """
 
     baseline: Literal["group", "others", "none"] = "group"
-    """What is subtracted: the mean of the problem's rewards; the mean of its other rollouts' (RLOO, arXiv 2402.14740);
-    nothing (REINFORCE++, arXiv 2501.03262, which whitens)."""
+    """What is subtracted: "group", the mean of the problem's rewards; "others", the mean of its other rollouts' rewards
+    (RLOO, arXiv 2402.14740); "none", nothing (REINFORCE++, arXiv 2501.03262, which whitens instead)."""
     scale: bool = True
-    """Divide by the standard deviation of the group's rewards. Without, easy and hard questions weigh alike: one half
-    of Dr. GRPO (arXiv 2503.20783), whose other is `objective.reduction` "constant"."""
+    """Divide by the standard deviation of the group's rewards. Without it, easy and hard questions weigh the same. This
+    is one half of Dr. GRPO (arXiv 2503.20783); the other is `objective.reduction` "constant"."""
     whiten: bool = False
-    """Subtract the mean and divide by the standard deviation of all advantages of the batch, each counted by its
-    tokens."""
+    """Subtract the mean of all advantages of the batch and divide by their standard deviation, each advantage weighted
+    by its tokens."""
     drop_tied: bool = True
-    """Leave out groups that were rewarded alike. They have no advantage in any case, but for whitening, and for what
-    `overlong_share` takes."""
+    """Leave out groups whose rewards are all equal. Their advantages are 0 anyway, unless `baseline` is "none",
+    `whiten` is on or `overlong_share` lowers a reward."""
     overlong_share: float = 0.0
-    """Last share of the longest completion that the flow allows, over which the reward falls in a straight line
-    (DAPO's soft punishment, arXiv 2503.14476, equation 13: 4,096 of 20,480 tokens); 0 takes nothing."""
+    """The last share of the longest completion that the flow allows, over which the reward falls linearly (DAPO's soft
+    punishment, arXiv 2503.14476, equation 13: 4,096 of 20,480 tokens); 0 lowers nothing."""
     overlong_penalty: float = 0.5
-    """Most that is taken. DAPO's 1, of rewards of 1 and -1, is 0.5 of a verifier's 1 and 0."""
+    """The most that is subtracted for length. DAPO's 1, for rewards of 1 and -1, is 0.5 for a verifier's 1 and 0."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 to 1", lambda value: 0 <= value <= 1, "overlong_share")
         expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, "overlong_penalty")
 
     def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
-        """Raise `ConfigError` for a recipe by which no problem would ever make an example."""
+        """Raise `ConfigError` for a recipe under which no problem can ever make an example."""
         num_rollouts = getattr(recipe.explore, "num_rollouts", 2)
         if self.baseline == "none" and not self.scale and not self.drop_tied:
             if self.whiten and num_rollouts * problems_per_batch < 2:
                 raise ConfigError(
-                    "expected --problems_per_batch of 2 or more, found 1: a batch's mean is the baseline, and a "
-                    "batch of one answer is its own"
+                    "expected --problems_per_batch of 2 or more, found 1: the batch's mean is the baseline, and "
+                    "one answer alone is equal to it"
                 )
         elif num_rollouts < 2:
             raise ConfigError(
-                "expected --num_rollouts of 2 or more, found 1: an answer is compared with others of its problem, and "
-                "alone it teaches nothing (reinforce-pp compares with those of other problems)"
+                "expected --num_rollouts of 2 or more, found 1: an answer is compared with the others of its problem, "
+                "and a single one teaches nothing (reinforce-pp compares across problems)"
             )
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
@@ -85,7 +85,7 @@ class GroupAdvantages:
         ]
 
     def _advantages(self, tree: Tree) -> dict[int, float]:
-        """Of each graded rollout of a problem, by its id; none where the group is left out."""
+        """The advantage of each graded rollout of a problem, by rollout id; empty if the group is left out."""
         given = {r.id: r.verdict.reward for r in tree.rollouts if r.verdict and r.verdict.reward is not None}
         if (self.drop_tied and _alike(given.values())) or (self.baseline == "others" and len(given) < 2):
             return {}
@@ -102,7 +102,7 @@ class GroupAdvantages:
         return {id: (reward - baseline(reward)) / spread for id, reward in rewards.items()}
 
     def _taken(self, tree: Tree, rollout: Rollout) -> float:
-        """What is taken from the reward for the length of the rollout's last completion."""
+        """What is subtracted from the reward for the length of the rollout's last completion."""
         leaf = tree.nodes[rollout.leaf]
         allowed, length = leaf.request.max_tokens, len(leaf.completion.token_ids)
         if not self.overlong_share or leaf.request.choices:
@@ -112,7 +112,7 @@ class GroupAdvantages:
 
 
 def whitened(advantages: Sequence[float], lengths: Sequence[float]) -> list[float]:
-    """Standard scores, counted by lengths; zeros where nothing varies."""
+    """Standard scores, weighted by `lengths`; zeros if nothing varies."""
     total = math.fsum(lengths)
     if not total:
         return []
@@ -124,7 +124,7 @@ def whitened(advantages: Sequence[float], lengths: Sequence[float]) -> list[floa
 
 
 def _whitened(found: Sequence[tuple[Tree, dict[int, float]]]) -> list[tuple[Tree, dict[int, float]]]:
-    """The advantages of all rollouts as standard scores, each counted by the tokens of its nodes."""
+    """The advantages of all rollouts as standard scores, each weighted by the number of its nodes' tokens."""
     advantages = [advantage for _, mine in found for advantage in mine.values()]
     lengths = [float(_length(tree, tree.rollouts[id])) for tree, mine in found for id in mine]
     scores = iter(whitened(advantages, lengths))
@@ -132,11 +132,11 @@ def _whitened(found: Sequence[tuple[Tree, dict[int, float]]]) -> list[tuple[Tree
 
 
 def _length(tree: Tree, rollout: Rollout) -> int:
-    """Tokens that were sampled in the rollout."""
+    """Number of tokens sampled in the rollout."""
     return sum(len(node.completion.token_ids) for node in tree.nodes[rollout.start : rollout.leaf + 1])
 
 
 def _alike(rewards: Iterable[float]) -> bool:
-    """Whether the rewards are equal but for rounding: noise is no advantage."""
+    """Whether the rewards are equal up to rounding: noise is no advantage."""
     values = list(rewards)
     return len(values) < 2 or pstdev(values) <= _ROUNDING * max(1.0, abs(fmean(values)))

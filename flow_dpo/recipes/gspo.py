@@ -1,9 +1,9 @@
 """GSPO (arXiv 2507.18071): GRPO with a probability ratio, and a clip, of whole answers.
 
-A setting of GRPO: the ratio of an answer is the geometric mean of its tokens' ratios, so that a clip takes or leaves
-the whole answer. The paper's values are section 5.1's: clip 3e-4 below and 4e-4 above, a batch in four mini-batches.
+A setting of GRPO: the ratio of an answer is the geometric mean of its tokens' ratios, so the clip keeps or drops the
+whole answer. The paper's values are those of section 5.1: clip 3e-4 below and 4e-4 above, a batch in four mini-batches.
 Not stated there, and taken from volcengine/verl b178a3cd5 (examples/gspo_trainer/run_qwen3_32b_gspo_npu.sh): no KL
-term, 16 answers of at most 16,384 tokens to each of 256 questions, rate 1e-6 after 10 updates of warm-up.
+term, 16 answers of at most 16,384 tokens to each of 256 questions, rate 1e-6 after 10 warm-up updates.
 """
 
 from __future__ import annotations

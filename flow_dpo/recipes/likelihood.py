@@ -1,15 +1,15 @@
-"""Negative log-likelihood of the completions that a credit kept, alone or beside a loss of pairs.
+"""Negative log-likelihood of the completions that a credit kept, alone or added to a loss on pairs.
 
 `Nll` is the objective of imitation: fine-tuning on what a credit kept, without a reference and without what was
 rejected. One completion of two tokens, kept with advantage 1:
 
-    policy   -0.2 -0.6      loss 0.4, and -1/2 its derivative by each token's log-probability
+    policy   -0.2 -0.6      loss 0.4, and its derivative by each token's log-probability is -1/2
 
-`by_kind` is the loss of a batch that holds both kinds of examples, for every objective that learns both: with a pair of
-loss 0.7 beside that completion it is 1.1.
+`by_kind` is the loss of a batch that holds both kinds of examples, for every objective that learns both. If the batch
+also holds a pair of loss 0.7, its loss is 1.1.
 
-Invariant: loss and measures are sums over the examples, each measure over one kind alone; a kind that a batch has none
-of adds nothing.
+Invariant: loss and measures are sums over the examples, each measure over one kind alone; a kind that is not in the
+batch adds nothing.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from flow_dpo.core.types import Example, Pair, ScoredCompletion
 
 @dataclass(frozen=True, kw_only=True)
 class Nll:
-    """Advantage-weighted negative log-likelihood, a mean over each completion's tokens:
+    """Advantage-weighted negative log-likelihood, averaged over each completion's tokens:
 
         loss = - weight * advantage * (1 / |y|) * sum over t of log pi(y_t | x, y_<t)
 
-    With all advantages 1 this is the cross-entropy of supervised fine-tuning on one's own right answers (STaR, arXiv
-    2203.14465; RFT, arXiv 2308.01825; ReST-EM, arXiv 2312.06585, with its binary
-    reward), each completion weighing the same however long it is. Raises `ObjectiveError` for an advantage below 0:
-    its loss would have no lower bound.
+    With all advantages 1 this is the cross-entropy of supervised fine-tuning on a model's own right answers (STaR,
+    arXiv 2203.14465; RFT, arXiv 2308.01825; ReST-EM, arXiv 2312.06585, with its binary reward). Every completion weighs
+    the same, however long it is. Raises `ObjectiveError` for an advantage below 0, whose loss would have no lower
+    bound.
     """
 
     accepts: ClassVar[tuple[type, ...]] = (ScoredCompletion,)
@@ -49,7 +49,7 @@ class Nll:
         worst = min((example.advantage for example in examples), default=1.0)
         if worst < 0:
             raise ObjectiveError(
-                f"Nll expects advantages above 0, found {worst} in {len(examples)} examples; choose a credit "
+                f"Nll expects advantages of at least 0, found {worst} in {len(examples)} examples; choose a credit "
                 "that keeps what was right, or ClippedPolicyGradient for advantages of both signs"
             )
         means = torch.stack([logprobs.mean() for (logprobs,) in policy])
@@ -67,13 +67,13 @@ class Nll:
 
 
 OfKind = Callable[[Sequence[Any], Sequence[TokenLogprobs], Sequence[TokenLogprobs]], Loss]
-"""The loss of examples of one kind, called as an objective is."""
+"""The loss on examples of one kind, called like an objective."""
 
 
 def likelihood(
     examples: Sequence[ScoredCompletion], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
 ) -> Loss:
-    """`Nll` as the part of scored completions in `by_kind`: its loss is the measure "likelihood_loss"."""
+    """`Nll` as the scored part of `by_kind`; its loss is the measure "likelihood_loss"."""
     total = Nll()(examples, policy, reference).total
     return Loss(total, {"likelihood_loss": total.detach()})
 
@@ -86,8 +86,8 @@ def by_kind(
     pairs: OfKind,
     scored: OfKind = likelihood,
 ) -> Loss:
-    """Pairs by the one loss and scored completions by the other, added up. A measure is of the examples of its kind, or
-    of as many as that loss counts."""
+    """One loss on the pairs plus another on the scored completions. A measure is over the examples of its kind, or over
+    as many as that loss counts."""
     import torch  # settings are read without it
 
     rows = list(zip(examples, policy, reference, strict=True))

@@ -1,9 +1,8 @@
-"""Whole-answer online DPO, the single-model control: two answers a question (OAIF, arXiv 2402.04792), judged by the
-verifier.
+"""Whole-answer online DPO (OAIF, arXiv 2402.04792): two answers per question, compared by the verifier.
 
-All four parts are the core's own; here are their values. The paper's: beta 0.1, temperature 0.9, rate 5e-7 for all
-weights, batches of 128 (by a digest of its settings and TRL's OnlineDPOConfig; its own text was not read). Invariant:
-two independent rollouts a problem at every scale; a tie makes no pair.
+This is the single-model control. All four parts are the core's own; this file has their values. The paper's: beta 0.1,
+temperature 0.9, rate 5e-7 for all weights, batches of 128 (from a digest of its settings and TRL's OnlineDPOConfig; the
+paper itself was not read). Invariant: two independent rollouts per problem at every scale; a tie makes no pair.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Preference objectives that take the place of a recipe's own by a flag: DPO, cDPO, IPO, SimPO, ORPO, KTO and others.
+"""Preference objectives that a flag puts in place of a recipe's own: DPO, cDPO, IPO, SimPO, ORPO, KTO and others.
 
     flow-dpo train --recipe online-dpo --objective simpo --objective.beta 2.5
     Recipe(flow=..., explore=..., credit=OutcomePairs(), objective=Ipo(beta=0.5))
 
-One pair with log-ratios (sums over tokens) of policy to reference, chosen 0.2 and rejected -0.1, two tokens each, at
-beta 1: DPO -log sigmoid(0.3), hinge 1 - 0.3, IPO (0.15 - 0.5)^2.
+One pair with log-ratios of policy to reference (sums over tokens) of 0.2 for chosen and -0.1 for rejected, two tokens
+each, at beta 1: DPO -log sigmoid(0.3), hinge 1 - 0.3, IPO (0.15 - 0.5)^2.
 
-Where a credit also makes scored completions (a word of Stop's, a right rollout), these are learned by their
-likelihood. Invariants: loss and measures are sums over the examples, each measure over one kind; a pair's loss depends
-on that pair alone, so that a batch may be split over any number of rows.
+If a credit also makes scored completions (a word of Stop's, a right rollout), these are learned by their likelihood.
+Invariants: loss and measures are sums over the examples, each measure over one kind; a pair's loss depends on that pair
+alone, so a batch can be split over any number of rows.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from flow_dpo.recipes.likelihood import by_kind
 
 @dataclass(frozen=True, kw_only=True)
 class PairObjective(ABC):
-    """A loss of pairs, and the negative log-likelihood of what is scored beside them."""
+    """A loss on pairs, plus the negative log-likelihood of scored completions."""
 
     accepts: ClassVar[tuple[type, ...]] = (Pair, ScoredCompletion)
     reads_reference: ClassVar[bool] = True
 
     beta: float = 1.0
-    """Strength of the preference; what it multiplies is said by each objective."""
+    """Strength of the preference; each objective says what it multiplies."""
     sft_weight: float = 0.0
-    """Weight of the chosen completion's own negative log-likelihood, a mean over its tokens."""
+    """Weight of the chosen completion's own negative log-likelihood, averaged over its tokens."""
 
     def __post_init__(self) -> None:
         expect(self, "above 0", lambda value: value > 0, "beta")
@@ -47,8 +47,8 @@ class PairObjective(ABC):
 
     @abstractmethod
     def losses(self, ratios: Ratios) -> tuple[Tensor, Tensor]:
-        """Of each pair its loss and its margin, above 0 where chosen is preferred. Without a reference the log-ratios
-        are the log-probabilities themselves."""
+        """The loss and the margin of each pair; the margin is above 0 if chosen is preferred. Without a reference the
+        log-ratios are the log-probabilities themselves."""
 
     def __call__(
         self, examples: Sequence[Example], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
@@ -71,7 +71,7 @@ class PairObjective(ABC):
 
 
 _RATIO = "chosen_ratio"
-"""A measure that there is with a reference alone."""
+"""A measure that exists only with a reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class SmoothedDpo(PairObjective):
     """
 
     label_smoothing: float = 0.0
-    """Share of pairs supposed to be the wrong way round, below 1/2."""
+    """Share of pairs assumed to be the wrong way round, below 1/2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,11 +103,11 @@ class RobustDpo(SmoothedDpo):
 
         loss = (-(1 - e) log sigmoid(h) + e log sigmoid(-h)) / (1 - 2 e)
 
-    Its mean over labels that were flipped with probability e is DPO's on the true ones.
+    If labels are flipped with probability e, its expectation is DPO's loss on the true labels.
     """
 
     label_smoothing: float = 0.1
-    """Share of pairs supposed to be the wrong way round, below 1/2."""
+    """Share of pairs assumed to be the wrong way round, below 1/2."""
 
     def losses(self, ratios: Ratios) -> tuple[Tensor, Tensor]:
         h, agrees, differs = _sigmoid_losses(self.beta, ratios)
@@ -119,7 +119,7 @@ class RobustDpo(SmoothedDpo):
 class Hinge(PairObjective):
     """Hinge loss on DPO's margin (SLiC, Zhao et al., arXiv 2305.10425, normalised as in RSO, arXiv 2309.06657):
 
-    loss = max(0, 1 - beta (r_w - r_l)): what has its margin of 1 has no gradient.
+    loss = max(0, 1 - beta (r_w - r_l)): a pair with a margin of 1 or more has no gradient.
     """
 
     def losses(self, ratios: Ratios) -> tuple[Tensor, Tensor]:
@@ -153,9 +153,9 @@ class SimPo(PairObjective):
     reads_reference: ClassVar[bool] = False
 
     beta: float = 2.0
-    """Of the mean log-probabilities; the paper's are 2 to 2.5, hundreds of times a beta of DPO's sums in effect."""
+    """Multiplies the mean log-probabilities; the paper's 2 to 2.5 act like a DPO beta hundreds of times smaller."""
     target_margin: float = 1.0
-    """gamma: what beta times the difference should exceed; the paper's are 0.3 to 1.6."""
+    """gamma: what beta times the difference of the means should exceed; the paper's are 0.3 to 1.6."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,7 +172,7 @@ class SimPo(PairObjective):
 @dataclass(frozen=True, kw_only=True)
 class Orpo(PairObjective):
     """Odds-ratio preference optimisation (Hong et al., arXiv 2403.07691, equations 6 and 7): the chosen completion's
-    likelihood and an odds ratio, without a reference. With m mean log-probabilities and
+    likelihood and an odds ratio, without a reference. With m a completion's mean log-probability and
     log odds(m) = m - log(1 - e^m):
 
         loss = -sft_weight * m_w - beta * log sigmoid(log odds(m_w) - log odds(m_l))
@@ -183,7 +183,7 @@ class Orpo(PairObjective):
     beta: float = 0.1
     """lambda: weight of the odds ratio; the paper's is 0.1 for Mistral-7B, 0.2 for Llama-2-7B and 0.25 for Phi-2."""
     sft_weight: float = 1.0
-    """Weight of the chosen completion's own negative log-likelihood, a mean over its tokens; the paper's is 1."""
+    """Weight of the chosen completion's own negative log-likelihood, averaged over its tokens; the paper's is 1."""
 
     def losses(self, ratios: Ratios) -> tuple[Tensor, Tensor]:
         from torch.nn.functional import logsigmoid
@@ -201,18 +201,18 @@ class Kto(PairObjective):
         loss = (desirable_weight   * (1 - sigmoid(beta (r_w - z)))
               + undesirable_weight * (1 - sigmoid(beta (z - r_l)))) / 2        z = max(0, (r_w + r_l) / 2), no gradient
 
-    z stands for the divergence of policy and reference. The paper estimates it of other completions in the batch; here
-    it is of the pair's own two, each seen as an answer that the other's prompt did not get: what that estimate is for
-    a batch of these two, and the same however a batch is split. An early z is 0 in expectation, as both ratios are.
+    z stands for the divergence of policy and reference. The paper estimates it from other completions in the batch;
+    here it comes from the pair's own two, each taken as an answer to another prompt: what that estimate is for a batch
+    of these two, and the same however a batch is split. At the start of training both ratios, and so z, are 0.
     """
 
     beta: float = 0.1
-    """Of the log-ratios, sums over tokens; the paper's is 0.1."""
+    """Multiplies the log-ratios, which are sums over tokens; the paper's is 0.1."""
     desirable_weight: float = 1.0
-    """lambda_D; the paper keeps its product with the number of desirables within 1 to 3/2 of the other's (TRL's
-    documentation says 4/3), and a pair has one of each."""
+    """lambda_D, the weight of the desirable completion. The paper keeps its product with the number of desirables
+    within 1 to 3/2 of the other product (4/3 in TRL's documentation); a pair has one of each."""
     undesirable_weight: float = 1.0
-    """lambda_U."""
+    """lambda_U, the weight of the undesirable completion."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -235,16 +235,16 @@ OBJECTIVES: dict[str, PairObjective] = {
     "orpo": Orpo(),
     "kto": Kto(),
 }
-"""What `--objective` names, with the values that it begins with."""
+"""The objectives that `--objective` names, with their default values."""
 
 
 def log_odds(mean: Tensor) -> Tensor:
-    """log(p / (1 - p)) of p = exp(mean); a certainty is kept a hair below 1, where the odds have no end."""
+    """log(p / (1 - p)) for p = exp(mean); a p of 1 is kept just below it, because its odds are infinite."""
     return mean - (-mean.clamp(max=-1e-6).expm1()).log()
 
 
 def _means(ratios: Ratios) -> tuple[Tensor, Tensor]:
-    """Mean log-probabilities of the chosen and the rejected completions' tokens."""
+    """Mean log-probability per token of the chosen and of the rejected completions."""
     return ratios.chosen_logprobs / ratios.chosen_lengths, ratios.rejected_logprobs / ratios.rejected_lengths
 
 

@@ -1,18 +1,17 @@
-"""The clipped policy gradient on scored completions: one loss for PPO, GRPO, DAPO, Dr. GRPO, GSPO, CISPO, RLOO and
-segments.
+"""The clipped policy gradient on scored completions: one loss for PPO, GRPO, DAPO, Dr. GRPO, GSPO, CISPO, RLOO and SPO.
 
-What sets them apart are five choices, each a field: what a probability ratio is of (`ratio_level`), what clipping does
-(`surrogate`), how tokens are averaged (`reduction`), how the divergence from the reference is (`kl_reduction`), and
-which tokens are learned (`mask_above`). Two answers of 2 and 6 tokens with advantages 0.7 and -0.7, on policy, and the
-gradient of each token's log-probability:
+The methods differ in five fields: what a probability ratio is of (`ratio_level`), what clipping does (`surrogate`), how
+tokens (`reduction`) and the divergence from the reference (`kl_reduction`) are averaged, and which tokens are learned
+(`mask_above`). For two answers of 2 and 6 tokens with advantages 0.7 and -0.7, on policy, the gradient of the
+loss by each token's log-probability is
 
-    reduction "answer"      -0.7 / (2 * 2)     0.7 / (2 * 6)      an answer counts as much as any other
-    reduction "tokens"      -0.7 / 8           0.7 / 8            a token does
-    reduction "constant"    -0.7 / (2 * L)     0.7 / (2 * L)      the same whatever else is in the update
+    reduction "answer"      -0.7 / (2 * 2)     0.7 / (2 * 6)      every answer counts the same
+    reduction "tokens"      -0.7 / 8           0.7 / 8            every token counts the same
+    reduction "constant"    -0.7 / (2 * L)     0.7 / (2 * L)      a token counts the same whatever the lengths
 
-Invariants: averages are over the whole update, however it is cut into rows, and whoever computes them. A token that has
-moved the right way beyond the clip gives no more gradient. What a masked token's probability is now changes neither
-loss nor gradient.
+Invariants: averages are over the whole update, however it is cut into rows and whichever process computes them. With
+"min", a token that has moved the right way beyond the clip adds no gradient. A masked token's current probability
+changes neither loss nor gradient.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import Completion, ScoredCompletion
 
 _FARTHEST = 20.0
-"""Log-ratios beyond count as this, as in verl's `core_algos.py` and OpenRLHF's `loss.py`: e^89 is no float32, and one
-clipped answer of a thousand tokens, a tenth of a nat each, would make the gradient of all others no number."""
+"""Log-ratios are clamped to this size, as in verl's `core_algos.py` and OpenRLHF's `loss.py`: e^89 overflows float32,
+and one clipped answer of a thousand tokens, 0.1 nats off each, would make the whole gradient NaN."""
 AnswerKey = tuple[str, int, int]
-"""Problem, policy version and first node: what the completions of one answer share."""
+"""Problem id, policy version and first node, which the completions of one answer share."""
 
 
 def num_learned(completion: Completion, mask_above: float, *, as_recorded: bool = False) -> int:
-    """The completion's tokens that are learned: all but those of a probability from `mask_above` on; 0 masks none.
+    """Number of the completion's tokens that are learned: those with a probability below `mask_above`; 0 masks none.
 
-    `as_recorded` counts by the probabilities at sampling, as credit does, whatever temperature they were brought to.
+    `as_recorded` counts by the probabilities at sampling, as credits do, not by those converted to another temperature.
     """
     if not mask_above:
         return len(completion.token_ids)
@@ -46,17 +45,17 @@ def num_learned(completion: Completion, mask_above: float, *, as_recorded: bool 
 
 
 def answer_of(example: ScoredCompletion) -> AnswerKey:
-    """Which answer the completion is of. The nodes of a rollout from the beginning are numbered in a row, so that node
-    less depth is the first; completions that stand alone are an answer each."""
+    """Which answer the completion belongs to. The nodes of a rollout from the beginning are numbered consecutively, so
+    a node's id minus its depth is that of the first node. A completion that stands alone is an answer of its own."""
     return (example.problem_id, example.completion.policy_version, example.node - example.depth)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedPolicyGradient:
-    """The clipped surrogate of PPO (Schulman et al., arXiv 1707.06347, equation 7) with a penalty on the divergence
-    from the reference in the loss (GRPO: Shao et al., arXiv 2402.03300, equations 3 and 4).
+    """The clipped surrogate of PPO (Schulman et al., arXiv 1707.06347, equation 7), plus a penalty in the loss on the
+    divergence from the reference (GRPO: Shao et al., arXiv 2402.03300, equations 3 and 4).
 
-    With r = pi / pi_old, A the completion's advantage, d = log ref - log pi, and "mean" as `reduction` says:
+    With r = pi / pi_old, A the completion's advantage, d = log ref - log pi, and "mean" as `reduction` defines it:
 
         loss = - mean of [ min(r A, clip(r, 1 - low, 1 + high) A) ] + kl_coef * mean of [ exp(d) - d - 1 ]
 
@@ -67,34 +66,35 @@ class ClippedPolicyGradient:
     accepts: ClassVar[tuple[type, ...]] = (ScoredCompletion,)
 
     ratio_level: Literal["token", "sequence", "product"] = "token"
-    """What r is of: each token; a completion, as the geometric mean over its tokens (GSPO, arXiv 2507.18071, equation
-    7); or a completion, as the product over its tokens, which is the ratio of its probabilities (RLOO)."""
+    """What the ratio r is of: "token", each token; "sequence", a completion, as its tokens' geometric mean (GSPO, arXiv
+    2507.18071, equation 7); "product", a completion, as its tokens' product, the ratio of its probabilities (RLOO)."""
     surrogate: Literal["min", "weight"] = "min"
-    """What the clip does: "min" as above; "weight" clips r as a fixed weight of A log pi, so that every token keeps a
-    gradient (CISPO, arXiv 2506.13585, equation 4)."""
+    """What the clip does: "min" is PPO's clipped surrogate; "weight" takes the clipped r as a fixed weight of A log pi,
+    so every token keeps a gradient (CISPO, arXiv 2506.13585, equation 4)."""
     clip_low: float = 0.2
-    """How far below 1 r counts; 1 sets no limit."""
+    """How far below 1 the ratio r counts; 1 sets no limit."""
     clip_high: float = 0.2
-    """How far above 1 r counts; DAPO's "clip-higher" is 0.28 (arXiv 2503.14476, section 3.1)."""
+    """How far above 1 the ratio r counts; DAPO's "clip-higher" is 0.28 (arXiv 2503.14476, section 3.1)."""
     reduction: Literal["answer", "completion", "tokens", "constant", "sum"] = "answer"
-    """Over an update's tokens: the mean of each answer's mean, or of each completion's (segments, each with the weight
-    that its credit gave it); the mean of all; each answer's sum divided by `length` (Dr. GRPO, arXiv 2503.20783), or
-    undivided, and then the mean over answers."""
+    """How an update's tokens are averaged: "answer", the mean of each answer's mean; "completion", of each completion's
+    (segments, weighted by their credit); "tokens", the mean of all; "constant", each answer's sum divided by `length`
+    (arXiv 2503.20783) or "sum", undivided, and then the mean over answers."""
     length: int = 0
-    """What "constant" divides by; 0: the longest completion that the flow allows, in tokens."""
+    """What "constant" divides by, in tokens; 0 takes the longest completion that the flow allows."""
     kl_coef: float = 0.04
-    """Of the divergence; 0 leaves the reference out of it."""
+    """Weight of the divergence from the reference; 0 leaves the reference out."""
     kl_reduction: Literal["as_policy", "sum"] = "as_policy"
-    """As `reduction`, or summed over an answer's tokens and averaged over answers, as VinePPO has it: T times as strong
-    at T tokens an answer. With "completion" over a completion's, whatever it weighs (SPO, arXiv 2505.23564)."""
+    """How the divergence is averaged: "as_policy", like `reduction`; "sum", summed over an answer and averaged over
+    answers, as in VinePPO: T times as strong at T tokens. With `reduction` "completion", "sum" sums over a completion,
+    whatever its weight (SPO, arXiv 2505.23564)."""
     kl_estimator: Literal["k3", "k2"] = "k3"
-    """exp(d) - d - 1, or d^2 / 2 (REINFORCE++, arXiv 2501.03262). Neither is ever below 0."""
+    """Estimator, with d = log ref - log pi: "k3", exp(d) - d - 1, or "k2", d^2 / 2 (REINFORCE++, arXiv 2501.03262)."""
     max_kl: float = 0.0
-    """Most that the divergence of one token counts; beyond it has no gradient. 0 sets no limit; VinePPO's is 10."""
+    """The most that one token's divergence counts; beyond it there is no gradient. 0 sets no limit; VinePPO's is 10."""
     max_ratio: float = 0.0
-    """A completion whose mean r is above this is left out of an update. 0 sets no limit; VinePPO's is 10."""
+    """A completion whose mean ratio r exceeds this is left out of an update. 0 sets no limit; VinePPO's is 10."""
     mask_above: float = 0.0
-    """Tokens of a probability from this on, as pi_old gave it, are not learned; 0 masks none. SPO's is 0.9."""
+    """Tokens to which pi_old gave at least this probability are not learned; 0 masks none. SPO's is 0.9."""
 
     def __post_init__(self) -> None:
         expect(self, "above 0 and at most 1 (1 sets no limit)", lambda value: 0 < value <= 1, "clip_low")
@@ -109,7 +109,7 @@ class ClippedPolicyGradient:
         return self.kl_coef > 0
 
     def for_update(self, examples: Sequence[ScoredCompletion]) -> OfUpdate:
-        """The loss of the rows of an update with these examples."""
+        """The loss for the rows of an update that consists of these examples."""
         lengths: Counter[AnswerKey] = Counter()
         for example in examples:
             lengths[answer_of(example)] += num_learned(example.completion, self.mask_above)
@@ -121,13 +121,13 @@ class ClippedPolicyGradient:
     def __call__(
         self, examples: Sequence[ScoredCompletion], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
-        """The loss where these examples are the whole update."""
+        """The loss if these examples are the whole update."""
         return self.for_update(examples)(examples, policy, reference)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfUpdate:
-    """The same for the rows of one update: sums over a row's examples, that add up to `num_examples` times the loss."""
+    """The loss for the rows of one update: sums over a row's examples that add up to `num_examples` times the loss."""
 
     accepts: ClassVar[tuple[type, ...]] = (ScoredCompletion,)
 
@@ -135,7 +135,7 @@ class OfUpdate:
     num_examples: int
     num_tokens: int
     lengths: Mapping[AnswerKey, int]
-    """Tokens of each answer that are learned in the update."""
+    """Number of learned tokens of each answer in the update."""
     length: int
     """What "constant" divides by."""
 
@@ -152,13 +152,13 @@ class OfUpdate:
         names = ("kl", "clipped", "ratio", "masked", "left_out", "completion_logprobs", "advantage")
         sums = {name: torch.zeros(()) for name in names}
         for index, (example, (whole,)) in enumerate(zip(examples, policy, strict=True)):
-            # 1. Of each learned token: what it gains, and its divergence.
+            # 1. For each learned token, its gain and its divergence.
             old = torch.tensor(example.completion.logprobs, device=whole.device)
             learned = old.exp() < self.settings.mask_above if self.settings.mask_above else old == old
             logprobs, old = whole[learned], old[learned]
             gain, ratio, clipped = self._gain(example.advantage, logprobs, old)
             kl = self._kl(logprobs, reference[index][0][learned]) if self.needs_reference else torch.zeros_like(old)
-            # 2. A ratio that ran away says that old and new policy are too far apart to learn from.
+            # 2. A ratio that ran away means that the old and new policy are too far apart to learn from.
             count = max(len(old), 1)
             left_out = bool(self.settings.max_ratio) and float(ratio.detach().sum()) / count > self.settings.max_ratio
             if left_out:
@@ -174,7 +174,7 @@ class OfUpdate:
         return Loss(total, sums | {"loss": total.detach()})
 
     def _gain(self, advantage: float, logprobs: Tensor, old: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What each token gains, its ratio, and whether the clip took its gradient, or cut its weight."""
+        """Each token's gain, its ratio, and whether the clip removed its gradient or cut its weight."""
         import torch
 
         settings, moved = self.settings, logprobs - old
@@ -187,16 +187,16 @@ class OfUpdate:
         return torch.minimum(ratio * advantage, kept * advantage), ratio, ratio * advantage > kept * advantage
 
     def _kl(self, logprobs: Tensor, reference: Tensor) -> Tensor:
-        """The divergence from the reference of each token, estimated."""
+        """The estimated divergence from the reference, per token."""
         away = (reference - logprobs).clamp(-_FARTHEST, _FARTHEST)
         kl = away.square() / 2 if self.settings.kl_estimator == "k2" else away.exp() - away - 1
         return kl.clamp(max=self.settings.max_kl) if self.settings.max_kl else kl
 
     def _shares(self, example: ScoredCompletion) -> tuple[float, float]:
-        """What each of its learned tokens counts in the policy's part and in the divergence's, times the number of
+        """The weights of the example's learned tokens in the policy term and in the divergence, times the number of
         examples."""
         settings = self.settings
-        # Of a segment the mean is over the tokens by which its credit weighed it, so that a token counts alike in all.
+        # A segment's mean is over the tokens that its credit weighted it by, so a token counts alike in all segments.
         weighed = num_learned(example.completion, settings.mask_above, as_recorded=True)
         of_sum = 1.0 if settings.reduction == "completion" else self.num_examples / len(self.lengths)
         share = (

@@ -1,11 +1,11 @@
-"""The registry of recipes: a name, or a place outside the package, to a recipe with all its values.
+"""The registry of recipes: from a name, or a place outside the package, to a recipe with all its values.
 
-    preset("grpo", "seed")                        GRPO as recipes/grpo/presets.py states it for the embedded seed model
-    preset("mine.py:ShortestRight", "seed")       the same of a file of the user's own
-    load_recipe("flow-dpo", "paper")              the recipe alone, to be passed to `core.loop.learn`
+    preset("grpo", "seed")                        GRPO for the embedded seed model, as recipes/grpo/presets.py states it
+    preset("mine.py:ShortestRight", "seed")       the same for a recipe in the user's own file
+    load_recipe("flow-dpo", "paper")              the recipe alone, for `core.loop.learn`
 
-Invariant: nothing is fitted or guessed. A recipe states its presets, and a name that it does not have is refused with
-the nearest one. A recipe is imported when it is requested, so that none costs what another one needs.
+Invariant: nothing is fitted or guessed. A recipe states its presets, and an unknown name is refused with the nearest
+known one. A recipe is imported only when it is requested, so no recipe costs the imports of another.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ if TYPE_CHECKING:
     from flow_dpo.recipes.scales import Preset
 
 PRESET_NAMES = ("paper", "chat", "small", "seed")
-"""What every recipe of the package states: its paper's values, and those of three sizes of model (`recipes.scales`)."""
+"""The presets that every recipe of the package has: its paper's, and one for each of three sizes (`recipes.scales`)."""
 GPU = "gpu"
-"""The preset of Flow-DPO's two recipes that keeps a GPU full."""
+"""The preset of Flow-DPO's two recipes that keeps a GPU busy."""
 
 PRESET_LINES: Mapping[str, str] = {
     "paper": "the values that the recipe's paper states",
-    "chat": "chat models, runs of hundreds of problems; the default but for the seed",
-    "small": "half a billion parameters, two worked examples in the prompt",
-    "seed": "the embedded seed model, whose default it is",
-    GPU: "a GPU kept full: batches of 512 problems (flow-dpo, flow-dpo-paper)",
+    "chat": "chat models, runs of hundreds of problems; the default for all models but the seed",
+    "small": "models of half a billion parameters, two worked examples in the prompt",
+    "seed": "the embedded seed model, and its default",
+    GPU: "batches of 512 problems, to keep a GPU busy (flow-dpo, flow-dpo-paper)",
 }
-"""What each is for, in a line."""
+"""What each preset is for, in a line."""
 _LINES = {
     "flow-dpo": "Answer writes whole attempts, Stop judges each; Stop learns from every verdict (default)",
     "flow-dpo-paper": "Flow-DPO as published: Stop after every chunk, DPO pairs at every node (2410.22304)",
-    "online-dpo": "two whole answers to a question, the better preferred (OAIF, 2402.04792)",
+    "online-dpo": "two whole answers per question, the better one preferred (OAIF, 2402.04792)",
     "grpo": "advantages within a problem's group of answers (2402.03300)",
     "dapo": "GRPO with clip-higher, dynamic sampling and means over tokens (2503.14476)",
-    "dr-grpo": "GRPO without its divisions by deviation and by length (2503.20783)",
+    "dr-grpo": "GRPO without the divisions by standard deviation and by length (2503.20783)",
     "gspo": "GRPO with probability ratios of whole answers (2507.18071)",
     "cispo": "clipped ratios as weights: every token keeps its gradient (2506.13585)",
-    "rloo": "REINFORCE against the mean of the other answers (2402.14740)",
-    "reinforce-pp": "REINFORCE++: one answer, advantages whitened over the batch (2501.03262)",
-    "reinforce-baseline": "the same with the mean of a group subtracted first (2501.03262)",
-    "vineppo": "advantages of steps, by rollouts from the states between them (2410.01679)",
-    "spo-chain": "advantages of segments between unsure tokens, by rollouts from there (2505.23564)",
-    "spo-tree": "a full tree of segments, each against its siblings, whitened (2505.23564)",
+    "rloo": "REINFORCE with the mean of the other answers as baseline (2402.14740)",
+    "reinforce-pp": "REINFORCE++: one answer per question, advantages whitened over the batch (2501.03262)",
+    "reinforce-baseline": "REINFORCE++ with the group's mean subtracted first (2501.03262)",
+    "vineppo": "advantages of steps, estimated by rollouts from the states between them (2410.01679)",
+    "spo-chain": "advantages of segments cut at unsure tokens, estimated by rollouts (2505.23564)",
+    "spo-tree": "a full tree of segments, each compared with its siblings, whitened (2505.23564)",
     "treerpo": "a full tree of steps, GRPO among the siblings at every node (2506.05183)",
-    "treerl": "chains that fork at their least sure tokens, values of all leaves (2506.11902)",
-    "rpo": "branches off a correct path, contrasted by their odds (2410.10858)",
-    "iterative-rpo": "right against wrong answers by DPO and likelihood, the reference renewed (2404.19733)",
-    "step-dpo": "the first wrong step of a solution against right ones from its state (2406.18629)",
-    "cpl": "MCTS over plans, preferences by the values of plan steps (2409.08642)",
+    "treerl": "chains that fork at their least sure tokens, values from all leaves (2506.11902)",
+    "rpo": "branches off a correct path, contrasted by an odds ratio (2410.10858)",
+    "iterative-rpo": "DPO and likelihood on right and wrong answers, the reference renewed (2404.19733)",
+    "step-dpo": "the first wrong step of a solution against right steps from the same state (2406.18629)",
+    "cpl": "MCTS over plans, preferences from the values of plan steps (2409.08642)",
     "malt": "generate, verify, refine: three roles, values backed up from a full tree (2412.01928)",
-    "rejection-sampling": "correct answers, learned by their likelihood (RFT, 2308.01825)",
-    "regenesis": "reasoning paths from general guidelines, the right ones learned (2410.02108)",
+    "rejection-sampling": "fine-tuning on correct answers (RFT, 2308.01825)",
+    "regenesis": "reasoning paths from general guidelines, fine-tuning on the right ones (2410.02108)",
     "dots": "a planner learns which way of solving suits a problem (2410.03864)",
 }
 
@@ -112,24 +112,23 @@ OBJECTIVE_LINES: Mapping[str, str] = {
     "dpo": "DPO (2305.18290), beta 0.1",
     "cdpo": "DPO with smoothed labels (Mitchell's cDPO)",
     "robust": "DPO corrected for flipped labels (2403.00409)",
-    "hinge": "hinge on DPO's margin (SLiC, 2305.10425)",
-    "ipo": "a target distance of mean log-ratios (2310.12036)",
+    "hinge": "hinge loss on DPO's margin (SLiC, 2305.10425)",
+    "ipo": "a target distance between mean log-ratios (2310.12036)",
     "simpo": "mean log-probabilities and a target margin, no reference (2405.14734)",
     "orpo": "likelihood and an odds ratio, no reference (2403.07691)",
-    "kto": "desirable and undesirable completions from a reference point (2402.01306)",
+    "kto": "desirable and undesirable completions, relative to a reference point (2402.01306)",
 }
-"""Objectives on pairs that `--objective` puts in the place of a recipe's own, each with what it is in a line."""
+"""The pair objectives that `--objective` can put in place of a recipe's own, each described in a line."""
 
 RECIPES: Mapping[str, Mapping[str, Preset]] = _Recipes()
-"""The presets of each recipe of the package, by its name."""
+"""The presets of every recipe of the package, by the recipe's name."""
 
 
 def preset(recipe: str, name: str, *, flow: Flow[Any] | None = None) -> Preset:
-    """A recipe's preset, with another flow in place of its own where one is given: that flow as it is, for the values
-    of a scale are the recipe's own flow's.
+    """A recipe's preset. If `flow` is given, it replaces the recipe's own as it is, without any values of the scale.
 
-    `recipe` is a name of `RECIPES` or of an installed plug-in, or "path/to/file.py:Name" or "package.module:Name",
-    whose code is then run. Raises `ConfigError` for what is none of these.
+    `recipe` is a name in `RECIPES` or of an installed plug-in, or a place, "path/to/file.py:Name" or
+    "package.module:Name", whose code is then run. Raises `ConfigError` for an unknown recipe or preset.
     """
     presets = _presets_of(recipe)
     if name not in presets:
@@ -139,14 +138,14 @@ def preset(recipe: str, name: str, *, flow: Flow[Any] | None = None) -> Preset:
 
 
 def load_recipe(recipe: str, preset_name: str = "chat", *, flow: Flow[Any] | None = None) -> Recipe:
-    """The recipe of a preset alone, without the values of adapters and updates."""
+    """The recipe of a preset, without its adapter and update settings."""
     return preset(recipe, preset_name, flow=flow).recipe
 
 
 def pair_objective(name: str, replaced: Objective | None, *, recipe: str) -> Any:
-    """The built-in objective of this name, with its own defaults, in the place of a recipe's own.
+    """The built-in pair objective of this name, with its own defaults, to replace a recipe's objective.
 
-    Raises `ConfigError` where the `replaced` one shows that the recipe makes no pairs; None where another credit does.
+    Raises `ConfigError` if the recipe's objective, `replaced`, takes no pairs; it is None if another credit is given.
     """
     if replaced is not None and Pair not in replaced.accepts:
         pairs = [each for each in RECIPES if Pair in load_recipe(each).objective.accepts]
@@ -158,31 +157,28 @@ def pair_objective(name: str, replaced: Objective | None, *, recipe: str) -> Any
 
 
 def recipe_names() -> list[str]:
-    """The recipes of the package and of installed plug-ins."""
+    """The names of the package's recipes and of those from installed plug-ins."""
     return list(dict.fromkeys([*RECIPES, *installed("recipe")]))
 
 
 def recipe_lines() -> dict[str, str]:
-    """Every recipe by name, with what it is in a line; imports none."""
-    return {name: _LINES.get(name, "of an installed plug-in") for name in recipe_names()}
+    """A one-line description of every recipe, by name. Imports none of them."""
+    return {name: _LINES.get(name, "from an installed plug-in") for name in recipe_names()}
 
 
 def preset_names(recipe: str) -> list[str]:
-    """The presets that a recipe states. Runs its code where `recipe` names a file or a module."""
+    """The names of the presets that a recipe states. Runs the recipe's code if `recipe` names a file or a module."""
     return [*_presets_of(recipe)]
 
 
-_preset = preset  # load_recipe has an argument of that name
-
-
 def default_preset(model_name_or_path: str) -> str:
-    """The preset taken where none is named: "seed" for the embedded model, "chat" for any other."""
+    """The preset used if none is named: "seed" for the embedded model, "chat" for any other."""
     return "seed" if model_name_or_path == "seed" else "chat"
 
 
 def default_recipe(*, own_flow: bool) -> str:
-    """The recipe taken where none is named: Flow-DPO, whose exploration and credit are for its flow of attempts; with a
-    flow of the user's own the paper's, which takes any."""
+    """The recipe used if none is named: Flow-DPO, whose exploration and credit are for its own flow of attempts; for a
+    flow of the user's own the paper's version, which takes any flow."""
     return "flow-dpo-paper" if own_flow else "flow-dpo"
 
 
@@ -200,8 +196,8 @@ def _presets_of(recipe: str) -> Mapping[str, Preset]:
 
 
 def _checked(found: object, source: str) -> Mapping[str, Preset]:
-    """The presets that an object from outside stands for: a mapping of presets by name; one preset, which is taken
-    under every name; or a bare recipe, which takes adapters and updates from the scales."""
+    """The presets that an object from outside stands for: a mapping of presets by name; one preset, used under every
+    name; or a bare recipe, which takes adapter and update settings from the scales."""
     from flow_dpo.recipes.scales import SCALES, Preset
 
     if isinstance(found, Recipe):
@@ -220,7 +216,7 @@ def _checked(found: object, source: str) -> Mapping[str, Preset]:
 
 
 def _check_parts(recipe: Recipe, where: str) -> None:
-    """Raise `ConfigError` for a part that lacks what the loop will ask of it."""
+    """Raise `ConfigError` for a part that lacks what the loop needs of it."""
     wanted = {"explore": ("__call__", "alone"), "credit": ("__call__",),
               "objective": ("__call__", "accepts", "needs_reference")}  # fmt: skip
     if not isinstance(recipe.flow, Flow):
@@ -231,7 +227,7 @@ def _check_parts(recipe: Recipe, where: str) -> None:
         if isinstance(found, type) or not is_dataclass(found) or lacking:
             raise ConfigError(
                 f"expected a frozen dataclass instance{' with ' + ', '.join(lacking) if lacking else ''} as the {part} "
-                f"of {where}, found {found!r:.200}; its fields are the settings that flags name"
+                f"of {where}, found {found!r:.200}; its fields are what flags set"
             )
 
 

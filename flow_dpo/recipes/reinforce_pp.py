@@ -1,13 +1,13 @@
 """REINFORCE++ (arXiv 2501.03262): advantages that are standard scores over the whole batch, not within a group.
 
-`PRESETS` is REINFORCE++, one answer to a question and no baseline but the batch's mean; `BASELINE` its variant for
-reasoning, which subtracts the group's mean first. Values of the latter's paper preset are those of the authors' script
-(OpenRLHF/OpenRLHF 3c3be623, examples/scripts/train_reinforce_baseline_hybrid_engine.sh) and of its command's defaults
-(openrlhf/cli/train_ppo_ray.py): 8 answers of at most 64,000 tokens to each of 128 questions, one update, groups that
-are all right or all wrong replaced, KL 1e-5 as k2 in the loss, rate 5e-7 after a warm-up of 3 % of the updates that
-128,000 questions make, clip 0.2, means over tokens (openrlhf/models/loss.py). The first has the same but for 1,024
-questions and a KL term of 0.01 (that code's default), which the paper takes from the rewards of single tokens and is in
-the loss here.
+`PRESETS` is REINFORCE++: one answer per question, and the batch's mean as the only baseline. `BASELINE` is its variant
+for reasoning, which subtracts the group's mean first. The paper preset of `BASELINE` has the values of the authors'
+script (OpenRLHF/OpenRLHF 3c3be623, examples/scripts/train_reinforce_baseline_hybrid_engine.sh) and the defaults of the
+command that it calls (openrlhf/cli/train_ppo_ray.py): 8 answers of at most 64,000 tokens to each of 128 questions, one
+update, groups that are all right or all wrong replaced, KL 1e-5 as k2 in the loss, rate 5e-7 after a warm-up over 3 %
+of the updates that 128,000 questions make, clip 0.2, means over tokens (openrlhf/models/loss.py). That of `PRESETS` has
+the same, except for 1,024 questions and a KL term of 0.01 (that code's default). The paper subtracts this term from the
+rewards of single tokens; here it is in the loss.
 """
 
 from __future__ import annotations

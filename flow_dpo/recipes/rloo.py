@@ -1,12 +1,12 @@
-"""RLOO (arXiv 2402.14740): REINFORCE on whole answers, each against the mean reward of the question's others.
+"""RLOO (arXiv 2402.14740): REINFORCE on whole answers, with the mean reward of a question's other answers as baseline.
 
-The ratio is that of an answer's probabilities, a product over its tokens, as TRL's `RLOOTrainer` has it (1.16.0): on
-policy its gradient is REINFORCE's, and beyond the first update of a batch it is clipped at 0.2. The paper's values are
-those of its appendix C for Pythia-6.9B on TL;DR, as others state them, for its text was not to be had: 512 answers in
-two updates of 256, KL coefficient 0.03, rate 1e-6 after a warm-up of 3 % of 600 steps, 4 answers to a question (2 in
-others of its runs, section 5.1). huggingface/trl 0167b7d (docs/source/paper_index.md) has the same but for updates of
-512. Length and temperature the paper does not state. It takes the divergence from the reward; here it is a term of the
-loss, k2 summed over an answer.
+The ratio is that of an answer's probabilities, a product over its tokens, as in TRL's `RLOOTrainer` (1.16.0): on policy
+its gradient is REINFORCE's, and after the first update of a batch it is clipped at 0.2. The paper's values are those of
+its appendix C for Pythia-6.9B on TL;DR, as others quote them, since its text was not available: 512 answers in two
+updates of 256, KL coefficient 0.03, rate 1e-6 after a warm-up over 3 % of 600 steps, 4 answers per question (2 in other
+runs, section 5.1). huggingface/trl 0167b7d (docs/source/paper_index.md) has the same, except for updates of 512. The
+paper does not state length and temperature. It subtracts the divergence from the reward; here it is a term of the loss,
+k2 summed over an answer.
 """
 
 from __future__ import annotations

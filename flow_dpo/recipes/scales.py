@@ -1,12 +1,12 @@
-"""Presets and scales: the values that a size of model wants, whatever the recipe.
+"""Presets and scales: the values that suit a size of model, whatever the recipe.
 
-A preset is a recipe with the values of its adapters and updates. Those of a paper are the recipe's own; the other
-three share their LoRA, learner and batch, which are stated here once, beside the prompts and lengths that go with them:
+A preset is a recipe with its adapter and update settings. A paper's values belong to its recipe. The other three
+presets share LoRA, learner and batch settings, stated here once, with the prompts and lengths that go with them:
 
     SEED.preset(Recipe(flow=SEED_SINGLE, explore=Group(num_rollouts=8, top_p=SEED_TOP_P), credit=..., objective=...))
 
-Invariant: nothing is looked up by a name. A recipe states every value by a constructor call, so that a misspelled one
-is an error when the recipe is imported, and for a type checker before that.
+Invariant: nothing is looked up by a name. A recipe states every value in a constructor call, so a misspelled one is an
+error when the recipe is imported, and a type checker finds it before that.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from flow_dpo.recipes.single import Single
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A recipe with the values of its adapters and updates."""
+    """A recipe with its adapter and update settings."""
 
     recipe: Recipe
     lora: LoraSettings
     learner: LearnerSettings
     problems_per_batch: int
-    """Problems sampled under one policy version."""
+    """Problems sampled with one version of the policy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The values of adapters and updates that a size of model wants of any recipe."""
+    """The adapter and update settings that suit a size of model, whatever the recipe."""
 
     lora: LoraSettings
     learner: LearnerSettings
     problems_per_batch: int
-    """Problems sampled under one policy version."""
+    """Problems sampled with one version of the policy."""
 
     def preset(self, recipe: Recipe, **learner: Any) -> Preset:
-        """The recipe at this scale, with what its learner has of its own."""
+        """The recipe at this scale; `learner` holds the recipe's own learner settings."""
         own = replace(self.learner, **learner)
         return Preset(recipe=recipe, lora=self.lora, learner=own, problems_per_batch=self.problems_per_batch)
 
 
-# ---- chat: runs of hundreds of problems rather than many thousands, in which the papers' rates move nothing ----------
+# ---- chat: runs of hundreds of problems, not of many thousands; the papers' rates would move nothing ----------------
 
 CHAT = Scale(
     lora=LoraSettings(lora_r=8, lora_alpha=8),
@@ -75,22 +75,22 @@ WORKED_EXAMPLES = (
         solution="After giving 8 away she has 32 - 8 = 24 stickers.\nThree people share them: 24 / 3 = 8.\nAnswer: 8",
     ),
 )
-"""Two worked turns: without them a small model leaves most of its solutions without a final line."""
+"""Two worked turns; without them a small model leaves most of its solutions without a final answer line."""
 SMALL_PROMPTS = AnswerStopPrompts(examples=WORKED_EXAMPLES)
 SMALL_CHUNK_TOKENS = 32
 SMALL_MAX_CHUNKS = 5
 SMALL_TOKENS = SMALL_CHUNK_TOKENS * SMALL_MAX_CHUNKS
-"""Longest solution."""
+"""Longest solution, in tokens."""
 SMALL_TEMPERATURE = 0.8
-"""Of recipes whose paper states none: a small model's plain distribution ends few solutions well."""
+"""For recipes whose paper states none: at temperature 1 a small model ends few solutions well."""
 SMALL_SINGLE = Single(max_tokens=SMALL_TOKENS, prompts=RolePrompts(examples=WORKED_EXAMPLES))
 
 # ---- seed: the embedded seed model -----------------------------------------------------------------------------------
 
 SEED = Scale(
     lora=LoraSettings(lora_r=8, lora_alpha=8),
-    # A reference that follows every eight updates lets margins go on growing; against the base they stand still where a
-    # misconception has become a coin toss (docs/log.md).
+    # With a reference that is renewed every eight updates, margins keep growing; against the base they stop once
+    # a misconception has become a coin toss (docs/log.md).
     learner=LearnerSettings(
         learning_rate=3e-3,
         examples_per_update=32,
@@ -109,11 +109,11 @@ SEED_PROMPTS = AnswerStopPrompts(
 SEED_CHUNK_TOKENS = NUM_CHUNK_TOKENS
 SEED_MAX_CHUNKS = MAX_CHUNKS
 SEED_TOKENS = NUM_CHUNK_TOKENS * MAX_CHUNKS
-"""Longest solution."""
+"""Longest solution, in tokens."""
 SEED_PLAN_TOKENS = 2 * NUM_CHUNK_TOKENS
-"""A line of the seed's solutions: it knows no plans, so its plan is the beginning of its solution."""
+"""Room for a line of the seed's solutions: it knows no plans, so its plan is the beginning of its solution."""
 SEED_TEMPERATURE = 1.0
-"""In every recipe, whatever its paper's: at another the seed's planted errors would have other rates."""
+"""For every recipe, whatever its paper says: at another one the seed's planted errors would have other rates."""
 SEED_TOP_P = 0.97
 SEED_SINGLE = Single(
     max_tokens=SEED_TOKENS,
@@ -123,4 +123,4 @@ SEED_SINGLE = Single(
 )
 
 SCALES = {"chat": CHAT, "small": SMALL, "seed": SEED}
-"""By the name of the preset that they make."""
+"""The scales, by the name of the preset that they make."""

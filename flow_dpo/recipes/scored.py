@@ -1,10 +1,10 @@
-"""Scored completions of a tree's nodes, for the credits that learn what was right, or how much better than expected.
+"""Scored completions of a tree's nodes, for credits that learn what was right or better than expected.
 
     scored_as_sampled(tree, node)          the node's completion, for the request that it was sampled for
     scored_word(tree, stop_node, 1)        "No" in place of what Stop sampled there
     scored_for(tree, node, tree.nodes[0])  the completion for another node's request
 
-Invariant: what was sampled for another request, or by another model, has the policy version `ELSEWHERE`.
+Invariant: a completion that was sampled for another request, or by another model, has the policy version `ELSEWHERE`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from flow_dpo.core.tree import Node, Rollout, Tree
 from flow_dpo.core.types import ScoredCompletion, TokenIds
 
 ELSEWHERE = -1
-"""The policy version of a completion that is learned for another request than its own: its log-probabilities are of its
-own request, and are compared with none."""
+"""The policy version of a completion that is learned for another request than its own: its log-probabilities belong to
+its own request, and are not compared with anything."""
 
 
 def distinct_correct(tree: Tree) -> Iterator[Rollout]:
-    """The rollouts that were graded correct, without those with the same tokens as an earlier one."""
+    """The rollouts graded correct, without those that repeat an earlier one's tokens."""
     seen: set[tuple[TokenIds, ...]] = set()
     for rollout in tree.rollouts:
         if rollout.verdict is None or rollout.verdict.status != "correct":
@@ -47,14 +47,14 @@ def scored_as_sampled(tree: Tree, node: Node, advantage: float = 1.0, weight: fl
 
 
 def scored_for(tree: Tree, node: Node, target: Node) -> ScoredCompletion:
-    """A node's completion, scored for another node's request, at that node's depth."""
+    """A node's completion, scored for another node's request and at that node's depth."""
     elsewhere = replace(node.completion, policy_version=ELSEWHERE)
     return replace(scored_as_sampled(tree, node), request=target.request, completion=elsewhere, depth=target.depth)
 
 
 def scored_word(tree: Tree, node: Node, choice: int) -> ScoredCompletion:
-    """A choosing node's completion as if it had taken this choice, the right one. What was sampled keeps
-    the log-probability that it was sampled with; of another word, the unscaled one stands in."""
+    """A choosing node's completion as if it had taken this choice, the right one. The sampled choice keeps the
+    log-probability that it was sampled with; for another one the unscaled log-probability stands in."""
     sampled, scored = node.completion, scored_as_sampled(tree, node)
     if choice == sampled.choice:
         return scored

@@ -1,6 +1,6 @@
 """The plain flow: one role writes the whole solution in one completion.
 
-One turn, one completion, as long as it may be: plain inference, the yardstick beside every flow.
+One turn, one completion, up to the longest allowed: plain inference, the baseline for every other flow.
 
     answer [5 6 7 8 9 E]     solution 5 6 7 8 9, ended
 """
@@ -29,7 +29,7 @@ class Single(Flow[SingleState]):
     """One Answer role, one turn."""
 
     max_tokens: int = 960
-    """Longest answer, in tokens; the default is what the paper's flow may write in all."""
+    """Longest answer, in tokens; the default is what the Flow-DPO paper's flow can write in all."""
     prompts: RolePrompts = field(default_factory=RolePrompts)
 
     roles: ClassVar[tuple[Role, ...]] = (ANSWER,)

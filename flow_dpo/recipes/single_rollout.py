@@ -1,13 +1,13 @@
-"""One rollout from the beginning to its end, as the explorations of whole chains sample it.
+"""One rollout from beginning to end, for the explorations that sample whole chains.
 
-A search decides by what it has seen, so it runs the runner several times and looks at the ends in between:
+A search decides by what it has seen, so it runs the runner several times and looks at the results in between:
 
     chains = [Chain(flow, problem, turn_sampling, seed=derive(seed, problem.id, i), checked=True) for i in range(4)]
     runner.run([chain.rollout() for chain in chains])
     [chain.right for chain in chains]                   what the verifier found, to steer the search by
 
-Invariant: a search is steered by the very verdicts that its tree is graded with (`grading.rule` and all), so that what
-it takes for right is the lesson.
+Invariant: a search is steered by the very verdicts that its tree is graded with (`grading.rule` included), so what it
+takes for right is what is learned.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ class Chain:
         between: Callable[[Any], Any] | None = None,
         checked: bool = False,
     ) -> None:
-        """`tags` are added to every turn's own; `between` may replace the state between two turns; what is `checked`
-        has its end verified."""
+        """`tags` are added to each turn's own. `between` can replace the state between two turns. With `checked` the
+        solution is verified at the end."""
         self.flow, self.problem, self.turn_sampling, self.seed = flow, problem, turn_sampling, seed
         self.trunk, self.tags, self.between, self.checked = trunk, tags, between, checked
         self.status: Status | None = None
-        """What the verifier found; None of a rollout that was not checked."""
+        """What the verifier found; None if the rollout is not checked."""
         self.turns: list[tuple[Request, Completion, tuple[str, ...]]] = []
         self.solution = Solution(pieces=(), ended=False)
 
     def rollout(self) -> RolloutSteps:
-        """Sample to the end. Raises `FlowError` for a turn that the flow may not take."""
+        """Sample to the end. Raises `FlowError` for a turn that the flow is not allowed to take."""
         state = self.flow.start(self.problem)
         while (turn := self.flow.turn(state)) is not None:
             depth = len(self.turns)
@@ -74,7 +74,7 @@ class Chain:
         return self.status == "correct"
 
     def add_to(self, tree: Tree) -> int:
-        """Add the rollout below the root, and return its rollout's id."""
+        """Add the rollout below the tree's root, and return its rollout id."""
         if not self.turns:
             raise FlowError(f"{type(self.flow).__name__} ended a rollout of {self.problem.id} without a turn")
         return tree.add_rollout(None, self.turns, self.solution)

@@ -1,15 +1,15 @@
-r"""Step-level rollouts: fresh completions from the states that a path goes through.
+r"""Step-level rollouts: fresh completions from the states along a path.
 
-A path is a rollout from the beginning. Its completions are cut into steps (`core.steps`), and before each of them is a
-state: a turn, and how much of it has been written. From a state any number of fresh completions, the probes, are
-sampled to the end, whatever the path did next:
+A path is a rollout from the beginning. Its completions are cut into steps (`core.steps`), and before each step there is
+a state: a turn, and how much of it has been written. From a state any number of fresh completions, the probes, are
+sampled to the end, whatever the path itself did next:
 
     path 0    [q] "12 + 7 = 19\n" [q + 1 step] "Answer: 19"         two states
     probes    from [q]: 9 rollouts; from [q + 1 step]: 9 rollouts
-    path 1    [q] "12 + 7 = 18\n" [...] "Answer: 18"                its first state is known: no probes
+    path 1    [q] "12 + 7 = 18\n" [...] "Answer: 18"                its first state is known: no new probes
 
-Invariant: states in which the same role has the same prompt tokens are one state, and its probes depend on it, the seed
-and the problem, not on which path came there first. Paths come first in a tree, then the probes, state by state.
+Invariant: states in which the same role has the same prompt tokens are one state. Its probes depend on it, the seed and
+the problem, not on which path reached it first. Paths come first in a tree, then the probes, state by state.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class Step:
 
     turn: Turn
     state: Any
-    """The flow's, at the turn's beginning."""
+    """The flow's state at the turn's beginning."""
     kept: Completion | None
-    """What had been written of the turn."""
+    """What had been written of the turn before this step."""
     request: Request
-    """The turn's request with `kept` after its prompt: it names the state."""
+    """The turn's request with `kept` after its prompt; it identifies the state."""
     completion: Completion
     tags: tuple[str, ...]
 
 
 @dataclass(slots=True, kw_only=True)
 class Path:
-    """One rollout from the beginning, while it is under way and after."""
+    """One rollout from the beginning, under way or finished."""
 
     index: int
     steps: list[Step] = field(default_factory=list[Step])
@@ -64,7 +64,7 @@ class Branched:
     """Paths and probes of one problem."""
 
     cut_probes: ClassVar[bool] = False
-    """Whether the completions of probes are cut into steps, too."""
+    """Whether the completions of probes are also cut into steps."""
 
     def __init__(
         self,
@@ -81,12 +81,12 @@ class Branched:
         self._probes: dict[Request, list[_Probe]] = {}
 
     def new_path(self) -> Path:
-        """A path that has not begun."""
+        """Add a path that has not begun, and return it."""
         self.paths.append(Path(index=len(self.paths)))
         return self.paths[-1]
 
     def rollout(self, path: Path, *, probing: bool) -> RolloutSteps:
-        """Sample a path to its end; if `probing`, start the probes of every new state on the way."""
+        """Sample a path to its end; if `probing`, start the probes of every new state along the way."""
         state, num_turns = self.flow.start(self.problem), 0
         while (turn := self.flow.turn(state)) is not None:
             check_turn(self.flow, turn, num_turns, self.problem)
@@ -103,7 +103,7 @@ class Branched:
         yield Finished(problem=self.problem, solution=path.solution)
 
     def probe(self, step: Step) -> RolloutSteps:
-        """Start the probes of the state before `step`, unless there are some already."""
+        """Start the probes of the state before `step`, unless it has some already."""
         if step.request in self._probes:
             return
         probes = self._probes[step.request] = [_Probe() for _ in range(self.num_completions)]
@@ -117,7 +117,7 @@ class Branched:
             if path.solution is None or not path.steps:
                 raise FlowError(
                     f"{type(self.flow).__name__} ended a rollout of {self.problem.id} without a turn; it needs "
-                    f"one turn at least"
+                    f"at least one turn"
                 )
             tree.add_rollout(None, [(s.request, s.completion, s.tags) for s in path.steps], path.solution)
         for path in self.paths:
@@ -131,11 +131,11 @@ class Branched:
         return tree
 
     def step_ends(self, completion: Completion) -> tuple[int, ...]:
-        """How many tokens of the completion stand before the end of each step but the last."""
+        """For each step but the last, how many of the completion's tokens there are up to its end."""
         return self.runner.step_ends(completion)
 
     def _steps(self, turn: Turn, state: Any, sampled: Sampled) -> Iterator[Step]:
-        """One turn's completion, step by step. A choice is one step."""
+        """One turn's completion, step by step. A choice is a single step."""
         ends = () if turn.choices else self.step_ends(sampled.completion)
         kept: Completion | None = None
         for piece in split(sampled.completion, ends):
@@ -145,7 +145,7 @@ class Branched:
 
     def _continue(self, probe: _Probe, step: Step, index: int) -> RolloutSteps:
         """Sample from the state before `step` to the end."""
-        # Of the state alone: several paths may come here, in any order.
+        # The seed depends on the state alone: several paths can reach it, in any order.
         place = f"{step.request.role} {step.request.max_tokens} {step.request.prompt_ids}"
         turns, probe.solution = yield from continuation(
             self.turn_sampling, self.flow, self.problem, turn=step.turn, state=step.state, kept=step.kept,
@@ -169,9 +169,9 @@ def continuation(
     seed_of: Callable[[int], int],
     trunk: bool = False,
 ) -> Generator[Yields, Sampled | Verdict, tuple[list[Step], Solution]]:
-    """Sample from amid a turn, of which `kept` has been written, to the end of the flow; a turn is one step.
+    """Sample to the end of the flow, from a turn of which `kept` has been written; each turn is one step.
 
-    `seed_of` gives the seed of the turn with this number, from 0 for the one that is continued.
+    `seed_of` gives the seed of each turn by its number, counted from 0 for the turn that is continued.
     """
     steps: list[Step] = []
     while turn is not None:
@@ -192,7 +192,7 @@ def continuation(
 
 
 def request_after(request: Request, kept: Completion) -> Request:
-    """The request that is left once `kept` has been written."""
+    """The request that remains once `kept` has been written."""
     return replace(
         request,
         prompt_ids=request.prompt_ids + kept.token_ids,

@@ -1,8 +1,8 @@
-"""Whether a run ended because its budget was spent: it is at its end then, though problems are left.
+"""Whether a run ended because its budget was spent; it is complete then, though problems are left.
 
     is_spent({"run": {"budget": {"budget_updates": 3}}}, {"tokens": 900, "verdicts": 40, "updates": 3})     # True
 
-Invariant: what a budget means is `runs.callbacks.budget`'s: a run ends when all that it names is spent.
+Invariant: a budget means what it means in `runs.callbacks.budget`: a run ends when everything it names is spent.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from flow_dpo.runs.callbacks.budget import is_empty
 
 
 def limits(settings: Mapping[str, Any]) -> dict[str, float]:
-    """The limits that a run's config.yaml sets, by what they are of ("tokens", "verdicts", "updates"); settings of
-    another shape set none."""
+    """The limits that a run's config.yaml sets, by kind ("tokens", "verdicts", "updates"); settings of another shape
+    set none."""
     run = settings.get("run")
     budget = run.get("budget") if isinstance(run, Mapping) else None
     named = budget if isinstance(budget, Mapping) else {}
@@ -28,5 +28,5 @@ def limits(settings: Mapping[str, Any]) -> dict[str, float]:
 
 
 def is_spent(settings: Mapping[str, Any], spent: Mapping[str, float]) -> bool:
-    """Whether the run has spent all that its budget names; never where it names nothing."""
+    """Whether the run has spent everything that its budget names; False if it names nothing."""
     return is_empty(limits(settings), spent)

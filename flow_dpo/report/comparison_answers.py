@@ -1,9 +1,9 @@
-"""What a comparison answers first: what is better than what, how surely, at what price, and what of it to distrust.
+"""What a comparison answers first: what is better than what, how surely, at what price, and what to distrust.
 
-    On held_out/greedy, 22 of 27 arms are better than self_generated, 3 worse, 2 not told apart.
+    On held_out/greedy, 22 of 27 arms are better than self_generated, 3 worse, 2 not significantly different.
 
-Invariant: every sentence has a number of comparison.json, and what is called better or worse is so by every interval
-that is known (`gaps.Gap.side`).
+Invariant: every sentence has a number from comparison.json, and "better", "worse" and "significant" mean: by every
+known interval (`gaps.Gap.side`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from flow_dpo.report.gaps import Gap, baseline_of, contrasts, every_pair, primar
 from flow_dpo.report.sources import ComparisonSource
 
 _SURE = 0.05
-"""The corrected p below which a difference counts beside all others."""
+"""The corrected p below which a difference is significant among all others."""
 _NAMED = 3
-"""Contrasts that are named in the answer; all of them stand below."""
+"""Contrasts that the answer names; the section has all of them."""
 Found = Mapping[str, Any]
 
 
@@ -44,12 +44,12 @@ def _baseline(found: Found, gaps: Sequence[Gap]) -> list[str]:
         return []
     return [
         f"On {primary_of(found)}, {_count(gaps, 1)} of {len(gaps)} arms are better than {baseline_of(found)}, "
-        f"{_count(gaps, -1)} worse, {_count(gaps, 0)} not told apart."
+        f"{_count(gaps, -1)} worse, {_count(gaps, 0)} not significantly different."
     ]
 
 
 def _declared(gaps: Sequence[Gap], primary: str) -> list[str]:
-    """How many contrasts are told apart, and the largest of these against each arm; of all where none is."""
+    """How many contrasts are significant, and the largest of them against each arm; of all, if none is significant."""
     if not gaps:
         return []
     told = [gap for gap in gaps if gap.side]
@@ -59,18 +59,18 @@ def _declared(gaps: Sequence[Gap], primary: str) -> list[str]:
     named = "; ".join(f"{gap.one} against {gap.other} {gap.words}" for gap in largest)
     how = "" if len(told) == 1 else "; the largest of them" if told else "; the largest"
     verb = "is" if len(told) == 1 else "are"
-    found = [f"{len(told)} of {len(gaps)} contrasts on {primary} {verb} told apart{how}: {named}."]
+    found = [f"{len(told)} of {len(gaps)} contrasts on {primary} {verb} significant{how}: {named}."]
     alike = [gap for gap in gaps if not gap.side]
     if told and alike:
-        # In the order of the study, which puts first what it asks first.
-        named = "; ".join(f"{gap.one} from {gap.other} {gap.words}" for gap in alike[:_NAMED])
+        # In the study's order, which puts its main questions first.
+        named = "; ".join(f"{gap.one} against {gap.other} {gap.words}" for gap in alike[:_NAMED])
         more = f"; and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
-        found.append(f"Not told apart: {named}{more}.")
+        found.append(f"Not significant: {named}{more}.")
     return found
 
 
 def _accuracy(found: Found) -> list[str]:
-    """The highest arm on the primary test, and the model as it was."""
+    """The arm with the highest accuracy on the primary test, and the untrained model."""
     primary = primary_of(found)
     test, _, how = primary.partition("/")
     there = [
@@ -84,7 +84,7 @@ def _accuracy(found: Found) -> list[str]:
     most = max(one["mean"] for _, one in there)
     best = [one for one in there if one[1]["mean"] == most]
     base = [one for one in there if one[0].get("kind") == "base" and one not in best][:1]
-    named = "; the model as it was, ".join(
+    named = "; the untrained model, ".join(
         ", ".join(
             f"{arm['name']} {formatting.share(one['mean'])}"
             + (f" ({formatting.interval((one['low'], one['high']))} over seeds)" if _varies(one) else "")
@@ -105,19 +105,18 @@ def _surely(found: Found, gaps: Sequence[Gap]) -> tuple[str, ...]:
     num = (sizes.get(primary_of(found).partition("/")[0]) or {}).get("num_problems")
     questions = f"{formatting.count(num)} questions" if num is not None else "its questions"
     if seeds == 1:
-        return (f"1 seed: what another seed would come to is not known; intervals are over {questions} alone.",)
+        return (f"1 seed: results of other seeds are unknown; intervals are over {questions} only.",)
     said = [
         f"{formatting.count(seeds)} seeds of training, {questions} of {primary_of(found)}: 95 % intervals over both"
-        + (", of votes and areas over seeds alone." if any(gap.team for gap in gaps) else ".")
+        + (", for votes and areas over seeds only." if any(gap.team for gap in gaps) else ".")
     ]
     several = [gap for gap in gaps if gap.seeds is not None and gap.questions is not None]
     if several:
         wide = sorted((high - low) / 2 for gap in several if gap.seeds for low, high in [gap.seeds])[len(several) // 2]
         narrow = sorted((high - low) / 2 for gap in several if gap.questions for low, high in [gap.questions])
         said.append(
-            f"Half of the intervals over seeds are wider than {100 * wide:.1f} points to each side, of those over "
-            "questions "
-            f"wider than {100 * narrow[len(several) // 2]:.1f}."
+            f"The median half-width of the intervals is {100 * wide:.1f} points over seeds and "
+            f"{100 * narrow[len(several) // 2]:.1f} over questions."
         )
     return tuple(said)
 
@@ -135,7 +134,7 @@ def _price(found: Found) -> tuple[str, ...]:
     ]
     parts += [formatting.seconds(cost["seconds"])] if cost.get("seconds") is not None else []
     least = formatting.count(min(one["tokens_sampled"] for _, one in there))
-    most = f"{least} to {formatting.count(cost['tokens_sampled'])} tokens sampled an arm and seed"
+    most = f"{least} to {formatting.count(cost['tokens_sampled'])} tokens sampled per arm and seed"
     return (f"{most}; the costliest, {costliest}: {', '.join(parts)}." if parts else f"{most}.",)
 
 
@@ -157,22 +156,21 @@ def _doubts(found: Found) -> list[str]:
 
 
 def _failed(found: Found) -> list[str]:
-    return [f"1 arm could not be made: {name}, for {reason}." for name, reason in (found.get("failed") or {}).items()]
+    return [f"1 arm could not be made: {name} ({reason})." for name, reason in (found.get("failed") or {}).items()]
 
 
 def _code(found: Found) -> list[str]:
     made = found.get("made_by") or ()
     parts = [f"{formatting.count(one.get('num_pieces'))} pieces by {one.get('commit')!s:.12}" for one in made]
-    doubts = [f"{len(made)} versions of the code made it: {', '.join(parts)}."] if len(made) > 1 else []
+    doubts = [f"It was made by {len(made)} versions of the code: {', '.join(parts)}."] if len(made) > 1 else []
     changed = [part for part, one in zip(parts, made, strict=True) if str(one.get("commit")).endswith("-dirty")]
-    return doubts + ([f"By code with changes that no commit has: {', '.join(changed)}."] if changed else [])
+    return doubts + ([f"Made with uncommitted changes: {', '.join(changed)}."] if changed else [])
 
 
 def _learned_tests(found: Found) -> list[str]:
     return [
         f"{formatting.count(size['num_learned'])} of the {formatting.count(size.get('num_problems'))} questions of "
-        f"{name} "
-        "were learned from by an arm."
+        f"{name} were in the training data of an arm."
         for name, size in (found.get("test_sets") or {}).items()
         if size and size.get("num_learned")
     ]
@@ -185,20 +183,19 @@ def _seeds(gaps: Sequence[Gap]) -> str:
     if not lost:
         return ""
     return (
-        f"{len(lost)} of {len(both)} differences are told apart over questions and not over seeds: with other seeds "
-        "they may "
-        "turn."
+        f"{len(lost)} of {len(both)} differences are significant over questions but not over seeds: with other seeds "
+        "they can change sign."
     )
 
 
 def _flat(gaps: Sequence[Gap]) -> str:
-    """Intervals of no width, of seeds or questions that all have one and the same difference."""
+    """Intervals of zero width: all their seeds, or all their questions, have the same difference."""
     flat = [gap for gap in gaps if any(low == high for low, high in gap.known)]
     if not flat:
         return ""
     return (
-        f"{len(flat)} of {len(gaps)} differences have an interval of no width, all their seeds or all their questions "
-        f"being alike, which tells nothing of others: first {flat[0].one} against {flat[0].other} on {flat[0].test}."
+        f"{len(flat)} of {len(gaps)} differences have an interval of zero width: all seeds or all questions are alike, "
+        f"which says nothing about others. The first is {flat[0].one} against {flat[0].other} on {flat[0].test}."
     )
 
 
@@ -207,21 +204,21 @@ def _corrected(gaps: Sequence[Gap]) -> list[str]:
     known = [gap for gap in told if gap.holm and gap.p is not None]
     lost = [gap for gap in known if gap.p is not None and gap.p >= _SURE]
     found = (
-        [f"{len(lost)} of {len(known)} differences that are told apart are not after Holm's correction (p from 0.05)."]
+        [f"{len(lost)} of {len(known)} significant differences are not after Holm's correction (p of 0.05 or more)."]
         if lost
         else []
     )
     alone = len(told) - len(known)
     if alone and len(gaps) > 1:
         found.append(
-            f"{alone} of {len(told)} differences that are told apart have no p corrected for {len(gaps)} comparisons: "
-            "of differences that are none, up to 1 in 20 is told apart by chance."
+            f"{alone} of {len(told)} significant differences have no p corrected for {len(gaps)} comparisons: without "
+            "any true difference, up to 1 in 20 is significant by chance."
         )
     return found
 
 
 def _turns(gaps: Sequence[Gap]) -> str:
-    """Pairs whose order is one way on one test, and the other way on another, by the intervals over questions."""
+    """Pairs of arms whose order differs between tests, by the intervals over questions."""
     pairs: dict[tuple[str, str], list[Gap]] = {}
     for gap in gaps:
         if not gap.area and gap.questions is not None and gap.questions[0] * gap.questions[1] > 0:
@@ -231,9 +228,8 @@ def _turns(gaps: Sequence[Gap]) -> str:
         return ""
     low, high = (pick(turned[0], key=lambda gap: gap.mean) for pick in (min, max))
     return (
-        f"{len(turned)} of {len(pairs)} orders turn between tests or decodings, over questions: {low.one} against "
-        f"{low.other} "
-        f"is {high.points} points on {high.test}, {low.points} on {low.test}."
+        f"{len(turned)} of {len(pairs)} pairs of arms change their order between tests or decodings, over questions: "
+        f"{low.one} against {low.other} is {high.points} points on {high.test}, {low.points} on {low.test}."
     )
 
 
@@ -269,5 +265,5 @@ def _ungraded(found: Found) -> str:
         return ""
     total = formatting.count(sum(by_arm.values()))
     return (
-        f"{total} answers could not be graded and count as not right, most of {name}: {formatting.count(by_arm[name])}."
+        f"{total} answers could not be graded and count as not right, most in {name}: {formatting.count(by_arm[name])}."
     )

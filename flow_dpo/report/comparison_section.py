@@ -1,7 +1,7 @@
-"""The section of a comparison: its contrasts as forests, all else folded; and its tables as a published study has them.
+"""The section of a comparison: its contrasts as forest plots, all else folded; and its tables for a published study.
 
-The contrasts that the study declares, then differences to the baseline, on the primary test (`gaps`); folded: the other
-tests, accuracies, cost, wrong steps, each seed. What comparison.json leaves null is shown as "-". Invariant: every
+Shown are the declared contrasts, then the differences to the baseline, on the primary test (`gaps`). Folded are the
+other tests, accuracies, cost, wrong steps and each seed. A null in comparison.json is shown as "-". Invariant: every
 number of the file's arms is in the section.
 """
 
@@ -28,13 +28,13 @@ def comparison_section(source: ComparisonSource) -> Section:
     tables, descriptions = _all_tables(found), _descriptions(arms)
     folds: list[tuple[str, list[Block]]] = [
         ("The same on the other tests", [*others]),
-        ("Accuracies, costs, wrong steps, as tables", [*tables]),
+        ("Accuracies, costs and wrong steps, as tables", [*tables]),
         ("Every test, and each seed", [_every_test(arms)]),
         ("What each arm is", [descriptions]),
         ("How learning rates were chosen", [rates] if (rates := _rates(found)).rows else []),
         ("Which problems got a trace", [makeup] if (makeup := _makeup(arms)).rows else []),
     ]
-    # A comparison without a difference shows what its arms came to.
+    # Without any difference, the arms' accuracies are shown.
     shown: list[Block] = [*main] if main else [_accuracies(arms)]
     blocks = [*shown, *(Fold(title=title, blocks=tuple(inner)) for title, inner in folds if inner)]
     return Section(title=f"Comparison {source.name}", blocks=(Paragraph(text=_describe(found)), *blocks))
@@ -51,22 +51,22 @@ def _describe(found: Mapping[str, Any]) -> str:
 
 
 def _p_words(arms: list[Arm]) -> str:
-    """What the p of a comparison is of: older ones, and those of one seed, have that of their models alone."""
+    """What p is about. A comparison of one seed, like older ones, only has the p of its trained models."""
     gaps = [_difference(arm) for arm in arms] + [gap for *_, gap in _contrasted(arms)]
     if any(gap.get("seed_p") is not None for gap in gaps):
         return (
-            "Intervals over seeds, and p, are of the method: another training and other questions would have come out "
-            "otherwise. Those over questions hold the trained models fixed; those of votes and areas, which have no p, "
-            "are over seeds alone."
+            "Intervals over seeds, and p, are about the method: they allow for another training and other questions. "
+            "Intervals over questions hold the trained models fixed. Votes and areas have intervals over seeds only, "
+            "and no p."
         )
     return (
-        "p is of these models, which it holds fixed: it exchanges the two arms on whole questions, all seeds of a "
-        "question together (of one seed McNemar's)."
+        "p is about these trained models, which it holds fixed: it swaps the two arms on whole questions, all seeds of "
+        "a question together (with one seed, McNemar's test)."
     )
 
 
 def summary_tables(found: Mapping[str, Any]) -> list[Table]:
-    """The tables of a comparison.json whose values are of the right kinds, and what each arm is."""
+    """The tables of a checked comparison.json, and what each arm is."""
     rates = [table] if (table := _rates(found)).rows else []
     return [*_all_tables(found), *rates, _descriptions(list(found["arms"]))]
 
@@ -78,7 +78,7 @@ def _all_tables(found: Mapping[str, Any]) -> list[Table]:
 
 
 def _tables(arms: list[Arm], baseline: str) -> list[Table]:
-    """Differences where there are any, then what every comparison has."""
+    """Differences, if there are any, then the tables that every comparison has."""
     tables = [_differences(arms, baseline)] if _by_difference(arms) else []
     tables += [contrasts] if (contrasts := _contrasts(arms)).rows else []
     return [*tables, _accuracies(arms), _costs(arms), _steps(arms)]
@@ -97,7 +97,7 @@ def _difference(arm: Arm) -> Mapping[str, Any]:
 
 
 def _by_difference(arms: list[Arm]) -> list[Arm]:
-    """Arms with a difference, the largest first."""
+    """Arms with a difference, largest first."""
     there = [arm for arm in arms if _difference(arm).get("mean") is not None]
     return sorted(there, key=lambda arm: -_difference(arm)["mean"])
 
@@ -115,7 +115,7 @@ def _differences(arms: list[Arm], baseline: str) -> Table:
 
 
 def _contrasted(arms: list[Arm]) -> list[tuple[str, str, str, Mapping[str, Any]]]:
-    """Arm, what it is against, test and difference, of the arms that are compared with others than the baseline."""
+    """Arm, opponent, test and difference, for the arms that are compared with others than the baseline."""
     return [
         (arm["name"], str(contrast.get("against")), test, gap)
         for arm in arms
@@ -136,7 +136,7 @@ def _contrasts(arms: list[Arm]) -> Table:
 
 
 def _interactions(found: Mapping[str, Any], arms: list[Arm]) -> Table:
-    """Two changes alone and together, and what the two together are beyond their sum."""
+    """Two changes alone and together, and by how much both together exceed their sum."""
     by_name = {arm["name"]: arm for arm in arms}
     rows: list[tuple[str, ...]] = []
     for each in found.get("interactions") or ():
@@ -148,7 +148,7 @@ def _interactions(found: Mapping[str, Any], arms: list[Arm]) -> Table:
             p = formatting.p_value(gap.get("seed_p"))
             rows.append((each["name"], test, *means, formatting.points(gap.get("mean")), over_seeds, p))
     columns = ("changes", "test", "neither", "the first", "the second", "both", "interaction", "95 % over seeds", "p")
-    caption = "Two by two: how much more two changes come to together than their sum, percentage points"
+    caption = "Interactions: the effect of two changes together less the sum of each alone, percentage points"
     return Table(caption=caption, columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
 
 
@@ -189,15 +189,15 @@ def _costs(arms: list[Arm]) -> Table:
     columns = (
         "arm",
         "traces",
-        "problems with one",
-        "problems asked",
+        "problems with a trace",
+        "problems tried",
         "tokens sampled",
         "tokens learned",
         "verdicts",
         "time",
     )
     return Table(
-        caption="Traces (of each seed) and cost (mean over seeds, the arm's whole chain)",
+        caption="Traces (each seed) and cost of the arm's whole chain (mean over seeds)",
         columns=columns,
         rows=tuple(rows),
     )
@@ -209,7 +209,7 @@ def _steps(arms: list[Arm]) -> Table:
         for name, words in (("traces", "its traces"), ("answers", "its right answers")):
             rows.append((arm["name"], words, *steps_cells((arm.get("step_quality") or {}).get(name))))
     columns = ("arm", "of", "checked", "with a wrong step", "share", "95 % interval")
-    return Table(caption="Right, but by a wrong step", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
+    return Table(caption="Right, but with a wrong step", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
 
 
 def _every_test(arms: list[Arm]) -> Table:
@@ -222,7 +222,7 @@ def _every_test(arms: list[Arm]) -> Table:
             gap = formatting.points_interval(other.get("low"), other.get("high"))
             cells = (seeds, formatting.points(other.get("mean")), gap, formatting.p_value(other.get("p_holm")))
             rows.append((arm["name"], f"{test}, {how}", *cells))
-    columns = ("arm", "test", "accuracy of each seed", "points to baseline", "95 % over questions", "Holm's p")
+    columns = ("arm", "test", "accuracy of each seed", "points against baseline", "95 % over questions", "Holm's p")
     return Table(caption="All tests", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
 
 
@@ -248,14 +248,14 @@ def _makeup(arms: list[Arm]) -> Table:
 
 
 def _rates(found: Mapping[str, Any]) -> Table:
-    """The rate of each training, and what each candidate came to on the validation problems."""
+    """The learning rate of each training, and the validation accuracy at each candidate."""
     chosen: Mapping[str, Mapping[str, Any]] = found.get("rates") or {}
     tried = list(dict.fromkeys(rate for row in chosen.values() for rate in row["by_rate"]))
     rows = [
         (name, f"{row['chosen']:g}", *(_mean_share(row["by_rate"].get(rate, ())) for rate in tried))
         for name, row in chosen.items()
     ]
-    caption = "The learning rate of each training, and accuracy on the validation problems by rate"
+    caption = "The learning rate of each training, and validation accuracy by rate"
     return Table(caption=caption, columns=("training", "chosen", *tried), rows=tuple(rows))
 
 

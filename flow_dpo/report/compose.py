@@ -1,8 +1,8 @@
-"""One report of all sources.
+"""One report on all sources.
 
-In reading order: the four answers, then comparisons, runs, evaluations, traces, judges, what could not be read, and,
-folded, the commands and versions with which all of it can be made again. Invariant: each source that was named is in
-it, a broken one with what is wrong with it.
+In reading order: the four answers, comparisons, runs, evaluations, traces, judges, what could not be read, and, folded,
+the commands and versions that reproduce it. Invariant: every source that was named is in the report, a broken one with
+its fault.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from flow_dpo.report.view_links import ViewCopy, view_blocks
 
 
 def compose(sources: Sequence[Source], *, command: str, view: ViewCopy | None = None) -> Report:
-    """The report of all sources, with links into the viewer's copy where there is one. Raises `DataError` where a
-    comparison holds a value of the wrong kind."""
+    """The report on all sources, with links into the viewer's copy if there is one. Raises `DataError` if a comparison
+    holds a value of the wrong kind."""
     evaluations = [source for source in sources if isinstance(source, EvaluationSource)]
     traces = [source for source in sources if isinstance(source, TracesSource)]
     runs = [source for source in sources if isinstance(source, RunSource)]
@@ -51,14 +51,14 @@ def compose(sources: Sequence[Source], *, command: str, view: ViewCopy | None = 
     if broken:
         words = tuple(Paragraph(text=f"{source.name}: {source.reason}") for source in broken)
         sections.append(Section(title="Left out", blocks=words))
-    sections.append(Section(title="To make it again", blocks=tuple(_again(sources, command))))
+    sections.append(Section(title="How to reproduce it", blocks=tuple(_again(sources, command))))
     names, more = ", ".join(source.name for source in sources[:2]), len(sources) - 2
     title = f"Report on {names}" + (f" and {more} more" if more > 0 else "")
     return Report(title=title, answers=_answers(sources, pairs), sections=tuple(sections))
 
 
 def _answers(sources: Sequence[Source], pairs: Sequence[Paired]) -> Answers:
-    """The answers of all sources; where they are several, each sentence begins with whose it is."""
+    """The answers of all sources; with several runs or comparisons, each sentence begins with its source."""
     runs = [source for source in sources if isinstance(source, RunSource)]
     evaluations = [source for source in sources if isinstance(source, EvaluationSource)]
     several = sum(isinstance(source, (RunSource, ComparisonSource)) for source in sources) > 1
@@ -68,7 +68,7 @@ def _answers(sources: Sequence[Source], pairs: Sequence[Paired]) -> Answers:
             found.append(_named(comparison_answers(source), source.name) if several else comparison_answers(source))
         elif isinstance(source, RunSource):
             one = run_answers(source)
-            # Of several runs each has its interval in its change, and seeds are read together.
+            # Of several runs, each has its interval in its change, and seeds are summarised together.
             one = replace(one, surely=()) if len(runs) > 1 else one
             found.append(_named(one, source.name) if several else one)
     found.append(evaluation_answers(evaluations, runs, pairs))
@@ -82,12 +82,12 @@ def _answers(sources: Sequence[Source], pairs: Sequence[Paired]) -> Answers:
         surely=tuple(words for one in found for words in one.surely),
         price=tuple(words for one in found for words in one.price),
         distrust=doubts or (f"0 reasons in the files of {len(sources)} source{'s' if len(sources) > 1 else ''}: "
-                            "nothing interrupted, ungraded, cut or skipped, and no measure that fell.",),
+                            "nothing interrupted, ungraded, cut off or skipped, and no measure that fell.",),
     )  # fmt: skip
 
 
 _MOST_NAMED = 3
-"""Sources left out that are named, or told with why, among the reasons for distrust; all of them stand below."""
+"""Most left-out sources that are named, or explained, among the reasons for distrust; the section has all of them."""
 
 
 def _left_out(sources: Sequence[Source]) -> list[str]:
@@ -95,7 +95,7 @@ def _left_out(sources: Sequence[Source]) -> list[str]:
     if len(broken) <= _MOST_NAMED:
         return [f"{source.name} is left out: {source.reason}" for source in broken]
     names = ", ".join(source.name for source in broken[:_MOST_NAMED])
-    return [f"{len(broken)} of {len(sources)} sources are left out, for reasons at the end: {names}, and others."]
+    return [f"{len(broken)} of {len(sources)} sources are left out: {names}, and others; the end says why."]
 
 
 def _named(answers: Answers, name: str) -> Answers:
@@ -107,7 +107,7 @@ def _named(answers: Answers, name: str) -> Answers:
 def _again(sources: Sequence[Source], command: str) -> list[Fold]:
     """The commands as they were typed, settings, and versions."""
     commands = [line for source in sources for line in _commands(source)]
-    words = "As they were typed, in the order of the sources, and the one that made this page:"
+    words = "As they were typed, in the order of the sources; the last one made this page:"
     code = Code(text="\n".join([*commands, command]))
     folds = [Fold(title="Commands", blocks=(Paragraph(text=words), code))]
     facts = {source.name: _facts(source) for source in sources}
@@ -129,7 +129,7 @@ def _commands(source: Source) -> list[str]:
     if isinstance(source, ComparisonSource):
         found = source.found.get("commands")
         whole = source.found.get("command")
-        lines = [str(whole), "# which ran, by the settings below:"] if whole else []
+        lines = [str(whole), "# which ran, with the settings below:"] if whole else []
         return [f"# {source.name}", *lines, *map(str, found if isinstance(found, list) else ())]
     command = _facts(source).get("command")
     return [f"# {source.name}", str(command)] if command else [f"# {source.name}: its command was not recorded"]

@@ -1,11 +1,11 @@
-"""The document tree of a report, before it is HTML: four answers, then sections that hold blocks of a few kinds.
+"""The document tree of a report before it becomes HTML: four answers, then sections with blocks of a few kinds.
 
-Text in a block is plain: whoever renders it escapes it, always, since it may come from a model, a data set or a
+Text in a block is plain. Whatever renders it must always escape it, since it can come from a model, a data set or a
 settings file. Example:
 
     Section(title="Cost", blocks=(Table(caption="Tokens", columns=("", "tokens"), rows=(("sampled", "8,230"),)),))
 
-Invariant: every number that a reader sees is text in a block; a drawing repeats what stands beside it.
+Invariant: every number that a reader sees is text in a block; a drawing only repeats it.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Code:
-    """Text that is shown letter by letter: a command, a settings file."""
+    """Text shown character by character: a command, a settings file."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table whose cells are text already."""
+    """A table whose cells are text."""
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     wordy: frozenset[int] = frozenset({0})
-    """Columns that hold words and stand to the left; all others hold numbers and stand to the right."""
+    """Columns with words, aligned left; all others hold numbers, aligned right."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -47,32 +47,32 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """A row of a forest: a value with its intervals, drawn, and in numbers."""
+    """A row of a forest plot: a value with its intervals, both drawn and in numbers."""
 
     label: str
     cells: tuple[str, ...]
-    """The numbers, one for each column of the forest."""
+    """The numbers, one per column of the forest."""
     mean: float | None
     inner: tuple[float, float] | None = None
-    """Drawn thick."""
+    """Drawn thick: the interval over questions or problems."""
     outer: tuple[float, float] | None = None
-    """Drawn thin: the interval over seeds, which decides where it is there."""
+    """Drawn thin: the interval over seeds, if it is known."""
     side: str = ""
-    """"better" or "worse" where it is told apart from nothing."""
+    """"better" or "worse" if the difference is significant."""
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forest:
-    """Values with intervals on one scale, a row each, in groups with a heading."""
+    """A forest plot: values with intervals on one scale, one row each, in groups with headings."""
 
     caption: str
     groups: tuple[tuple[str, tuple[Effect, ...]], ...]
     columns: tuple[str, ...]
     unit: str
-    """Of the scale."""
+    """The unit of the scale."""
     reference: float | None = 0.0
-    """Where the line stands that rows are told apart from; None of values that are no differences."""
+    """Position of the line that rows are compared with; None for values that are not differences."""
     note: str = ""
 
 
@@ -83,25 +83,25 @@ class Chart:
     title: str
     panels: tuple[Panel, ...]
     x: str
-    """The axis' name, with its unit."""
+    """The name of the axis, with its unit."""
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """What a lane of a time line did from when to when, in the unit of the axis."""
+    """What a lane of a time line did, and when, in the unit of the axis."""
 
     lane: int
     what: str
     start: float
     end: float
     text: str = ""
-    """Stands below the bar where there is room."""
+    """Shown below the bar if there is room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lanes:
-    """A time line: a lane a row, the first on top."""
+    """A time line: one lane per row, the first on top."""
 
     title: str
     lanes: tuple[str, ...]
@@ -112,7 +112,7 @@ class Lanes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """A way to an address that the reader of the report has: a page beside it."""
+    """A link to a page beside the report."""
 
     text: str
     address: str
@@ -120,7 +120,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Links:
-    """Where to look on."""
+    """Links to where a reader can look further."""
 
     text: str
     links: tuple[Link, ...]
@@ -147,7 +147,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What a reader asks first, in sentences with their numbers."""
+    """What a reader asks first, answered in sentences with their numbers."""
 
     learned: tuple[str, ...] = ()
     """Did it learn?"""
@@ -161,7 +161,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The whole."""
+    """A whole report."""
 
     title: str
     answers: Answers

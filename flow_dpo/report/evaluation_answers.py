@@ -3,7 +3,7 @@
     trained: 98.0 % against 58.0 % of zero_shot (single model, no adapter): better by 40.0 points (+35.6 to +44.4 over
     500 problems of seed/test).
 
-Invariant: a model is called better or worse only where the paired difference's interval leaves out zero.
+Invariant: a model is called better or worse only if the interval of the paired difference excludes zero.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from flow_dpo.report.evaluation_section import describe_decoding, describe_model
 from flow_dpo.report.sources import EvaluationSource, RunSource, TracesSource
 
 _MOST = 4
-"""Differences, or accuracies, that are named; all of them stand below."""
+"""Differences, or accuracies, that the answer names; the section has all of them."""
 
 
 def evaluation_answers(
     evaluations: Sequence[EvaluationSource], runs: Sequence[RunSource], pairs: Sequence[Paired]
 ) -> Answers:
-    """The answers of all evaluations that are of a whole model; `pairs` are theirs (`evaluation_pairs`)."""
+    """The answers of all evaluations of a whole model; `pairs` are made from them (`evaluation_pairs`)."""
     there = [one for one in evaluations if not one.fixed_set]
     learned = [_difference(pair) for pair in pairs[:_MOST]]
-    # Alone, an evaluation says how good a model is.
+    # With nothing to compare it with, an evaluation says how good a model is.
     learned += [] if learned or runs else [_accuracy(one) for one in there[:_MOST]]
     more = len(pairs if pairs else there) - _MOST
     learned += [f"{more} more {'differences' if pairs else 'evaluations'} below."] if more > 0 and learned else []
@@ -39,8 +39,7 @@ def _accuracy(one: EvaluationSource) -> str:
     return (
         f"{one.name}: {formatting.share(summary.get('accuracy'))} ({formatting.interval(summary['interval'])}) of "
         f"{formatting.count(summary.get('num_problems'))} problems of {summary.get('dataset') or 'an unnamed set'} "
-        "right, "
-        f"{describe_model(one)}, {describe_decoding(summary)}."
+        f"right, {describe_model(one)}, {describe_decoding(summary)}."
     )
 
 
@@ -53,7 +52,7 @@ def _difference(pair: Paired) -> str:
     how = (
         f"{'better' if pair.side > 0 else 'worse'} by {100 * abs(pair.mean):.1f} points ({between})"
         if pair.side
-        else f"not told apart: {formatting.points(pair.mean)} points ({between})"
+        else f"no significant difference: {formatting.points(pair.mean)} points ({between})"
     )
     return (
         f"{trained.name}: {formatting.share(trained.summary['accuracy'])} against "
@@ -86,9 +85,8 @@ def _ungraded(evaluations: Sequence[EvaluationSource]) -> str:
     summary = worst.summary
     return (
         f"Ungraded answers, which count as not right, in {len(there)} of {len(evaluations)} evaluations; most in "
-        f"{worst.name}: {formatting.count(summary['num_ungraded'])} of {formatting.count(summary.get('num_draws'))}, "
-        "of the "
-        f"graded {formatting.share(summary.get('accuracy_graded'))} are right."
+        f"{worst.name}: {formatting.count(summary['num_ungraded'])} of {formatting.count(summary.get('num_draws'))}; "
+        f"of the graded ones {formatting.share(summary.get('accuracy_graded'))} are right."
     )
 
 
@@ -110,7 +108,7 @@ def _steps(evaluations: Sequence[EvaluationSource]) -> str:
 
 
 def _overlap(evaluations: Sequence[EvaluationSource]) -> list[str]:
-    """Test questions that were trained on, where that is known, and where it was not looked at."""
+    """Test questions that were trained on, and evaluations that did not check for them."""
     found: list[str] = []
     unknown = 0
     for one in evaluations:
@@ -121,9 +119,8 @@ def _overlap(evaluations: Sequence[EvaluationSource]) -> list[str]:
         unknown += overlap is None and not one.untrained
     if unknown:
         found.append(
-            f"{unknown} of {len(evaluations)} evaluations are of trained models and did not look whether their "
-            "questions were "
-            "learned from (--trained_on RUN)."
+            f"{unknown} of {len(evaluations)} evaluations are of trained models and did not check whether their "
+            "questions were learned from (--trained_on RUN)."
         )
     return found
 
@@ -132,12 +129,12 @@ def _decoding(evaluations: Sequence[EvaluationSource], runs: Sequence[RunSource]
     greedy = sum(bool((one.summary.get("decoding") or {}).get("greedy")) for one in evaluations)
     if not greedy or (not runs and greedy == len(evaluations)):
         return ""
-    what = "a run's accuracy over time is of sampled answers" if runs else f"{len(evaluations) - greedy} are sampled"
-    return f"{greedy} of {len(evaluations)} evaluations decode greedily, {what}: they are no measure of each other."
+    what = "a run's accuracy over time is of sampled answers" if runs else f"{len(evaluations) - greedy} sample"
+    return f"{greedy} of {len(evaluations)} evaluations decode greedily, while {what}: they cannot be compared."
 
 
 def traces_answers(traces: Sequence[TracesSource]) -> Answers:
-    """How many traces there are, what they cost, and those that were interrupted or are none."""
+    """How many traces there are, what they cost, and which folders are interrupted or empty."""
     learned, price, doubts = list[str](), list[str](), list[str]()
     for one in traces:
         header, num = one.file.header, len(one.file.traces)
@@ -150,5 +147,5 @@ def traces_answers(traces: Sequence[TracesSource]) -> Answers:
         if not header.get("complete", True):
             doubts.append(f"{one.name}: interrupted, or still running, after {formatting.count(tried)} problems.")
         if not num:
-            doubts.append(f"{one.name}: 0 traces; give more draws, a model that solves some, or easier problems.")
+            doubts.append(f"{one.name}: 0 traces; try more draws, a model that solves some, or easier problems.")
     return Answers(learned=tuple(learned), price=tuple(price), distrust=tuple(doubts))

@@ -1,9 +1,9 @@
-"""Trained models against the untrained ones that were measured alike, problem by problem.
+"""Trained models against the untrained ones that were measured in the same way, problem by problem.
 
     evaluations of a run's flow and of the model without adapters, both greedy, on the same 500 problems
     ->  one `Paired`: +40.0 points, 95 % interval +35.6 to +44.4
 
-Invariant: a difference is paired, over problems that both sides answered once each in the same way.
+Invariant: a difference is paired, over problems that both sides answered exactly once, with the same decoding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RIGHT: dict[Status, float | None] = {"correct": 1.0, "wrong": 0.0, "ungraded": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """A trained model's accuracy less an untrained one's, in shares."""
+    """A trained model's accuracy minus an untrained one's, as a share."""
 
     trained: EvaluationSource
     untrained: EvaluationSource
@@ -28,17 +28,17 @@ class Paired:
     low: float
     high: float
     num: int
-    """Problems."""
+    """Number of problems."""
 
     @property
     def side(self) -> int:
-        """1 or -1 where its interval leaves out zero."""
+        """1 or -1 if the interval excludes zero, otherwise 0."""
         return int(self.low > 0) - int(self.high < 0)
 
 
 def pairs_of(evaluations: Sequence[EvaluationSource]) -> list[Paired]:
-    """Each trained model with the untrained one that was measured alike, one pass with one pass where it is there; none
-    where nothing was graded."""
+    """Each trained model with the untrained one that was measured in the same way, if possible one pass with one pass.
+    No pair if nothing was graded."""
     from flow_dpo.evaluate.statistics import difference  # loads scipy
 
     found: list[Paired] = []
@@ -76,7 +76,7 @@ def _comparable(trained: EvaluationSource, untrained: EvaluationSource) -> bool:
 
 
 def _answered_once(one: EvaluationSource) -> bool:
-    """Whether each problem has one answer, which is there."""
+    """Whether every problem has exactly one answer."""
     summary = one.summary
     return bool(one.statuses) and summary.get("num_draws") == summary.get("num_problems") == len(one.statuses)
 
@@ -85,6 +85,6 @@ def _setting(one: EvaluationSource) -> tuple[Any, ...]:
     summary = one.summary
     decoding = summary.get("decoding") or {}
     drawn = tuple(decoding.get(name) for name in ("temperature", "top_p", "choice_temperature"))
-    # Rows are numbered: those of two lists have the same ids, and no data set's name tells them apart.
+    # Ids are row numbers: those of two lists are equal, and no data set's name tells them apart.
     rows = summary.get("data_fingerprint") if summary.get("handed_over") else None
     return summary.get("dataset"), rows, summary.get("model"), bool(decoding.get("greedy")), drawn

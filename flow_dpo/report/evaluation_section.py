@@ -1,6 +1,6 @@
-"""The sections of evaluations and of traces: one row each, in tables.
+"""The sections of evaluations and of traces: one table row each.
 
-Invariant: a number stands beside how it was decoded and on how many problems.
+Invariant: every number is shown with its decoding and its number of problems.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from flow_dpo.report.sources import EvaluationSource, TracesSource
 def evaluation_section(
     evaluations: Sequence[EvaluationSource], pairs: Sequence[Paired], looks: Sequence[Block] = ()
 ) -> Section:
-    """Trained against untrained, all evaluations, a row each, and those of Stop on a fixed set; below, folded, all else
-    that they measured. `looks` are the ways to their solutions."""
+    """Trained against untrained models, all evaluations, one row each, and those of Stop on a fixed set; whatever else
+    they measured is folded below. `looks` are links to their solutions."""
     fixed = [one for one in evaluations if one.fixed_set]
     evaluations = [one for one in evaluations if not one.fixed_set]
     shown: list[Block] = [_differences(pairs)] if pairs else []
@@ -33,7 +33,7 @@ def evaluation_section(
 
 
 def _differences(pairs: Sequence[Paired]) -> Forest:
-    """Trained against untrained, by data set; on each the largest first."""
+    """Trained against untrained models, by data set; the largest difference first."""
     groups: dict[str, list[Effect]] = {}
     for pair in sorted(pairs, key=lambda pair: -pair.mean):
         between = formatting.points_interval(pair.low, pair.high)
@@ -51,12 +51,12 @@ def _differences(pairs: Sequence[Paired]) -> Forest:
         groups=tuple((name, tuple(effects)) for name, effects in groups.items()),
         columns=("points", "95 % interval", "problems"),
         unit="percentage points",
-        note="Over problems, of one seed. In colour where the interval leaves out 0; a triangle lies beyond.",
+        note="Over problems, of one seed. Coloured if the interval excludes 0; a triangle marks a value off the scale.",
     )
 
 
 def _accuracies(evaluations: Sequence[EvaluationSource]) -> Forest:
-    """By data set; on each the best first."""
+    """Accuracies by data set; the best first."""
     groups: dict[str, list[Effect]] = {}
     for one in sorted(evaluations, key=lambda one: -(one.summary.get("accuracy") or 0.0)):
         summary, bounds = one.summary, one.summary["interval"]
@@ -80,7 +80,7 @@ def _accuracies(evaluations: Sequence[EvaluationSource]) -> Forest:
 
 
 def _stop_forest(evaluations: Sequence[EvaluationSource]) -> Forest:
-    """Stop on fixed sets, by set: rows of one set are comparable."""
+    """Stop on fixed sets, grouped by set: only rows of one set are comparable."""
     groups: dict[str, list[Effect]] = {}
     for one in evaluations:
         found = one.summary["candidates"]
@@ -109,7 +109,7 @@ def _folds(evaluations: Sequence[EvaluationSource], fixed: Sequence[EvaluationSo
     tables = [_steps_table("Right answers with a wrong step", "evaluation", steps)] if steps else []
     draws = [row for one in evaluations for row in _draws_rows(one)]
     columns = ("evaluation", "k", "pass@k", "majority@k")
-    tables += [Table(caption="Several draws a problem", columns=columns, rows=tuple(draws))] if draws else []
+    tables += [Table(caption="Several samples per problem", columns=columns, rows=tuple(draws))] if draws else []
     stops = [_stop_row(one) for one in evaluations if (one.summary.get("stop") or {}).get("num_candidates")]
     stops = [row for row in stops if any(cell != formatting.NOTHING for cell in row[1:])]
     columns = (
@@ -131,7 +131,7 @@ def _folds(evaluations: Sequence[EvaluationSource], fixed: Sequence[EvaluationSo
 
 
 def _votes_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
-    """What several attempts come to, by rule, and what each threshold would."""
+    """What several attempts give by each rule, and what each threshold would give."""
     if not evaluations:
         return []
     of_k = [(one.name, k, at_k) for one in evaluations for k, at_k in one.summary["votes"]["by_k"].items()]
@@ -141,36 +141,36 @@ def _votes_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
          *(_measured(at_k[rule]) if at_k.get(rule) else formatting.NOTHING for rule in rules))
         for name, k, at_k in of_k
     ]  # fmt: skip
-    columns = ("evaluation", "attempts", "tokens a problem", *(RULE_WORDS[rule] for rule in rules))
+    columns = ("evaluation", "attempts", "tokens per problem", *(RULE_WORDS[rule] for rule in rules))
     table = Table(
-        caption="Votes: attempts at the same sampled tokens (95 % interval)", columns=columns, rows=tuple(rows)
+        caption="Votes, all rules over the same sampled tokens (95 % interval)", columns=columns, rows=tuple(rows)
     )
     curves: list[Block] = []
-    for field, probability in (("threshold_curve", "P(Yes)"), ("right_curve", "P(right), as the flow does,")):
+    for field, probability in (("threshold_curve", "P(Yes)"), ("right_curve", "P(right), the flow's own rule,")):
         curve = [
             (one.name, formatting.count(row["max_attempts"]), f"{row['threshold']:g}", _measured(row),
              formatting.decimal(row["tokens"], 1), formatting.decimal(row["attempts"]))
             for one in evaluations
             for row in one.summary["votes"].get(field) or ()
         ]  # fmt: skip
-        columns = ("evaluation", "attempts at most", "threshold", "accuracy", "tokens a problem", "attempts made")
+        columns = ("evaluation", "attempts at most", "threshold", "accuracy", "tokens per problem", "attempts made")
         caption = (
-            f"Accepting the first attempt whose {probability} exceeds a threshold, otherwise the best, over all orders "
-            "of draws"
+            f"Accepting the first attempt whose {probability} exceeds a threshold, otherwise the best; mean over all "
+            "orders of the draws"
         )
         curves += [Table(caption=caption, columns=columns, rows=tuple(curve))] if curve else []
-    return [table, *([Fold(title="What each threshold would come to", blocks=tuple(curves))] if curves else [])]
+    return [table, *([Fold(title="What each threshold would give", blocks=tuple(curves))] if curves else [])]
 
 
 def _fixed_set_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
-    """Stop on fixed sets: comparable where the files are the same."""
+    """Stop on fixed sets; evaluations of the same file are comparable."""
     rows: list[tuple[str, ...]] = []
     bins: list[tuple[str, ...]] = []
     for one in evaluations:
         found = one.summary["candidates"]
         nums = [formatting.count(found["num"].get(kind)) for kind in ("right", "wrong", "unfinished")]
         who = "untrained" if one.untrained else describe_model(one)
-        # Stop alone, and under it the flow's judgement where that is more.
+        # Stop alone, and below it the flow's judgement if that is more than Stop.
         measured = [("Stop alone", found), ("the flow's judgement", found.get("judgement"))]
         for judge, numbers in measured:
             if not numbers:
@@ -194,7 +194,7 @@ def _fixed_set_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
     caption = "Stop on a fixed set of candidates (95 % intervals over problems); rows of one set are comparable"
     table = Table(caption=caption, columns=columns, rows=tuple(rows), wordy=frozenset({0, 1, 2, 3}))
     columns = ("evaluation", "judge", "probability", "mean", "share right", "candidates")
-    caption = "Reliability at finished candidates: of P(Yes), and of P(right) by the flow's judgement"
+    caption = "Reliability of P(Yes), and of P(right) by the flow's judgement, on finished candidates"
     reliability = Table(caption=caption, columns=columns, rows=tuple(bins), wordy=frozenset({0, 1}))
     return [table, reliability]
 
@@ -204,7 +204,7 @@ def _measured(found: Mapping[str, Any]) -> str:
 
 
 def describe_model(one: EvaluationSource, *, short: bool = False) -> str:
-    """Flow or single pass, trained or not; `short`: of its run the folder's own name."""
+    """Flow or single pass, trained or not; with `short`, a run is named by its folder alone."""
     settings = one.summary.get("settings") or {}
     who = "single model" if one.single else "attempt of the flow" if one.draws else "flow"
     if one.untrained:
@@ -214,7 +214,7 @@ def describe_model(one: EvaluationSource, *, short: bool = False) -> str:
 
 
 def describe_decoding(summary: Mapping[str, Any]) -> str:
-    """How completions were taken."""
+    """How completions were decoded."""
     decoding = summary.get("decoding") or {}
     if not decoding:
         return "decoding not recorded"
@@ -226,7 +226,7 @@ def describe_decoding(summary: Mapping[str, Any]) -> str:
 
 
 def _how(one: EvaluationSource) -> str:
-    """Who answered, how, how often, and what of it could not be graded."""
+    """Who answered, with which decoding, in how many draws, and how many answers could not be graded."""
     summary = one.summary
     words = f"{describe_model(one, short=True)}, {describe_decoding(summary)}"
     draws, ungraded = summary.get("num_draws"), summary.get("num_ungraded")
@@ -240,7 +240,7 @@ def _steps_row(one: EvaluationSource) -> tuple[str, ...]:
 
 
 def steps_cells(steps: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
-    """Checked, invalid, the share and its interval."""
+    """Number checked, number with a wrong step, their share and its interval."""
     if not steps or not steps.get("num_checked"):
         return (
             formatting.count((steps or {}).get("num_checked")),
@@ -290,7 +290,7 @@ def _group_rows(one: EvaluationSource) -> list[tuple[str, ...]]:
 
 
 def traces_section(traces: Sequence[TracesSource], looks: Sequence[Block] = ()) -> Section:
-    """All folders of traces, a row each; `looks` are the ways to them."""
+    """All folders of traces, one row each; `looks` are links to them."""
     rows: list[tuple[str, ...]] = []
     steps: list[tuple[str, ...]] = []
     for one in traces:
@@ -311,7 +311,7 @@ def traces_section(traces: Sequence[TracesSource], looks: Sequence[Block] = ()) 
         "traces",
         "source",
         "traces",
-        "problems with one",
+        "problems with a trace",
         "problems tried",
         "draws",
         "tokens sampled",

@@ -4,9 +4,9 @@
     (0.255, 0.577)   ->  "25.5 to 57.7 %"      its interval
     0.116            ->  "+11.6"               a difference, in percentage points
     1e-7             ->  "< 0.0001"            a p-value
-    None             ->  "-"                   not known, which is not zero
+    None             ->  "-"                   unknown, which is not zero
 
-Invariant: the same number is written the same way everywhere in a report.
+Invariant: the same number is written in the same way everywhere in a report.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 NOTHING = "-"
-"""Stands where a value is not known, or where there is none."""
+"""Shown if a value is unknown or does not exist."""
 
 
 def share(value: float | None) -> str:
-    """A share in per cent, one digit behind the point."""
+    """A share in per cent, with one decimal."""
     return NOTHING if value is None else f"{100 * value:.1f} %"
 
 
@@ -40,19 +40,19 @@ def points_interval(low: float | None, high: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """A p-value: two digits, and small ones as a bound."""
+    """A p-value with two digits; a small one as a bound."""
     if value is None:
         return NOTHING
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
 
 
 def count(value: float | None) -> str:
-    """A whole number with separated thousands."""
+    """A whole number with thousands separators."""
     return NOTHING if value is None else f"{value:,.0f}"
 
 
 def counts(values: Sequence[float | None] | None) -> str:
-    """Numbers of several seeds: one where they are all equal, otherwise each."""
+    """The numbers of several seeds: one number if all are equal, otherwise each."""
     there = [value for value in values or () if value is not None]
     if not there:
         return NOTHING
@@ -76,7 +76,7 @@ def decimal(value: float | None, digits: int = 2) -> str:
 
 
 def band(value: float | None, bounds: Sequence[float | None] | None) -> str:
-    """A number of two digits and its interval."""
+    """A number with two decimals, and its interval."""
     if value is None:
         return NOTHING
     if bounds is None or bounds[0] is None or bounds[1] is None:
@@ -85,6 +85,6 @@ def band(value: float | None, bounds: Sequence[float | None] | None) -> str:
 
 
 def short(text: str, most: int = 48) -> str:
-    """A name that may be long, in one line."""
+    """A name on one line, cut if it is long."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "\u2026"

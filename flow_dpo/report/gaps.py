@@ -1,9 +1,9 @@
-"""The differences of a comparison, in the order in which they matter: declared contrasts, then those to the baseline.
+"""The differences of a comparison in order of importance: declared contrasts, then those to the baseline.
 
     {"arms": [{"name": "grpo", "contrasts": [{"against": "flow", "differences": {"held_out/greedy": {"mean": 0.01}}}]}]}
 
-is one gap, `grpo` minus `flow`. Invariant: a gap has a side only where every interval that is known leaves out zero,
-the one over seeds and the one over questions.
+is one gap, `grpo` minus `flow`. Invariant: a gap has a side only if every known interval, over seeds and over
+questions, excludes zero.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ class Gap:
     """95 % over test questions."""
     p: float | None
     holm: bool
-    """Whether `p` is corrected for all of its kind."""
+    """Whether `p` is corrected for all comparisons of its kind."""
     area: bool = False
-    """Of areas under the curve, in units; accuracies are in shares."""
+    """A difference of areas under the curve, in units, rather than of accuracies, in shares."""
     team: bool = False
-    """One arm against several others, and not several against one."""
+    """One arm against several others, rather than several against one."""
 
     @property
     def known(self) -> list[Bounds]:
-        """Its intervals, that over seeds first."""
+        """The known intervals, the one over seeds first."""
         return [bounds for bounds in (self.seeds, self.questions) if bounds is not None]
 
     @property
     def side(self) -> int:
-        """1 or -1 where every interval that is known leaves out zero; 0 where none is known."""
+        """1 or -1 if every known interval excludes zero; 0 otherwise, and if none is known."""
         known = self.known
         above, below = all(low > 0 for low, _ in known), all(high < 0 for _, high in known)
         return int(above) - int(below) if known else 0
 
     @property
     def words(self) -> str:
-        """The difference and the interval that decides: the one that holds zero, or comes nearest to it."""
+        """The difference and the interval that decides: the one that contains zero, or comes nearest to it."""
         named = [(bounds, over) for bounds, over in ((self.seeds, "seeds"), (self.questions, "questions")) if bounds]
         if not named:
             return f"{self.points} (no interval known)"
@@ -66,14 +66,14 @@ class Gap:
         return f"{self.mean:+.3f}" if self.area else formatting.points(self.mean)
 
     def between(self, bounds: Bounds | None) -> str:
-        """An interval of it."""
+        """An interval of the difference, as text."""
         if bounds is None:
             return formatting.NOTHING
         return f"{bounds[0]:+.3f} to {bounds[1]:+.3f}" if self.area else formatting.points_interval(*bounds)
 
 
 def _gap(one: str, other: str, test: str, found: Mapping[str, Any] | None, **kind: bool) -> list[Gap]:
-    """None of a difference that is not known."""
+    """The gap in a list, which is empty if the difference is unknown."""
     found = found or {}
     if found.get("mean") is None:
         return []
@@ -81,7 +81,7 @@ def _gap(one: str, other: str, test: str, found: Mapping[str, Any] | None, **kin
         None if found.get(low) is None or found.get(high) is None else (found[low], found[high])
         for low, high in (("seed_low", "seed_high"), ("low", "high"))
     )
-    # Corrected where it is; else of the method, and of the models alone where no seeds are known.
+    # The corrected p if there is one, else the method's, else (without seeds) that of the trained models.
     p = next((found[name] for name in ("p_holm", "seed_p", "p") if found.get(name) is not None), None)
     holm = found.get("p_holm") is not None
     return [
@@ -100,15 +100,15 @@ def _gap(one: str, other: str, test: str, found: Mapping[str, Any] | None, **kin
 
 
 def contrasts(found: Mapping[str, Any]) -> list[Gap]:
-    """The contrasts that the comparison declares, on every test: the team's, then those of its arms; no pair a second
-    time the other way round."""
+    """The contrasts that the comparison declares, on every test: the team's, then those of its arms. No pair comes a
+    second time in the other order."""
     declared = [
         (arm["name"], str(contrast.get("against")), test, one)
         for arm in found["arms"]
         for contrast in arm.get("contrasts") or ()
         for test, one in (contrast.get("differences") or {}).items()
     ]
-    # The same difference the other way round has its p in the family of all declared.
+    # The same difference in the other order has its p in the family of all declared ones.
     corrected = {(against, name, test): (one or {}).get("p_holm") for name, against, test, one in declared}
     team = [
         gap
@@ -125,13 +125,13 @@ def contrasts(found: Mapping[str, Any]) -> list[Gap]:
 
 
 def every_pair(found: Mapping[str, Any]) -> list[Gap]:
-    """Contrasts, then differences to the baseline: each pair of a test once, whichever arm comes first, to be counted
-    as Holm's family counts it."""
+    """Contrasts, then differences to the baseline: each pair once per test, in either order, as Holm's family counts
+    it."""
     return _each_once([*contrasts(found), *to_baseline(found)])
 
 
 def _each_once(gaps: Sequence[Gap]) -> list[Gap]:
-    """Without those that stand before the other way round."""
+    """The gaps without those that have already come in the other order."""
     found, there = list[Gap](), set[tuple[str, str, str]]()
     for gap in gaps:
         if (gap.other, gap.one, gap.test) not in there:
@@ -152,17 +152,17 @@ def to_baseline(found: Mapping[str, Any]) -> list[Gap]:
 
 
 def baseline_of(found: Mapping[str, Any]) -> str:
-    """Its name."""
+    """The name of the baseline arm."""
     return str(found.get("baseline") or "self_generated")
 
 
 def primary_of(found: Mapping[str, Any]) -> str:
-    """The test that decides."""
+    """The name of the primary test, which decides."""
     return str(found.get("primary") or "the primary test")
 
 
 def forests(found: Mapping[str, Any]) -> tuple[list[Forest], list[Forest]]:
-    """The contrasts that matter, on the primary test and of areas; and the same on all other tests."""
+    """The main forests (the primary test, and areas), and the same on all other tests."""
     primary = primary_of(found)
     declared, main, others = contrasts(found), list[Forest](), list[Forest]()
     for what, gaps in (
@@ -200,7 +200,7 @@ def _forest(caption: str, gaps: Sequence[Gap]) -> Forest:
         columns=tuple(name for name, there in zip(columns, (True, seeds, True, p), strict=True) if there),
         unit="difference of areas" if area else "percentage points",
         note=("Thin: 95 % over seeds of training. " if seeds else "")
-        + "Thick: 95 % over test questions. In colour where every interval leaves out 0; a triangle lies beyond.",
+        + "Thick: 95 % over test questions. Coloured if all exclude 0; a triangle marks a value off the scale.",
     )
 
 

@@ -1,13 +1,13 @@
 """The HTML page of a report: one self-contained file, safe against hostile text.
 
-`templates/blocks.html` and `plots.html` lay out each block. Every text that they write is shown with its control and
-direction characters as escapes, then `<`, `>`, `&` and quotes are escaped. A policy in the page itself forbids scripts,
-pictures, fonts, forms and connections, and every style sheet but this one (by its hash):
+`templates/blocks.html` and `plots.html` lay out each block. In all text that they write, control and direction
+characters become visible escapes; then `<`, `>`, `&` and quotes are escaped. A policy in the page itself forbids
+scripts, images, fonts, forms, connections, and every style sheet but its own (by hash):
 
     <script>alert(1)</script>   ->   &lt;script&gt;alert(1)&lt;/script&gt;
 
-Invariant: no attribute holds text from a source but `aria-label`, escaped; ids are numbers; no address is in the page
-but those of the viewer's copy that the command named.
+Invariant: `aria-label` is the only attribute with text from a source, escaped; ids are numbers; the only addresses in
+the page are those of the viewer's copy that the command named.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flow_dpo.runs.charts import COLOURS
 
 
 def render_page(report: Report) -> str:
-    """The whole file."""
+    """The whole page."""
     style = _templates().get_template("style.css").render(colours=COLOURS)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     page = _templates().get_template("report.html")
@@ -53,11 +53,11 @@ def _templates() -> Environment:
 
 
 def _show(value: Any) -> Any:
-    """What an expression writes: text with what moves or hides other text made visible, before it is escaped."""
+    """The output of an expression: characters that move or hide other text are made visible before it is escaped."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _breaking(name: str) -> Markup:
-    """A long name, which may break after its joints: `held_out/greedy`."""
+    """A long name that can break after its joints: `held_out/greedy`."""
     parts = re.split(r"(?<=[_/-])", visible(name))
     return Markup("<wbr>").join(escape(part) for part in parts)

@@ -1,8 +1,8 @@
-"""The section of a judge's verdicts on two sets of traces.
+"""The section on a judge's verdicts on two sets of traces.
 
-Who was preferred, how surely, and how far the judge can be trusted: whether its verdicts agree in both orders, and
-whether it leans to a place or to length. Invariant: a preference is called one only
-where its interval leaves out one half.
+Which side was preferred, how surely, and how far the judge can be trusted: whether its verdicts agree in both orders,
+and whether it favours a position or longer traces. Invariant: a preference is called one only if its interval excludes
+one half.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flow_dpo.report.document import Effect, Fold, Forest, Paragraph, Section, T
 from flow_dpo.report.sources import JudgeSource
 
 _AGREED = 0.8
-"""Share of pairs on which a judge's two orders agree, below which that is a reason for distrust."""
+"""The share of pairs with agreeing orders below which a judge gives a reason for distrust."""
 _TIES = {
     "identical": "the same words on both sides",
     "both_orders": "a tie in both orders",
@@ -27,15 +27,15 @@ def judge_section(judges: Sequence[JudgeSource]) -> Section:
     """All judges."""
     reasons = [row for one in judges for row in _kinds(one)]
     words = (
-        "A judge reads two traces of one problem blind, once in each order. A pair is a win where both orders prefer "
-        "the same trace, and a tie where they do not; a pair without a verdict enters no rate. A judge is no verifier: "
-        "it may prefer a wrong step."
+        "A judge reads two traces of one problem blind, once in each order. A pair is a win if both orders prefer the "
+        "same trace, and a tie if they do not; a pair without a verdict enters no rate. A judge is not a verifier: it "
+        "can prefer a wrong step."
     )
     rates = Forest(
-        caption="How often a is preferred, ties counting half",
+        caption="How often side a is preferred; ties count half",
         groups=(("judged", tuple(_rate(one) for one in judges)),),
         columns=("a's win rate", "95 % interval", "p"), unit="per cent", reference=50.0,
-        note="p: the sign test's, over pairs that are no ties.",
+        note="p is from the sign test over pairs that are not ties.",
     )  # fmt: skip
     columns = ("judged", "a wins", "b wins", "ties", "no verdict")
     trust = ("judged", "orders agree", "Cohen's kappa", "picks the first place", "longer one wins")
@@ -62,7 +62,7 @@ def _rate(one: JudgeSource) -> Effect:
 
 
 def name_sides(one: JudgeSource) -> str:
-    """What was compared with what."""
+    """A source's name, and what its two sides are."""
     named = []
     for side in ("a", "b"):
         found = one.summary[side]
@@ -81,7 +81,7 @@ def _win_rate(one: JudgeSource) -> tuple[float | None, tuple[float, float] | Non
 
 def _judge(one: JudgeSource) -> str:
     how = one.summary.get("verdict_format")
-    name = one.summary.get("judge") or "a judge without a name"
+    name = one.summary.get("judge") or "an unnamed judge"
     return name + (", choosing between two words" if how == "choices" else "")
 
 
@@ -102,7 +102,7 @@ def _kinds(one: JudgeSource) -> list[tuple[str, ...]]:
 
 
 def judge_finding(one: JudgeSource) -> str:
-    """Who was preferred, and how surely."""
+    """Which side was preferred, and how surely."""
     rate, bounds = _win_rate(one)
     if rate is None or bounds is None:
         return f"{name_sides(one)}: no pair has a verdict."
@@ -112,7 +112,7 @@ def judge_finding(one: JudgeSource) -> str:
 
 
 def judge_doubts(one: JudgeSource) -> list[str]:
-    """Orders that disagree, a lean to a place or to length, and pairs without a verdict."""
+    """Orders that disagree, a bias towards a position or length, and pairs without a verdict."""
     doubts: list[str] = []
     agreed, pairs = _number(one, "agreement", "rate"), one.summary["pairs"]
     if agreed is not None and agreed < _AGREED:
@@ -120,11 +120,11 @@ def judge_doubts(one: JudgeSource) -> list[str]:
     place = one.summary["position"]
     if place["p"] is not None and place["p"] < 0.05:
         rate, p = formatting.share(_number(one, "position", "first_rate")), formatting.p_value(place["p"])
-        doubts.append(f"{one.name}: the judge picks the first place in {rate} (p {p} by the pairs that it flips).")
+        doubts.append(f"{one.name}: the judge picks what it is shown first in {rate} (p {p}, by the pairs that flip).")
     bounds = one.summary["longer"].get("interval")
     if bounds is not None and not bounds[0] <= 0.5 <= bounds[1]:
         rate = formatting.share(_number(one, "longer", "rate"))
-        doubts.append(f"{one.name}: the judge prefers the longer in {rate} ({formatting.interval(bounds)}).")
+        doubts.append(f"{one.name}: the judge prefers the longer trace in {rate} ({formatting.interval(bounds)}).")
     if pairs.get("unparsed"):
         doubts.append(f"{one.name}: pairs without a verdict: {formatting.count(pairs['unparsed'])}.")
     return doubts

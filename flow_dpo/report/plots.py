@@ -1,11 +1,11 @@
-"""Layout of a report's drawings: where each line, tick and bar stands, in per cent of the drawing.
+"""Layout of a report's drawings: the position of each line, tick and bar, in per cent of the drawing.
 
-`templates/plots.html` draws them as SVG whose lines stretch with the page while its text keeps its size, so that one
-drawing fills a phone's width and a wide column alike. Example:
+`templates/plots.html` draws them as SVG. Lines stretch with the page and text keeps its size, so one drawing fits a
+phone and a wide column. Example:
 
     Scale.over([0.0, 0.93])     ticks at 0, 0.2, ... 1; `at(0.5)` is 50.0
 
-Invariant: nothing is measured here, and what is not known leaves a gap.
+Invariant: nothing is measured here, and an unknown value leaves a gap.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from flow_dpo.report.document import Bar, Chart, Forest, Lanes
 from flow_dpo.runs.charts import Panel, Series
 
 _MARKED = 16
-"""Points of a line that are marked one by one."""
+"""Most points of a line that are marked one by one."""
 _LETTER = 1.6
-"""Per cent of a drawing's width that a digit below a bar takes on a phone."""
+"""Width of a digit below a bar on a phone, in per cent of the drawing's width."""
 _MOST_ROWS, _FARTHEST = 0.8, 2.0
-"""A forest's scale goes to twice as far as four fifths of its rows reach: a row beyond has an arrow at its edge."""
+"""A forest's scale reaches twice as far as four fifths of its rows; a row beyond it has an arrow at the edge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """An axis: from where to where, and its ticks."""
+    """An axis: its bounds and its ticks."""
 
     low: float
     high: float
@@ -38,7 +38,7 @@ class Scale:
         cls, values: Iterable[float], *, low: float | None = None, high: float | None = None, most: int = 5,
         whole: bool = False,
     ) -> Scale:  # fmt: skip
-        """Over all values that are numbers, its bounds at ticks where they are not given."""
+        """A scale over all finite values; bounds that are not given lie on ticks."""
         there = [value for value in values if math.isfinite(value)] or [0.0]
         least, greatest = min(there) if low is None else low, max(there) if high is None else high
         if greatest - least <= 1e-9 * max(abs(greatest), abs(least)):
@@ -54,11 +54,11 @@ class Scale:
         return cls(low=begin, high=end, ticks=inside)
 
     def at(self, value: float) -> float:
-        """Per cent of the way from `low` to `high`, inside of it."""
+        """Per cent of the way from `low` to `high`, clamped to the scale."""
         return round(100 * min(max((value - self.low) / (self.high - self.low), 0.0), 1.0), 2)
 
     def marks(self, *, down: bool = False) -> list[tuple[float, str]]:
-        """Place and text of each tick; `down` from the top."""
+        """Position and text of each tick; with `down`, from the top."""
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1.0
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
         return [(100 - self.at(tick) if down else self.at(tick), f"{tick:,.{digits}f}") for tick in self.ticks]
@@ -76,7 +76,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axes:
-    """A panel, laid out."""
+    """A panel with its layout."""
 
     x: list[tuple[float, str]]
     y: list[tuple[float, str]]
@@ -85,7 +85,7 @@ class Axes:
 
 
 def lay_out_panel(panel: Panel, chart: Chart) -> Axes:
-    """Where everything of a panel stands; all panels of a chart have the same x."""
+    """The layout of a panel; all panels of a chart share one x axis."""
     over = [value for one in chart.panels for line in one.lines for value in line.x]
     x = Scale.over(over, low=0.0, high=max(over, default=1.0), whole=True)
     values = [v for line in panel.lines for part in (line.y, line.low, line.high) for v in part if v is not None]
@@ -118,7 +118,7 @@ def _drawn(line: Series, x: Scale, y: Scale) -> Drawn:
 
 
 def _runs(points: Sequence[object | None]) -> list[list[int]]:
-    """Indices of points that are known, one list for each stretch without a gap."""
+    """Indices of the known points, one list per stretch without a gap."""
     found: list[list[int]] = []
     for at, point in enumerate(points):
         if point is not None:
@@ -145,7 +145,7 @@ class ForestScale:
         return self.scale.at(value)
 
     def beyond(self, value: float) -> int:
-        """-1 or 1 for what lies off the scale, to the left or to the right."""
+        """-1 or 1 for a value off the scale, to the left or to the right; otherwise 0."""
         return (value > self.scale.high + 1e-9) - (value < self.scale.low - 1e-9)
 
 
@@ -168,7 +168,7 @@ def lay_out_forest(forest: Forest) -> ForestScale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneBars:
-    """A lane's bars: what, where they begin, how wide they are."""
+    """A lane's bars: what each shows, where it begins, and its width."""
 
     name: str
     bars: list[tuple[str, float, float]]
@@ -177,7 +177,7 @@ class LaneBars:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeLine:
-    """A time line, laid out."""
+    """A time line with its layout."""
 
     rows: list[LaneBars]
     marks: list[tuple[float, str]]
@@ -185,7 +185,7 @@ class TimeLine:
 
 
 def lay_out_lanes(lanes: Lanes) -> TimeLine:
-    """Where each bar stands; of texts that would touch the first is shown."""
+    """The position of each bar; of texts that would overlap, the first is shown."""
     end = max((bar.end for bar in lanes.bars), default=1.0)
     scale = Scale(low=0.0, high=end, ticks=Scale.over([0.0, end]).ticks)
     inside = Scale(low=0.0, high=end, ticks=tuple(tick for tick in scale.ticks if tick <= end))

@@ -3,7 +3,7 @@
 The stream is cut into equal parts, in the order of its problems; each rate is a share of one part with its Wilson
 interval. Of 256 problems, `parts(256)` is 8 parts of 32.
 
-Invariant: parts cover every problem once. What was never counted in a part is None, not zero.
+Invariant: the parts cover every problem once. What was never counted in a part is None, not zero.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flow_dpo.report.run_data import JudgedCandidate, NodeSeen, RunCounts
 from flow_dpo.runs.charts import Series
 
 _LEAST = 32
-"""Problems a part, where there are enough of them."""
+"""Least number of problems per part, if there are enough."""
 _MOST_PARTS = 8
 
 
@@ -57,7 +57,7 @@ class Rate:
 
 
 def parts(num_problems: int, most: int = _MOST_PARTS) -> list[Part]:
-    """At most `most` equal parts, of 32 problems at least where there are so many; none of nothing."""
+    """At most `most` equal parts, of at least 32 problems each if there are so many; none without problems."""
     if num_problems == 0:
         return []
     num = max(1, min(most, num_problems // _LEAST))
@@ -66,12 +66,12 @@ def parts(num_problems: int, most: int = _MOST_PARTS) -> list[Part]:
 
 
 def quarters(num_problems: int) -> list[Part]:
-    """The four quarters of a stream; fewer of a short one."""
+    """The four quarters of a stream; fewer parts of a short one."""
     return parts(num_problems, most=4)
 
 
 def accuracy(counts: RunCounts, part: Part) -> Rate:
-    """Problems that the trunk solved; one that could not be graded was not shown to be solved."""
+    """The share of problems that the trunk solved; one that could not be graded counts as not solved."""
     rewards = _answered(counts, part)
     return Rate(hits=int(sum(reward or 0 for reward in rewards)), of=len(rewards))
 
@@ -87,7 +87,7 @@ def _answered(counts: RunCounts, part: Part) -> list[float | None]:
 
 
 def example_rate(counts: RunCounts, part: Part, role: str, depth: int | None = None) -> Rate:
-    """Nodes that gave a pair at least, of all completions of a role (at one depth)."""
+    """The share of a role's completions (at one depth) that gave at least one example."""
 
     def fits(node: NodeSeen) -> bool:
         inside = part.start <= node.index < part.end and node.role == role
@@ -112,15 +112,15 @@ def prefers_yes(counts: RunCounts, part: Part, role: str, *, finished: bool) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Area:
-    """An area under the curve or a difference, and its 95 % interval; None where a side is empty."""
+    """An area under the curve, or a difference, with its 95 % interval; None if a side is empty."""
 
     value: float | None
     bounds: tuple[float, float] | None = None
 
 
 def change(first: Rate, last: Rate) -> Area:
-    """Last minus first, of other problems, with the interval of Newcombe (1998, Statistics in Medicine 17, method 10)
-    from both Wilson intervals; no value where a side is empty."""
+    """Last minus first, on different problems, with Newcombe's interval (1998, Statistics in Medicine 17, method 10)
+    from both Wilson intervals; no value if a side is empty."""
     if first.value is None or last.value is None or first.bounds is None or last.bounds is None:
         return Area(value=None)
     (low, high), (last_low, last_high) = first.bounds, last.bounds
@@ -133,19 +133,19 @@ def change(first: Rate, last: Rate) -> Area:
 
 
 def cut(counts: RunCounts, part: Part) -> Rate:
-    """Trunks that did not end by themselves: a limit cut them."""
+    """Trunks that did not end by themselves but were cut by a limit."""
     of = len(counts.rewards[part.start : part.end])
     return Rate(hits=sum(part.start <= index < part.end for index in counts.cut), of=of)
 
 
 def wrong_steps(counts: RunCounts, part: Part) -> Rate:
-    """Right trunks with a wrong step, of those whose steps could be checked."""
+    """Right trunks with a wrong step, among those whose steps could be checked."""
     checked = [wrong for index, wrong in counts.wrong_step.items() if part.start <= index < part.end]
     return Rate(hits=sum(checked), of=len(checked))
 
 
 def to_series(label: str, x: Sequence[float], rates: Sequence[Rate | Area], scale: float = 100) -> Series:
-    """A line of a chart: rates, in per cent unless `scale` is another, with their intervals."""
+    """A chart line of rates with their intervals, in per cent unless `scale` says otherwise."""
     bounds = [rate.bounds or (None, None) for rate in rates]
     y, low, high = (
         [None if value is None else scale * value for value in values]
@@ -160,14 +160,14 @@ def right_over_wrong(counts: RunCounts, part: Part, role: str) -> Area:
 
 
 def finished_over_unfinished(counts: RunCounts, part: Part, role: str) -> Area:
-    """How well they separate candidates that are right, or at least finished, from unfinished ones."""
+    """How well they separate candidates that are right or finished from unfinished ones."""
     return _area(counts, part, role, lambda one: one.kind != "unfinished", lambda one: one.kind == "unfinished")
 
 
 def area(above: Sequence[float], below: Sequence[float]) -> Area:
-    """The area with the interval of Hanley and McNeil (1982, Radiology 143, equation 2).
+    """The area under the ROC curve with the interval of Hanley and McNeil (1982, Radiology 143, equation 2).
 
-    Candidates are taken as independent, though those of one problem are alike: the interval is rather too narrow.
+    Candidates are treated as independent, though those of one problem are alike: the interval is somewhat too narrow.
     """
     value = auc(above, below)
     if value is None:

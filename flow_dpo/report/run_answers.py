@@ -1,9 +1,9 @@
-"""What a run answers first: did it learn, how surely, at what price, and what of it to distrust.
+"""What a run answers first: did it learn, how surely, at what price, and what to distrust.
 
     Accuracy rose by 22.7 points (95 %: +13.6 to +31.6): 71.1 % of the first quarter's 128 problems, 93.8 % of the
     last's 128.
 
-Invariant: every sentence has a number of the run's files, and each verdict follows an interval that leaves out zero.
+Invariant: every sentence has a number from the run's files, and each verdict rests on an interval that excludes zero.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from flow_dpo.runs.trends import trend
 
 _PARTS = {2: "half", 3: "third", 4: "quarter"}
 _DRIFTED = 0.5
-"""Share of the drift at which a run stops."""
+"""Drift is reported from this share of the limit at which a run stops."""
 
 
 def run_answers(run: RunSource) -> Answers:
     """The four answers of a run."""
     if not run.rows:
         given = formatting.count(run.num_problems)
-        return Answers(distrust=(f"It was interrupted, or still runs, before its first batch: 0 of {given} problems.",))
+        return Answers(distrust=(f"Interrupted, or still running, before its first batch: 0 of {given} problems.",))
     return Answers(
         learned=(*_reward(run), _learned(run)), surely=_surely(run), price=(_price(run),), distrust=tuple(doubts(run))
     )  # fmt: skip
 
 
 def _ends(run: RunSource) -> tuple[Rate, Rate, str]:
-    """Accuracy in the first and the last part, and what such a part is called; "" where there is one alone."""
+    """Accuracy in the first and the last part, and what such a part is called; "" if there is only one."""
     parts = learning.quarters(run.num_seen)
     first, last = (learning.accuracy(run.counts, part) for part in (parts[0], parts[-1]))
     return first, last, _PARTS.get(len(parts), "")
@@ -48,40 +48,38 @@ def _learned(run: RunSource) -> str:
     if not part or gap.value is None or gap.bounds is None:
         return (
             f"Accuracy is {formatting.share(first.value)} over {first.of:,} problems: too few to compare the first "
-            "with "
-            "the last."
+            "with the last."
         )
     low, high = gap.bounds
     between = f"95 %: {formatting.points_interval(low, high)}"
     ends = (
         f"{formatting.share(first.value)} of the first {part}'s {first.of:,} problems, "
-        f"{formatting.share(last.value)} of "
-        f"the last's {last.of:,}."
+        f"{formatting.share(last.value)} of the last's {last.of:,}."
     )
     if low > 0 or high < 0:
         verb, size = ("rose", gap.value) if low > 0 else ("fell", -gap.value)
         return f"Accuracy {verb} by {100 * size:.1f} points ({between}): {ends}"
-    return f"No change of accuracy is proved: {formatting.points(gap.value)} points ({between}); {ends}"
+    return f"No significant change of accuracy: {formatting.points(gap.value)} points ({between}); {ends}"
 
 
 def _functions(run: RunSource) -> list[str]:
-    """The reward functions that graded; none where the verifier did."""
+    """The reward functions that graded; empty if the verifier did."""
     names = {name: None for row in run.rows for name in row if name.startswith("rewards/") and name.endswith("/mean")}
     found = [name.removeprefix("rewards/").removesuffix("/mean") for name in names]
     return [] if found == ["answer"] else found
 
 
 def _reward(run: RunSource) -> list[str]:
-    """What reward functions gave, which is not the accuracy."""
+    """What the reward functions gave, which is not the accuracy."""
     found = trend([row.get("reward") for row in run.rows]) if _functions(run) else None
     if found is None:
         return []
     ends = f"{formatting.decimal(found.first)} in the first third of the batches, {formatting.decimal(found.last)} in"
     if found.low is None or found.high is None:
-        return [f"Mean reward: {ends} the last, too few batches to tell a change."]
+        return [f"Mean reward: {ends} the last; too few batches to detect a change."]
     between = f"95 %: {found.low:+.2f} to {found.high:+.2f}"
     if not found.is_told:
-        return [f"No change of the mean reward is proved ({between}): {ends} the last."]
+        return [f"No significant change of the mean reward ({between}): {ends} the last."]
     verb = "rose" if found.last > found.first else "fell"
     return [f"The mean reward {verb} by {abs(found.last - found.first):.2f} ({between}): {ends} the last."]
 
@@ -92,11 +90,11 @@ def _graded_by(run: RunSource) -> str:
         return ""
     least = _setting(run, "grading", "correct_from")
     known = f" {least:g}" if isinstance(least, (int, float)) else " a threshold"
-    return f"No verifier alone graded: right is a reward of{known} or more by {', '.join(names)}."
+    return f"Not graded by the verifier alone: right means a reward of{known} or more by {', '.join(names)}."
 
 
 def _setting(run: RunSource, group: str, name: str) -> object:
-    """A setting of the run; None where config.yaml has none of that name."""
+    """A setting of the run; None if config.yaml does not have it."""
     found = run.settings.get(group)
     return found.get(name) if isinstance(found, dict) else None
 
@@ -112,7 +110,7 @@ def _surely(run: RunSource) -> tuple[str, ...]:
     )
     seed = _setting(run, "run", "seed")
     named = "" if seed is None else f" ({seed})"
-    return found, f"1 seed{named}: what another seed would come to is not known."
+    return found, f"1 seed{named}: results of other seeds are unknown."
 
 
 def _price(run: RunSource) -> str:
@@ -136,7 +134,7 @@ def _price(run: RunSource) -> str:
 
 
 def doubts(run: RunSource) -> list[str]:
-    """All that the run's files give reason to distrust."""
+    """Everything in the run's files that is a reason for distrust."""
     found = [
         _incomplete(run), *_learned_nothing(run), _graded_by(run), _order(run), _ungraded(run), _cut(run), _steps(run),
         *_likelihoods(run), *_choosing(run), *_drift(run), _skipped_rows(run),
@@ -152,7 +150,7 @@ def _incomplete(run: RunSource) -> str:
 
 
 def _spent(run: RunSource) -> dict[str, float]:
-    """What the run has used of each thing that a budget can name."""
+    """What the run has used of everything that a budget can limit."""
     used = costs(run)
     tokens = (used["rollout/sampled_tokens"] or 0) + (used["tokens"] or 0)
     return {"tokens": tokens, "verdicts": used["num_verdicts"] or 0, "updates": used["learn/updates"] or 0}
@@ -165,18 +163,18 @@ def _learned_nothing(run: RunSource) -> list[str]:
         found.append(f"No update in {len(run.rows):,} batches: nothing was learned.")
     if spent["learn/skipped"]:
         found.append(
-            f"{formatting.count(spent['learn/skipped'])} batches were dropped, their loss or gradient being no number."
+            f"{formatting.count(spent['learn/skipped'])} batches were dropped: their loss or gradient was not finite."
         )
     return found
 
 
 def _order(run: RunSource) -> str:
-    """Of a data set that was not shuffled; the seed's problems are drawn at random."""
+    """For a data set that was not shuffled; the seed's problems are drawn at random."""
     name = _setting(run, "data", "dataset_name")
     part = _ends(run)[2]
     if not part or name in (None, "seed") or _setting(run, "data", "shuffle_seed") is not None:
         return ""
-    return f"Problems came in the data set's own order: the first and the last {part} may differ in difficulty."
+    return f"Problems came in the data set's own order: the first and the last {part} can differ in difficulty."
 
 
 def _whole(run: RunSource) -> Part:
@@ -190,8 +188,7 @@ def _ungraded(run: RunSource) -> str:
     known = Rate(hits=rate.hits, of=rate.of - number)
     return (
         f"{number:,} of {rate.of:,} answers ({formatting.share(number / rate.of)}) could not be graded and count as "
-        "not "
-        f"right; of the graded {formatting.share(known.value)} are right."
+        f"not right; of the graded ones {formatting.share(known.value)} are right."
     )
 
 
@@ -199,9 +196,7 @@ def _cut(run: RunSource) -> str:
     rate = learning.cut(run.counts, _whole(run))
     if not rate.hits:
         return ""
-    return (
-        f"{rate.hits:,} of {rate.of:,} answers ({formatting.share(rate.value)}) were cut by a limit before their end."
-    )
+    return f"{rate.hits:,} of {rate.of:,} answers ({formatting.share(rate.value)}) were cut off by a limit."
 
 
 def _steps(run: RunSource) -> str:
@@ -219,8 +214,7 @@ def _steps(run: RunSource) -> str:
 def _likelihoods(run: RunSource) -> list[str]:
     return [
         f"{role}: chosen completions lost {-ratio:.1f} nats against the reference while the margin grew to "
-        f"{margin:.1f}: "
-        "the model unlearns both sides."
+        f"{margin:.1f}: the model unlearns both sides."
         for role in learning.roles(run.counts)
         if (found := fallen(run.rows, role)) is not None
         for ratio, margin in [found]
@@ -228,7 +222,7 @@ def _likelihoods(run: RunSource) -> list[str]:
 
 
 def _choosing(run: RunSource) -> list[str]:
-    """Of roles that choose: one word for everything, more Yes to wrong answers, right and wrong told apart less."""
+    """For roles that choose: one word for everything, more Yes to wrong answers, right and wrong separated less."""
     found: list[str] = []
     parts = learning.quarters(run.num_seen)
     first, last, ends = parts[0], parts[-1], _PARTS.get(len(parts), "")
@@ -236,7 +230,7 @@ def _choosing(run: RunSource) -> list[str]:
         rate = collapsed([one.prefers_yes for one in run.counts.choice_pairs if one.role == role])
         if rate is not None:
             found.append(
-                f"{role}: {100 * rate:.0f} % of its last pairs prefer Yes, which pulls it to one word for everything."
+                f"{role}: {100 * rate:.0f} % of its last pairs prefer Yes, which pushes it to one word for everything."
             )
         if not ends:
             continue
@@ -245,17 +239,15 @@ def _choosing(run: RunSource) -> list[str]:
         if gap.bounds is not None and gap.bounds[0] > 0:
             found.append(
                 f"{role} says Yes to more of the finished wrong answers: {formatting.share(before.value)} of "
-                f"{before.of} in "
-                f"the first {ends}, {formatting.share(after.value)} of {after.of} in the last "
+                f"{before.of} in the first {ends}, {formatting.share(after.value)} of {after.of} in the last "
                 f"({formatting.points_interval(*gap.bounds)} points)."
             )
         areas = [learning.right_over_wrong(run.counts, part, role) for part in (first, last)]
         bounds = [area.bounds for area in areas if area.bounds is not None]
         if len(bounds) == 2 and bounds[1][1] < bounds[0][0]:
             found.append(
-                f"{role} tells right from wrong less well: area {formatting.band(areas[0].value, bounds[0])} in the "
-                "first "
-                f"{ends}, {formatting.band(areas[1].value, bounds[1])} in the last, of other candidates."
+                f"{role} separates right from wrong less well: area {formatting.band(areas[0].value, bounds[0])} in "
+                f"the first {ends}, {formatting.band(areas[1].value, bounds[1])} in the last, on other candidates."
             )
     return found
 
@@ -269,9 +261,8 @@ def _drift(run: RunSource) -> list[str]:
         drifts = [row[name] for row in run.rows if (name := f"learn/{role}/logprob_drift") in row]
         if drifts and max(drifts) > _DRIFTED * limit:
             found.append(
-                f"{role}: sampling and learning disagreed by up to {max(drifts):.3f} nats a token (mean over a "
-                "batch); a "
-                f"run stops at {limit:g}."
+                f"{role}: sampling and learning disagreed by up to {max(drifts):.3f} nats per token (mean over a "
+                f"batch); a run stops at {limit:g}."
             )
     return found
 
@@ -279,7 +270,7 @@ def _drift(run: RunSource) -> list[str]:
 def _skipped_rows(run: RunSource) -> str:
     number = run.facts.get("num_skipped_rows")
     return (
-        f"{number:,} rows of the data set were left out: they are no problems."
+        f"{number:,} rows of the data set were left out: they are not valid problems."
         if isinstance(number, int) and number
         else ""
     )
@@ -289,7 +280,7 @@ def _skipped_rows(run: RunSource) -> str:
 
 
 def over_seeds(runs: Sequence[RunSource]) -> Answers:
-    """What runs that differ in their seed alone come to together, and how many runs have no such other."""
+    """What runs that differ only in their seed show together, and how many runs have no such counterpart."""
     from flow_dpo.evaluate.statistics import mean_of  # loads scipy
 
     groups: dict[str, dict[object, RunSource]] = {}
@@ -307,18 +298,16 @@ def over_seeds(runs: Sequence[RunSource]) -> Answers:
             change = f"Over {len(group)} seeds accuracy {verb} by {100 * size:.1f} points ({between})"
         else:
             change = (
-                f"Over {len(group)} seeds no change of accuracy is proved: {formatting.points(found['mean'])} points"
+                f"Over {len(group)} seeds no significant change of accuracy: {formatting.points(found['mean'])} points"
             )
             change += f" ({between})"
         told.append(f"{change} from the first part to the last: {', '.join(run.name for run in group)}.")
     single = len(runs) - sum(len(group) for group in several)
     sizes = ", ".join(f"{len(group)} seeds of one setting" for group in several)
     surely = (
-        [f"{sizes}: an interval over seeds is of other seeds; each run's own is of other problems."] if sizes else []
+        [f"{sizes}: an interval over seeds is about other seeds, each run's own about other problems."] if sizes else []
     )
-    surely += (
-        [f"1 seed in {single} of {len(runs)} runs: what another seed would come to is not known."] if single else []
-    )
+    surely += [f"1 seed in {single} of {len(runs)} runs: results of other seeds are unknown."] if single else []
     return Answers(learned=tuple(told), surely=tuple(surely))
 
 
@@ -328,7 +317,7 @@ _NO_KIND = (
 
 
 def _kind(run: RunSource) -> str:
-    """A run's settings without its seed, its folder, and what else changes no result: where it is tracked, how it is
-    resumed, when it is saved."""
+    """A run's settings without its seed, its folder and whatever else changes no result: tracking, resuming,
+    saving."""
     own = {key: value for key, value in (run.settings.get("run") or {}).items() if key not in _NO_KIND}
     return repr({**run.settings, "run": own})

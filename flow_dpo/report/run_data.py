@@ -1,16 +1,16 @@
-"""A run's trees and pairs, counted for its report: trunks, their nodes, and judged candidates.
+"""A run's trees and pairs, counted for its report: trunks, their nodes and judged candidates.
 
-Every trunk with its verdict, whether it was cut, and whether a right one has a wrong step; every trunk node, with
-whether it gave a pair; and every candidate that a choosing role (Stop) judged on the trunk, with the candidate's own
-verdict. That needs no second grading: where Yes was chosen, in the trunk or in the alternative to its No, the rollout
-ended there, and its verdict is the candidate's.
+Counted are every trunk, with its verdict, whether it was cut off, and whether a right one has a wrong step; every trunk
+node, with whether it gave a pair; and every candidate that a choosing role (Stop) judged on the trunk, with its own
+verdict. No second grading is needed: where Yes was chosen, in the trunk or in the alternative to its No, the rollout
+ended, and its verdict is the candidate's.
 
     A0 -- No1 -- A2 -- Yes3     candidate at 3: the trunk's verdict
            \\
             Yes4                candidate at 1: the verdict of the rollout that ends at 4
 
-Invariant: only trees that the run's metrics know of are counted; what an interrupted batch left behind is not. All
-candidates of the trunk are counted, whatever was chosen there, save those at which Yes was never chosen.
+Invariant: only trees that the run's metrics cover are counted, not what an interrupted batch left behind. All
+candidates of the trunk are counted, whatever was chosen there, except those at which Yes was never chosen.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from flow_dpo.runs.records import PairRow, ScoredRow, iter_rows
 from flow_dpo.runs.tree_rows import NodeRow, TreeRow
 
 _LONGEST_CHECKED = 20_000
-"""Characters of a solution whose steps are checked."""
+"""Characters at the start of a solution whose steps are checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSeen:
-    """A node that could have given a pair."""
+    """A node that could have given an example."""
 
     index: int
-    """Which problem of the stream, from 0."""
+    """The problem's place in the stream, from 0."""
     role: str
     depth: int
     gave_example: bool
@@ -42,7 +42,7 @@ class NodeSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedCandidate:
-    """A candidate on the trunk, its kind by its own verdict, and the choice of a choosing role there."""
+    """A candidate on the trunk, its kind by its own verdict, and what a choosing role chose there."""
 
     index: int
     role: str
@@ -54,7 +54,7 @@ class JudgedCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChoicePair:
-    """A choosing role's pair: was the candidate finished, and which choice did the pair prefer?"""
+    """A choosing role's pair: was the candidate finished, and which choice does the pair prefer?"""
 
     index: int
     role: str
@@ -70,7 +70,7 @@ class ExampleSeen:
     depth: int
     node: int
     rejected: int | None
-    """The other side; None for a single scored completion."""
+    """The other node of a pair; None for a single scored completion."""
     tags: tuple[str, ...]
 
 
@@ -79,28 +79,28 @@ class RunCounts:
     """Counts over all trees of a run."""
 
     rewards: list[float | None] = field(default_factory=list[float | None])
-    """The trunk's reward of each problem, None where it could not be graded, or has no answer."""
+    """The trunk's reward for each problem; None if it could not be graded, or has no answer."""
     unanswered: set[int] = field(default_factory=set[int])
-    """Problems, from 0, whose trunk stopped with a value: there is no answer that could be right."""
+    """Problems, from 0, whose trunk ended with a value: it has no answer that could be right."""
     nodes: list[NodeSeen] = field(default_factory=list[NodeSeen])
     candidates: list[JudgedCandidate] = field(default_factory=list[JudgedCandidate])
     choice_pairs: list[ChoicePair] = field(default_factory=list[ChoicePair])
     num_unjudged: int = 0
-    """Trunk nodes of choosing roles at which Yes was never chosen, so that the candidate's verdict is not known."""
+    """Trunk nodes of choosing roles whose candidate has no known verdict: Yes was never chosen there, or not graded."""
     num_examples: Counter[str] = field(default_factory=Counter[str])
     """Pairs, or scored completions, by role."""
     pairs: bool = False
     """The run learns from pairs."""
     singles: bool = False
-    """The run learns from single completions, alone or beside pairs."""
+    """The run learns from single completions, alone or with pairs."""
     cut: set[int] = field(default_factory=set[int])
     """Problems, from 0, whose trunk did not end by itself."""
     wrong_step: dict[int, bool] = field(default_factory=dict[int, bool])
-    """Problems, from 0, whose trunk is right and states steps that could be checked: whether one of them is wrong."""
+    """Whether a step is wrong, for problems (from 0) whose trunk is right and states steps that could be checked."""
 
 
 def count_run(run: Path, num_seen: int) -> RunCounts:
-    """Counts over the first `num_seen` trees of a run. Raises `DataError` naming file and line of what is broken."""
+    """Counts over the first `num_seen` trees of a run. Raises `DataError` with the file and line of a broken row."""
     counts = RunCounts()
     examples = _read_examples(run, counts)
     for line, tree in iter_rows(run / "trees.jsonl", TreeRow) if num_seen else ():
@@ -111,7 +111,7 @@ def count_run(run: Path, num_seen: int) -> RunCounts:
         known = [one for one in mine if max(one.node, one.rejected or 0) < len(tree.nodes)]
         if len(known) < len(mine) and not tree.num_left_out:
             place = f"{run / 'trees.jsonl'}, line {line}"
-            raise DataError(f"{place}: pairs of {name!r} name a node that the tree has not; is it another run's?")
+            raise DataError(f"{place}: pairs of {name!r} name a node that the tree lacks; are they from another run?")
         counts.num_examples.update(one.role for one in mine)
         _count_trunk(counts, line - 1, tree)
         _count(counts, line - 1, tree, known)
@@ -149,11 +149,11 @@ def _count_trunk(counts: RunCounts, index: int, tree: TreeRow) -> None:
 
 def _count(counts: RunCounts, index: int, tree: TreeRow, mine: list[ExampleSeen]) -> None:
     sides = {id for one in mine for id in (one.node, one.rejected) if id is not None}
-    # Where a pair was made the trunk has a completion too, even where the pair is of two alternatives to it.
+    # Where a pair was made, the trunk has a completion too, even if the pair is of two alternatives to it.
     places = {tree.nodes[one.node].parent for one in mine if one.rejected is not None}
     for node in tree.nodes:
         trunk = node.rollout == 0
-        # A scored completion may stand anywhere.
+        # A scored completion can be anywhere.
         if trunk or counts.singles:
             gave_example = node.id in sides or (trunk and node.parent in places)
             counts.nodes.append(NodeSeen(index=index, role=node.role, depth=node.depth, gave_example=gave_example))
@@ -169,7 +169,7 @@ def _count(counts: RunCounts, index: int, tree: TreeRow, mine: list[ExampleSeen]
 
 
 def _candidate(index: int, tree: TreeRow, node: NodeRow) -> JudgedCandidate | None:
-    """The candidate at a trunk node with the choice there; None where its verdict is not known or not given."""
+    """The candidate at a trunk node and the choice made there; None if its verdict is unknown or could not be given."""
     for sibling in tree.nodes:
         if sibling.parent != node.parent or sibling.role != node.role or sibling.choice != 0:
             continue

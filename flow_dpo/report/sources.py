@@ -1,4 +1,4 @@
-"""The sources of a report, recognised by their files, read and checked.
+"""The sources of a report: recognised by their files, read and checked.
 
     a folder with config.yaml and trees.jsonl         a run of `flow-dpo train`, finished or interrupted
     a folder with summary.json                        an evaluation of `flow-dpo evaluate`
@@ -6,8 +6,8 @@
     a folder with judge.json and summary.json         verdicts of `flow-dpo judge`
     comparison.json, or the folder that holds it      a comparison of `flow-dpo compare`
 
-Invariant: everything is read and checked before anything is written; a row that is broken is named by file and line. A
-source that is empty or broken keeps its place in the report, with what is wrong, as long as another can be read.
+Invariant: everything is read and checked before anything is written; a broken row is named by file and line. An empty
+or broken source keeps its place in the report, with its fault, as long as another one can be read.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class RunSource:
     name: str
     path: Path
     settings_text: str
-    """config.yaml as it stands."""
+    """The text of config.yaml."""
     settings: Mapping[str, Any]
     facts: Mapping[str, Any]
-    """run.json; empty where there is none."""
+    """run.json; empty if there is none."""
     rows: Sequence[Mapping[str, Any]]
-    """metrics.jsonl; empty where the run was interrupted before its first batch was done."""
+    """metrics.jsonl; empty if the run was interrupted before its first batch was done."""
     counts: RunCounts
     spans: Sequence[spans.SpanRow] = ()
-    """timeline.jsonl, of the newest batches."""
+    """timeline.jsonl, only the newest batches."""
 
     @property
     def num_seen(self) -> int:
@@ -65,7 +65,7 @@ class EvaluationSource:
     path: Path
     summary: Mapping[str, Any]
     statuses: Mapping[str, Status]
-    """Of the first draw on each problem, by its id; empty of another's candidates, or without predictions.jsonl."""
+    """Of the first draw on each problem, by its id. Empty for another's candidates, and without predictions.jsonl."""
 
     @property
     def untrained(self) -> bool:
@@ -79,12 +79,12 @@ class EvaluationSource:
 
     @property
     def draws(self) -> bool:
-        """Attempts, each judged once by Stop."""
+        """Attempts that Stop judged once each, instead of rollouts of the flow."""
         return bool(self.summary.get("votes"))
 
     @property
     def fixed_set(self) -> bool:
-        """Stop's word on candidates of another evaluation: their accuracy is none of this model's."""
+        """Stop's word on candidates of another evaluation: their accuracy is not this model's."""
         return bool(self.summary.get("candidates"))
 
 
@@ -104,7 +104,7 @@ class TracesSource:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSource:
-    """A comparison. Its folders may be gone; its numbers are in the file."""
+    """A comparison. Its numbers are all in the file, so its folders are not needed."""
 
     name: str
     path: Path
@@ -136,8 +136,8 @@ Source = RunSource | EvaluationSource | TracesSource | ComparisonSource | JudgeS
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
-    """All of them, each under a name of its own. Raises `DataError` for a path with nothing, and where none can be
-    read."""
+    """All sources, each under a name of its own. Raises `DataError` for a path that does not exist, and the first error
+    if no source can be read."""
     for path in paths:
         if not path.exists():
             raise DataError(f"{_NONE}, found {_described(path)}")
@@ -156,7 +156,7 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The end of each path, as much of it as no other path has."""
+    """The end of each path, as long as it takes to be unique."""
     parts = [(one.parent if one.name == "comparison.json" else one).parts for one in (path.resolve() for path in paths)]
     names: list[str] = []
     for own in parts:
@@ -167,7 +167,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def read_source(path: Path, name: str) -> Source:
-    """One of them. Raises `DataError` where it is none."""
+    """One source. Raises `DataError` if it is not one."""
     if path.is_file() and path.suffix == ".json" and path.name not in ("summary.json", "run.json", "traces.json"):
         return _comparison(path, name)
     if (path / "comparison.json").is_file():
@@ -178,7 +178,7 @@ def read_source(path: Path, name: str) -> Source:
         return _evaluation(path, name)
     if (path / ROWS).is_file():
         return _traces(path, name)
-    # Before its first batch a run has its settings alone.
+    # Before its first batch, a run only has its settings.
     records = [(path / name).is_file() for name in ("trees.jsonl", "metrics.jsonl")]
     if (path / "config.yaml").is_file() and (records[0] or not any(records)):
         return _run(path, name)
@@ -189,7 +189,7 @@ _NONE = "expected a run, an evaluation, traces, a comparison or a judge's verdic
 
 
 _TIMELINE_BATCHES = 12
-"""As many as a phone's width shows."""
+"""As many batches as fit a phone's width."""
 _PARTS = (
     ("trees.jsonl", "config.yaml", "a run"),
     ("config.yaml", "trees.jsonl", "a run"),
@@ -197,11 +197,11 @@ _PARTS = (
     ("sampled.jsonl", "summary.json", "an evaluation"),
     ("traces.json", ROWS, "traces"),
 )
-"""What a folder that is no source holds, what it lacks, and what it would be."""
+"""What an incomplete folder holds, what it lacks, and what it would otherwise be."""
 
 
 def _described(path: Path) -> str:
-    """What stands at a path instead, and what could be named."""
+    """What was found at a path instead, and what to name."""
     if not path.exists():
         return f"nothing at {path}"
     if path.is_file():
@@ -209,16 +209,16 @@ def _described(path: Path) -> str:
     entries = sorted(entry.name for entry in path.iterdir())
     if "adapter_config.json" in entries:
         command = shlex.join(["flow-dpo", "evaluate", "--mode", "single", "--adapter", str(path)])
-        return f"an adapter in {path}; measure it ({command}) and name that"
+        return f"an adapter in {path}; evaluate it ({command}) and name that evaluation"
     marks = ("trees.jsonl", "summary.json", ROWS, "comparison.json")
     if entries == [".lock"]:
-        return f"nothing but a lock in {path}: what was begun there has written nothing yet, or was interrupted before"
+        return f"only a lock in {path}: what was started there has not written anything yet, or was interrupted before"
     for part, whole, what in _PARTS:
         if part in entries and whole not in entries:
-            return f"{what} without its {whole} in {path}: it was interrupted before, or the file was lost"
+            return f"{what} without its {whole} in {path}: it was interrupted, or the file was lost"
     inside = [entry for entry in entries if any((path / entry / mark).is_file() for mark in marks)]
     if inside:
-        return f"none of these in {path} itself, but in {', '.join(inside[:5])} below it; name those"
+        return f"none of these in {path} itself, but some below it; name those: {', '.join(inside[:5])}"
     return f"{path} with {', '.join(entries[:8]) or 'nothing in it'}"
 
 
@@ -229,14 +229,14 @@ def _run(path: Path, name: str) -> RunSource:
         if not isinstance(settings.get(group) or {}, dict):
             raise DataError(
                 f"expected the settings of {group!r} in {path / 'config.yaml'}, found {settings[group]!r:.80}: the "
-                "file is not whole"
+                "file is damaged"
             )
     metrics = path / "metrics.jsonl"
     rows = read_metrics(metrics) if metrics.exists() else []
     counts = count_run(path, int(rows[-1]["problems_seen"]) if rows else 0)
     if rows and len(counts.rewards) < rows[-1]["problems_seen"]:
         raise DataError(
-            f"expected the {rows[-1]['problems_seen']} trees in {path / 'trees.jsonl'} that metrics.jsonl knows of, "
+            f"expected {rows[-1]['problems_seen']} trees in {path / 'trees.jsonl'}, as many as metrics.jsonl counts, "
             f"found {len(counts.rewards)}: something has changed the files"
         )
     return RunSource(
@@ -255,7 +255,7 @@ def _evaluation(path: Path, name: str) -> EvaluationSource:
     summary = headers.read_header(path / "summary.json", EvaluationSummary)
     correct, draws = summary.get("num_correct"), summary.get("num_draws")
     if "accuracy_graded" not in summary and summary.get("num_ungraded") and draws and correct is not None:
-        # An older file states the accuracy of what could be graded alone.
+        # An older file states the accuracy over what could be graded.
         summary["accuracy_graded"] = summary["accuracy"]
         summary |= {"accuracy": correct / draws, "interval": list(wilson(correct, draws))}
     statuses: dict[str, Status] = {}
@@ -268,8 +268,8 @@ def _evaluation(path: Path, name: str) -> EvaluationSource:
 def _judge(path: Path, name: str) -> JudgeSource:
     if not (path / "summary.json").is_file():
         raise DataError(
-            f"expected summary.json beside judge.json in {path}, found none: the judge has not finished; give its "
-            "command again to go on"
+            f"expected summary.json beside judge.json in {path}, found none: the judge has not finished; run its "
+            "command again to resume it"
         )
     return JudgeSource(
         name=name,

@@ -1,10 +1,10 @@
-"""The blocks on a choosing role, such as Stop: how well it tells the candidates of its time apart.
+"""The blocks on a role that chooses, such as Stop: how well it separates the candidates that it judged.
 
-Right candidates from finished wrong ones, and finished from unfinished ones, each over time: the progressive area under
-the curve of its log-odds of Yes. Its parts hold different candidates, since Answer learns as well: what Stop learned
-about may no longer occur, and the area falls. Only on one fixed set (`evaluate.candidates`) are a Stop before and after
-learning compared. Counted on trunk nodes, whatever was chosen there, with the verdict of the rollout that Yes
-ended at the candidate (`run_data`); `flow-dpo evaluate` grades every candidate, also those that were never accepted.
+Two questions, each over time: does it separate right candidates from finished wrong ones, and finished from unfinished
+ones? The answer is the progressive area under the ROC curve of its log-odds of Yes. Each part holds other candidates,
+since Answer learns too, so an area can fall because of them; Stop before and after learning is only comparable on one
+fixed set (`evaluate.candidates`). Trunk nodes are counted, whatever was chosen there, with the verdict of the rollout
+that Yes ended at the candidate (`run_data`); `flow-dpo evaluate` also grades the candidates that were never accepted.
 Invariant: the two questions are never mixed into one number.
 """
 
@@ -33,7 +33,7 @@ _WORDS = {"unfinished": "unfinished", "wrong": "finished, wrong", "right": "righ
 
 
 def stop_blocks(run: RunSource, role: str) -> list[Block]:
-    """A chart and tables of one choosing role."""
+    """A chart and tables for one choosing role."""
     counts, over = run.counts, parts(run.num_seen)
     middles = [part.middle for part in over]
     finished = [finished_over_unfinished(counts, part, role) for part in over]
@@ -51,17 +51,17 @@ def stop_blocks(run: RunSource, role: str) -> list[Block]:
         title=f"{role}, progressive area, first part to last: {'; '.join(changes)}",
         panels=(
             Panel(y="progressive area under the curve", lines=lines, bounds=(None, 1), reference=0.5,
-                  title="What it tells apart among the candidates of its time (0.5 is chance)"),
-            Panel(y="said Yes (%)", lines=shares, bounds=(0, 100), title="How often it says Yes to what is ..."),
+                  title="How well it separates the candidates of each part (0.5 is chance)"),
+            Panel(y="said Yes (%)", lines=shares, bounds=(0, 100), title="How often it says Yes, by kind of candidate"),
         ),
         x="problems seen",
-        note="Each part holds the candidates that came in it, and they change as their writer learns: a fall may be "
-        "theirs. A role before and after learning is compared on one fixed set (flow-dpo evaluate --candidates). Bands "
-        "are 95 % intervals (Hanley and McNeil), which take candidates as independent.",
+        note="Each part has its own candidates, which change as their writer learns: a fall can be due to them. To "
+        "compare a role before and after learning, use one fixed set (flow-dpo evaluate --candidates). Bands are 95 % "
+        "intervals (Hanley and McNeil), which treat candidates as independent.",
     )  # fmt: skip
     note = (
-        f"Of candidates on the trunk, {len(counts.candidates)} have a verdict of their own; at {counts.num_unjudged} "
-        "Yes was never chosen, or its rollout could not be graded, and they are left out."
+        f"{len(counts.candidates)} candidates on the trunk have a verdict of their own. {counts.num_unjudged} more are "
+        "left out: Yes was never chosen there, or its rollout could not be graded."
     )
     return [chart, _areas(run, role), *_pairs(run, role), Paragraph(text=note)]
 
@@ -81,15 +81,15 @@ def _areas(run: RunSource, role: str) -> Table:
         "Yes to finished wrong", "Yes to right",
     )  # fmt: skip
     return Table(
-        caption="Progressive areas under the curve, of each part's own candidates with a verdict (95 % interval), and "
-        "how often it says Yes",
+        caption="Progressive areas under the curve over each part's own graded candidates (95 % interval), and how "
+        "often it says Yes",
         columns=columns,
         rows=tuple(rows),
     )
 
 
 def _pairs(run: RunSource, role: str) -> list[Table]:
-    """None where the role learns from no pairs, but from verdicts alone."""
+    """Empty if the role learns from verdicts only and not from pairs."""
     if not any(one.role == role for one in run.counts.choice_pairs):
         return []
     rows: list[tuple[str, ...]] = []
@@ -109,5 +109,5 @@ def _change(what: str, areas: list[Area]) -> str:
     (first, (first_low, first_high)), (last, (last_low, last_high)) = there[0], there[-1]
     if len(there) == 1:
         return f"{what} {first:.2f}"
-    told = "" if first_high < last_low or last_high < first_low else " (no change can be told)"
+    told = "" if first_high < last_low or last_high < first_low else " (no clear change)"
     return f"{what} {first:.2f} to {last:.2f}{told}"

@@ -1,7 +1,7 @@
-"""The tables of a team against its members: differences over seeds, votes at the same tokens, Stop, learning curves.
+"""The tables on a team and its members: differences over seeds, votes at equal tokens, Stop, learning curves.
 
-They belong to a comparison's section (`comparison_section`). Invariant: what is in none of the comparison's arms has no
-table, and a difference is shown with the interval over seeds of training.
+They are part of a comparison's section (`comparison_section`). Invariant: what no arm of the comparison measured has no
+table, and every difference is shown with its interval over seeds of training.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Team = Mapping[str, Any]
 
 
 def team_tables(team: Team | None) -> list[Table]:
-    """All that have a row; none of a comparison without a team."""
+    """The tables that have a row; none for a comparison without a team."""
     if not team:
         return []
     tables = (_differences(team), _votes(team), _draws(team), _stops(team), _curves(team))
@@ -37,8 +37,8 @@ def _differences(team: Team) -> Table:
         rows.append((gap["one"], other, gap["test"], _signed(gap["mean"], area=area), between, over, seeds))
     columns = ("arm", "against", "test", "difference", "95 % over seeds", "95 % over questions", "each seed")
     caption = (
-        "The team against its members: accuracies in percentage points, areas right over wrong in units. Votes are "
-        "read at the flow's sampled tokens"
+        "The team against its members: accuracies in percentage points, areas (right over wrong) in units. Votes are "
+        "compared at the flow's sampled tokens"
     )
     return Table(caption=caption, columns=columns, rows=tuple(rows), wordy=frozenset({0, 1, 2}))
 
@@ -64,8 +64,8 @@ def _votes(team: Team) -> Table:
         accuracies = [_over_seeds(one["accuracies"][rule]) for rule in rules]
         rows.append((one["arm"], one["test"], formatting.decimal(one["tokens"]["mean"], 1), attempts, *accuracies))
     caption = (
-        "Attempts by vote at the tokens that the flow sampled a problem, each seed's linearly interpolated in tokens "
-        "between neighbouring numbers of attempts; the oracle is what a perfect Stop would find"
+        "Attempts by vote at the tokens per problem that the flow sampled, each seed's linearly interpolated in tokens "
+        "between neighbouring numbers of attempts; the oracle is what a perfect Stop would reach"
     )
     columns = ("arm", "the flow's test", "tokens", "attempts", *(RULE_WORDS[rule] for rule in rules))
     return Table(caption=caption, columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
@@ -127,10 +127,10 @@ def _curves(team: Team) -> Table:
         "reached after problems",
         "and sampled tokens",
         "at the end",
-        "least points above the other at equal tokens",
+        "smallest lead over the other at equal tokens, points",
     )
     return Table(
-        caption="Learning curves: windowed accuracy before learning, of whole windows; each seed",
+        caption="Learning curves: windowed accuracy before learning, full windows only; each seed",
         columns=columns,
         rows=tuple(rows),
     )

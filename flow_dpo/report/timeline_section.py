@@ -1,7 +1,7 @@
-"""The blocks on a run's time: its workers and its learner as lanes of one time line, and what limits the run.
+"""The blocks on a run's time: workers and learner as lanes of one time line, and what limits the run.
 
-Drawn are the newest batches, without the pauses between two sessions of a run. Invariant: a run without timeline.jsonl,
-as older ones are, has none.
+Only the newest batches are drawn, without the pauses between two sessions of a run. Invariant: a run without
+timeline.jsonl (an older one) has no such blocks.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from flow_dpo.runs.bottleneck import bottleneck
 from flow_dpo.runs.spans import LEARNER, SpanRow, busy_seconds, lanes, without_pauses
 
 _MOST_LANES = 16
-"""Lanes that are drawn and listed one by one."""
+"""Most lanes that are drawn and listed one by one."""
 
 
 def timeline_blocks(run: RunSource) -> list[Block]:
-    """The time line and its table; none where there is nothing to draw."""
+    """The time line and its table; empty if there is nothing to draw."""
     spans, num_pauses = without_pauses(run.spans)
     whole = max((span.end for span in spans), default=0.0) - min((span.start for span in spans), default=0.0)
     if whole <= 0:
@@ -46,7 +46,7 @@ def timeline_blocks(run: RunSource) -> list[Block]:
 
 
 def _ranks(rows: Sequence[Mapping[str, Any]], whole: float) -> list[tuple[str, str, str]]:
-    """What each rank of a learner over several spent on its rows."""
+    """The time that each of several ranks of a learner spent on its rows."""
     found: list[tuple[str, str, str]] = []
     for rank in range(int(max((row.get("ranks/num") or 1 for row in rows), default=1))):
         names = [row[name] for row in rows if (name := f"ranks/{rank}/seconds") in row]
@@ -60,17 +60,17 @@ def _caption(run: RunSource, between: str, names: Sequence[str], drawn: Sequence
     replayed = [row["rollout/shards_replayed"] for row in run.rows if row.get("rollout/shards_replayed") is not None]
     if replayed:
         words.append(
-            f"Shards sampled again in the whole run, for their worker was lost: {formatting.count(sum(replayed))}."
+            f"Shards sampled again in the whole run because their worker was lost: {formatting.count(sum(replayed))}."
         )
     if len(names) > len(drawn):
         words.append(f"{len(drawn)} of {len(names)} lanes are drawn.")
     if num_pauses:
-        words.append(f"Pauses in which nothing ran, left out: {formatting.count(num_pauses)}.")
+        words.append(f"Pauses without work, left out: {formatting.count(num_pauses)}.")
     return " ".join(words)
 
 
 def _bars(drawn: Sequence[str], spans: Sequence[SpanRow], whole: float) -> tuple[str, tuple[Bar, ...]]:
-    """The axis' unit, and a bar for each span of the lanes that are drawn."""
+    """The unit of the axis, and a bar for each span of the drawn lanes."""
     unit, seconds = ("minutes", 60.0) if whole >= 300 else ("seconds", 1.0)
     begin, rows = min(span.start for span in spans), {lane: row for row, lane in enumerate(drawn)}
     return unit, tuple(

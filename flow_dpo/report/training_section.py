@@ -1,8 +1,8 @@
-"""The section of one training run: accuracy over time, then what a reviewer asks, folded.
+"""The section of one training run: accuracy over time, and, folded, the details that a reviewer asks for.
 
-Accuracy with its table; below, each under its title: where examples came from, what Stop can tell apart, how the
-log-probabilities moved, what it cost, who worked when. Invariant: no baseline stands under the curve: its problems are
-sampled before they are learned from, an evaluation has others and often decodes greedily.
+Shown is the accuracy with its table; folded are where examples came from, what Stop can separate, how log-probabilities
+moved, what it cost, and who worked when. Invariant: no baseline is drawn under the curve. The run's problems are
+sampled before they are learned from; an evaluation has other problems and often decodes greedily.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SEEN = "problems seen"
 
 
 def run_section(run: RunSource, looks: Sequence[Block] = ()) -> Section:
-    """The section of a run; `looks` are the ways to its solutions."""
+    """The section of a run; `looks` are links to its solutions."""
     title = f"Training run {run.name}"
     if not run.rows:
         words = "Interrupted, or still running, before its first batch was done: there is nothing to show yet."
         return Section(title=title, blocks=(Paragraph(text=words),))
     folds: list[tuple[str, list[Block]]] = [
         ("Where pairs come from" if not run.counts.singles else "Where examples come from", _yields(run)),
-        *((f"What {role} can tell apart", stop_blocks(run, role)) for role in learning.choosing_roles(run.counts)),
+        *((f"What {role} can separate", stop_blocks(run, role)) for role in learning.choosing_roles(run.counts)),
         ("Margins and log-probabilities", _likelihoods(run)),
         ("Cost", [_cost(run)]),
         ("Workers and learner over time", timeline_blocks(run)),
@@ -50,7 +50,7 @@ def _describe(run: RunSource) -> str:
 
 
 def _progressive(run: RunSource) -> list[Block]:
-    # The last window; of a run that is hardly longer than one, parts that no problem is in twice.
+    # The last window; for a run hardly longer than one window, parts that do not overlap.
     line, *shorter = accuracy_series(run.rows)
     if not shorter:
         over = learning.parts(run.num_seen)
@@ -65,7 +65,7 @@ def _progressive(run: RunSource) -> list[Block]:
             title="Accuracy on each problem before learning from it",
             panels=(Panel(y=f"accuracy (%), {line.label}", lines=[line], bounds=(0, 100)),),
             x=_SEEN,
-            note="The band is the 95 % Wilson interval. Evaluations are not drawn here: they have other problems, and "
+            note="The band is the 95 % Wilson interval. Evaluations are not drawn here: they have other problems and "
             "often another decoding than this run's sampling.",
         ),
         Forest(
@@ -122,20 +122,20 @@ def _yields(run: RunSource) -> list[Block]:
 _YIELDS = {
     (False, False): (
         "trunk turns with a pair", "trunk turns",
-        "A turn teaches where its rollout and the alternative's differ in correctness.",
+        "A turn gives a pair if its rollout and the alternative's differ in correctness.",
     ),
     (True, False): (
         "scored turns", "turns of all rollouts",
-        "A turn teaches where the rollouts of its problem differ in correctness.",
+        "A turn is learned from if the rollouts of its problem differ in correctness.",
     ),
     (True, True): (
         "turns with an example", "turns of all rollouts",
-        "A turn teaches by a pair where what it led to and what the alternative led to differ in correctness, or by "
-        "itself, as Stop's do at candidates with a verdict.",
+        "A turn gives a pair if its outcome and the alternative's differ in correctness; others, like Stop's at "
+        "candidates with a verdict, are learned from on their own.",
     ),
 }  # fmt: skip
-"""The unit, what it is a share of, and why a turn teaches: by whether the run learns from single completions, and from
-both these and pairs."""
+"""The unit, the set that it is a share of, and when a turn is learned from. The keys: does the run learn from single
+completions, and from both these and pairs?"""
 
 
 def _likelihoods(run: RunSource) -> list[Block]:
@@ -174,26 +174,26 @@ def _likelihoods(run: RunSource) -> list[Block]:
 
 
 def _ends(values: Sequence[float | None], weights: Sequence[float | None]) -> str:
-    """From where to where a mean over pairs went, and whether that can be told from noise."""
+    """A mean over pairs at both ends of the run, and whether the change stands out from noise."""
     found = trend(values, weights)
     if found is None:
         return formatting.NOTHING
     ends = f"{formatting.decimal(found.first)} to {formatting.decimal(found.last)}"
     if found.low is None:
-        return f"{ends} ({found.num} batches: too few to tell a change)"
-    return ends if found.is_told else f"{ends} (no change can be told)"
+        return f"{ends} ({found.num} batches: too few to detect a change)"
+    return ends if found.is_told else f"{ends} (no clear change)"
 
 
 def _cost(run: RunSource) -> Table:
     spent = costs(run)
     rows: list[tuple[str, str]] = [
-        ("tokens in the rollouts, shared ones once", formatting.count(spent["rollout/tokens"])),
+        ("tokens in the rollouts, shared ones counted once", formatting.count(spent["rollout/tokens"])),
         ("tokens sampled by the engine", formatting.count(spent["rollout/sampled_tokens"])),
         ("rollouts", formatting.count(spent["num_rollouts"])),
         ("verdicts", formatting.count(spent["num_verdicts"])),
-        ("examples that the rollouts gave", formatting.count(sum(run.counts.num_examples.values()))),
-        ("tokens learned, what examples share counted once", formatting.count(spent["tokens"])),
-        ("the same, example by example", formatting.count(spent["unshared_tokens"])),
+        ("examples from the rollouts", formatting.count(sum(run.counts.num_examples.values()))),
+        ("tokens learned, those shared by examples counted once", formatting.count(spent["tokens"])),
+        ("tokens learned, each example counted in full", formatting.count(spent["unshared_tokens"])),
         ("updates", formatting.count(spent["learn/updates"])),
     ]
     rows += [(f"{name} time", formatting.seconds(spent[f"{key}/seconds"])) for name, key in
@@ -202,7 +202,7 @@ def _cost(run: RunSource) -> Table:
 
 
 def costs(run: RunSource) -> dict[str, float | None]:
-    """What a run spent, by column, tokens that were learned over all roles; None of what no row has."""
+    """What a run spent, by column; learned tokens are summed over all roles. None if no row has the column."""
 
     def total(*names: str) -> float | None:
         found = [row[name] for row in run.rows for name in names if row.get(name) is not None]

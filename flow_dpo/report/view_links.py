@@ -1,10 +1,10 @@
-"""Links from a report into the viewer's static copy: the one place that builds them.
+"""Links from a report into the viewer's static copy. All of them are built here.
 
     ViewCopy.read(Path("runs/view"), beside=Path("runs/report"))      what `flow-dpo view ... --export runs/view` wrote
     copy.links(run)      "wrong, and an alternative right" -> ../view/index.html#/s/gsm8k?status=wrong&flipped=1
 
-Routes and parameters are the viewer's own (`report.viewer.queries`). Invariant: an address is relative and
-percent-encoded, and ends in a source that the copy holds.
+Routes and parameters are those of the viewer (`report.viewer.queries`). Invariant: an address is relative and
+percent-encoded, and leads to a source that the copy holds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ViewCopy:
 
     @classmethod
     def read(cls, folder: Path, *, beside: Path) -> ViewCopy:
-        """The copy in `folder`, for a report in `beside`. Raises `DataError` where there is none."""
+        """The copy in `folder`, for a report in `beside`. Raises `DataError` if there is none."""
         file = folder / "data" / "sources.js"
         try:
             text = file.read_text(encoding="utf-8")
@@ -51,8 +51,8 @@ class ViewCopy:
         return cls(base=base, sources=sources)
 
     def address(self, source: Source, **filters: str | int) -> str | None:
-        """The list of a source's problems, filtered; None where the copy does not hold the source, or two that may be
-        it."""
+        """The list of a source's problems, filtered; None if the copy does not hold the source, or if several of its
+        sources match."""
         parts = source.path.resolve().parts
         named = [(tuple(one["name"].split("/")), one["id"]) for one in self.sources]
         longest = max((len(own) for own, _ in named if parts[-len(own) :] == own), default=0)
@@ -62,7 +62,7 @@ class ViewCopy:
         return f"{self.base}/index.html#/s/{quote(ids[0])}" + (f"?{urlencode(filters)}" if filters else "")
 
     def links(self, source: Source) -> tuple[Link, ...]:
-        """The ways into a source; none where the copy does not hold it."""
+        """The links into a source; empty if the copy does not hold it."""
         made = [(text, self.address(source, **filters)) for text, filters in _ways(source)]
         return tuple(Link(text=text, address=address) for text, address in made if address is not None)
 
@@ -88,15 +88,13 @@ def _ways(source: Source) -> list[_Way]:
 
 
 def view_blocks(sources: Sequence[Source], copy: ViewCopy | None) -> list[Block]:
-    """Where to look at the solutions themselves: links into the copy, or the command that makes one."""
+    """Where to look at the solutions: links into the copy, or the command that makes one."""
     shown = [one for one in sources if isinstance(one, (RunSource, EvaluationSource, TracesSource))]
     if not shown:
         return []
     if copy is None:
         paths = shlex.join(str(one.path) for one in shown)
-        words = (
-            "Trees, solutions and curves, in a browser; and as a copy that this page links to, given as --view FOLDER:"
-        )
+        words = "Trees, solutions and curves, in a browser, or as a copy that this page can link to (--view FOLDER):"
         return [
             Fold(
                 title="Look at the solutions",

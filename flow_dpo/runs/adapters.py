@@ -1,12 +1,12 @@
-"""Adapters of a run or a folder, loaded into the policy by role, and the settings that they bring along.
+"""Adapters of a run or a folder, loaded into the policy by role, and the settings that come with them.
 
     --run runs/train                    the run's newest adapters; its flow, model and data columns are the defaults
-    --run me/name                       the same of a run that was pushed to the hub
+    --run me/name                       the same for a run that was pushed to the hub
     --run runs/train --roles [answer]   Answer's adapter alone; the other roles use the base model
     --run runs/a --role_runs '{stop: runs/b}'    Answer of one run, Stop of another
     --adapter runs/sft                  one adapter in PEFT's layout, for the Answer role
 
-Invariant: a setting that a person gives comes before what a run or an adapter brings along.
+Invariant: a setting that the user gives overrides what a run or an adapter brings along.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _DATA_SETTINGS = ("dataset_name", "dataset_config", "question_column", "answer_c
 
 
 def source_settings(given: Given) -> tuple[dict[str, Any], str]:
-    """The settings that the run or adapter that was given brings along, and the file they come from; nothing where
-    there is neither.
+    """The settings that come with the given run or adapter, and the file that they come from; empty if neither is
+    given.
 
-    Raises `ConfigError` where both are given, `DataError` where a folder is not what it should be.
+    Raises `ConfigError` if both are given, `DataError` if a folder is not what it should be.
     """
     run, adapter = given.text("speaking.run"), given.text("speaking.adapter")
     for name, value in (("run", run), ("adapter", adapter)):
-        if not value and given.find(f"speaking.{name}")[0] is not None:  # such as of a shell's variable that is not set
+        if not value and given.find(f"speaking.{name}")[0] is not None:  # such as from an unset shell variable
             raise ConfigError(f"expected a folder in --{name}, found none; leave it out for the model without adapters")
     if run and adapter:
         raise ConfigError(f"expected a run or an adapter, found both: {run} and {adapter}; leave one out")
@@ -61,20 +61,20 @@ def source_settings(given: Given) -> tuple[dict[str, Any], str]:
 
 
 def run_settings(run: Path, *, of_adapter: bool = False, of_hub: bool = False) -> dict[str, Any]:
-    """Settings taken over from a run's config.yaml, all but those of its problems and its learning, and what it has
-    calibrated; without that where the file lies beside a fine-tuned adapter, whose log is not a run's. A run of the hub
-    brings no engine along: a stranger's could have requests sent elsewhere."""
+    """Settings from a run's config.yaml, except those of its problems and its learning, with what it has calibrated.
+    `of_adapter`: the file lies beside a fine-tuned adapter, whose log is not a run's, so nothing is calibrated. A run
+    from the hub brings no engine along: a stranger's settings could have requests sent elsewhere."""
     refuse_missing(run)
     facts = run_folder.read_facts(run)  # refuses a run of another version, whose settings may have other names
     found = read_settings(run / "config.yaml")
     found = without_machine(found) if of_hub or "published" in facts else found
     kept = {name: found[name] for name in _METHOD_SETTINGS if name in found}
-    if isinstance(kept.get("lora"), dict):  # what it began with is in its own adapters
+    if isinstance(kept.get("lora"), dict):  # the run's own adapters include what it began with
         kept["lora"] = {name: value for name, value in kept["lora"].items() if name not in ("init_from", "init_roles")}
     data = found.get("data", {})
     check({"data": data}, {"data": OBJECT}, str(run / "config.yaml"))
     flow = kept.get("flow")
-    # Of a flow that was given as an object the file has but the name: it is to be given again, as it is then.
+    # A flow that was passed as an object is only named in the file: it must be passed again, and then counts as it is.
     for name, value in calibration(run).items() if isinstance(flow, dict) and not of_adapter else ():
         *parts, last = name.split(".")
         into: Any = flow
@@ -86,9 +86,9 @@ def run_settings(run: Path, *, of_adapter: bool = False, of_hub: bool = False) -
 
 
 def calibration(run: Path) -> dict[str, float]:
-    """The settings of the flow that a run has calibrated, by name, as the last batch was sampled that its newest
-    adapters have learned from: not one of later adapters, which a run that is not at its end has not saved yet. None
-    of a run without adapters, nor of settings that lie beside an adapter, whose metrics are those of a fine-tuning."""
+    """The flow settings that a run has calibrated, by name, as they were for the last batch that its newest saved
+    adapters have learned from; an unfinished run may have sampled later batches. Empty for a run without adapters, and
+    for a folder with a fine-tuned adapter, whose metrics are those of the fine-tuning."""
     path = run / "metrics.jsonl"
     if not path.exists() or (run / ADAPTER_CONFIG).exists() or not (run / "adapters").is_dir():
         return {}
@@ -99,7 +99,7 @@ def calibration(run: Path) -> dict[str, float]:
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
-    """The shape of an adapter, and the model, flow and data of the config.yaml beside it, where there is one."""
+    """The shape of an adapter, and the model, flow and data settings of the config.yaml beside it, if there is one."""
     shape = adapter_shape(folder)
     beside = run_settings(folder, of_adapter=True) if (folder / "config.yaml").exists() else {}
     return beside | {"lora": shape}
@@ -123,43 +123,42 @@ def load_adapters(policy: Policy, settings: SpeakingSettings) -> dict[Role, Adap
         policy.load_adapter(role, folder)
     loaded = {role: Adapter(role=role, version=0, path=str(folder)) for role, folder in folders.items()}
     if untrained := [adapter.path for adapter in loaded.values() if not is_trained(adapter)]:
-        log.warning("%s: no update was made, this is the base model as it was", " and ".join(untrained))
+        log.warning("%s: no update was made, so this is the unchanged base model", " and ".join(untrained))
     return loaded
 
 
 def _of_other_runs(policy: Policy, settings: SpeakingSettings) -> dict[Role, Path]:
-    """The adapters of roles that other runs have trained. Raises `ConfigError` for one without, or of another base."""
+    """The adapters of roles from other runs. Raises `ConfigError` for a run without one, or with another base."""
     found: dict[Role, Path] = {}
     base = _base_of(settings.run or settings.adapter)
     for role, run in settings.role_runs.items():
         latest = run_folder.latest_adapters(local_run(run))
         if role not in latest or role not in policy.roles:
             raise ConfigError(
-                f"expected in role_runs a role of the flow ({', '.join(policy.roles)}) that {run} has an adapter for "
-                f"({', '.join(latest)}), found {role!r}"
+                f"expected role_runs to name a role of the flow ({', '.join(policy.roles)}) for which {run} has an "
+                f"adapter ({', '.join(latest)}), found {role!r}"
             )
         if base and _base_of(run) != base:
-            raise ConfigError(f"expected a run of the base {base} for {role}, found one of {_base_of(run)} in {run}")
+            raise ConfigError(f"expected a run with the base {base} for {role}, found {_base_of(run)} in {run}")
         found[role] = latest[role]
     return found
 
 
 def _base_of(folder: str | None) -> str:
-    """The model that a run's or an adapter's settings name; "" where there are none."""
+    """The model that a run's or an adapter's settings name; "" if there are none."""
     path = None if folder is None else local_run(folder) / "config.yaml"
     model = read_settings(path).get("model") if path is not None and path.exists() else None
     return str(model.get("model_name_or_path", "")) if isinstance(model, dict) else ""
 
 
 def is_trained(adapter: Adapter) -> bool:
-    """Whether an adapter that was loaded has learned something: those of a run's version 0 have not."""
+    """Whether a loaded adapter has learned something: those of a run's version 0 have not."""
     path = Path(adapter.path)
     return not (path.name == "0" and path.parent.name == adapter.role and path.parent.parent.name == "adapters")
 
 
 def one_pass(flow: Flow[Any]) -> Single:
-    """Inference in one pass of Answer, with the flow's own prompts and as many tokens as one attempt of the flow may
-    write.
+    """A flow of one pass of Answer, with this flow's prompts and the token limit of one of its attempts.
 
     Raises `ConfigError` for a flow that has no such pass.
     """
@@ -171,15 +170,15 @@ def one_pass(flow: Flow[Any]) -> Single:
 
 
 def has_one_pass(flow: Flow[Any]) -> bool:
-    """Whether `one_pass` has a pass for this flow."""
+    """Whether `one_pass` accepts this flow."""
     return isinstance(flow, Single | AnswerStop | Attempts)
 
 
 def one_attempt(flow: Flow[Any]) -> Attempts:
-    """One attempt of the flow's Answer role, which Stop judges where it ended; Stop's choice is scored and ends it.
+    """A flow of one attempt of Answer, which Stop judges when it has ended; Stop's choice is scored and ends the flow.
 
-    Chunk, cap and prompts are the flow's. Yes is taken as the flow takes it: above its threshold, or drawn where it has
-    none, as the paper's. Raises `ConfigError` for a flow that has no such attempt.
+    Chunk length, cap and prompts are this flow's. Yes is chosen as in this flow: above its threshold, or drawn if it
+    has none, as in the paper. Raises `ConfigError` for a flow that has no such attempt.
     """
     if isinstance(flow, Attempts):
         return replace(flow, max_attempts=1)
@@ -189,7 +188,7 @@ def one_attempt(flow: Flow[Any]) -> Attempts:
             chunk_tokens=flow.chunk_tokens, max_chunks=flow.max_chunks, max_attempts=1, threshold=None, prompts=prompts
         )
     raise ConfigError(
-        f"expected a flow of Answer and Stop where attempts are judged (AnswerStop, Attempts), found "
+        f"expected a flow in which Stop judges attempts of Answer (AnswerStop, Attempts), found "
         f"{type(flow).__name__}; evaluate it without --draws and --candidates"
     )
 
@@ -198,7 +197,7 @@ P = TypeVar("P", bound=RolePrompts)
 
 
 def _prompts(prompts: RolePrompts, kind: type[P]) -> P:
-    """The prompts as those of another flow, which has the same but for its own."""
+    """The prompts as another flow's kind of prompts: shared fields are copied, the others keep their defaults."""
     if type(prompts) is kind:
         return prompts
     known = {field.name for field in fields(kind)}
@@ -206,10 +205,10 @@ def _prompts(prompts: RolePrompts, kind: type[P]) -> P:
 
 
 def trace_pass(flow: Flow[Any]) -> Single:
-    """The single pass whose chat a flow's traces are written for; the plain pass for a flow without one."""
+    """The single pass whose chat a flow's traces are written for; a plain pass if the flow has none."""
     return one_pass(flow) if has_one_pass(flow) else Single(max_tokens=getattr(flow, "max_tokens", Single().max_tokens))
 
 
 def sampled_flow(flow: Flow[Any], mode: Literal["flow", "single", "ground_truth"]) -> Flow[Any]:
-    """The flow itself, or one pass of its Answer role, which is also what a data set's own solutions answer."""
+    """The flow itself, or one pass of its Answer role, whose prompt a data set's own solutions answer, too."""
     return flow if mode == "flow" else one_pass(flow)

@@ -1,9 +1,9 @@
-"""What limits a run whose rollouts are sampled elsewhere or ahead: workers, learner, or the way the work is cut.
+"""What limits a run whose rollouts are sampled elsewhere or ahead: workers, learner, or how the work is split.
 
     bottleneck(rows)     "learner waits 62 % of the time for rollouts: more workers (--workers.num, or more servers)"
 
-Found from the last rows of metrics: seconds that workers sampled (summed over them), that the learner waited for
-rollouts, and that it learned. Invariant: no limit is named for a run that samples and learns by turns in one process.
+Computed from the last rows of metrics: the seconds for which workers sampled (summed over workers), and for which the
+learner waited for rollouts and learned. Invariant: no limit is named if one process samples and learns in turns.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from dataclasses import dataclass
 from typing import Any
 
 NUM_BATCHES = 8
-"""Batches that are looked back at."""
+"""Number of recent batches that are considered."""
 _MUCH = 0.25
-"""A share of the time that is worth a remedy."""
+"""Share of the time from which on a remedy is suggested."""
 _IDLE = 0.6
-"""Workers that are busy for less than this share of the learner's wait are too many for the work as it is cut."""
+"""If workers are busy for less than this share of the time in which they can work, they have too few shards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """Seconds of some batches."""
+    """How some batches spent their time, in seconds."""
 
     sampled: float
-    """By all workers together, grading included."""
+    """Sampling and grading, summed over all workers."""
     waited: float
-    """By the learner, for rollouts."""
+    """The learner's wait for rollouts."""
     learned: float
     workers: float
-    """How many there were, in the mean."""
+    """Mean number of workers."""
     lag: int
     rows_a_rank: float | None = None
-    """Rows of an update for each learner rank, in the mean; None where there is one rank."""
+    """Mean number of rows of an update per learner rank; None with a single rank."""
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> Balance:
-        """From rows of metrics, of which there is one at least."""
+        """From one or more rows of metrics."""
 
         def total(*names: str) -> float:
             return sum(float(row.get(name) or 0.0) for row in rows for name in names)
@@ -65,7 +65,7 @@ class Balance:
 
 
 def bottleneck(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What limits the last batches of these rows, in a few words with a remedy; "" where there is nothing to say."""
+    """What limited the last batches of these rows, in a few words with a remedy; "" if there is nothing to say."""
     last = rows[-NUM_BATCHES:]
     if not last or "rollout/workers" not in last[-1]:
         return ""
@@ -80,8 +80,8 @@ def bottleneck(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _more_rollouts(found: Balance) -> str:
-    """The remedy where the learner waits."""
-    # Without a lag workers rest while the learner learns, and all that they sample falls into its wait.
+    """The remedy if the learner waits."""
+    # Without a lag, workers are idle while the learner learns: they do all of their sampling during its wait.
     able = found.workers * (found.waited if found.lag == 0 else found.waited + found.learned)
     if found.workers > 1.5 and found.sampled < _IDLE * able:
         return "workers have too little to do: smaller shards (--workers.shard) or larger batches"
@@ -91,7 +91,7 @@ def _more_rollouts(found: Balance) -> str:
 
 
 def _more_learning(found: Balance) -> str:
-    """The remedy where workers wait."""
+    """The remedy if workers wait."""
     if found.lag == 0 and found.waited > 0.1 * found.learned:
         return "let them sample ahead (--run.lag 1), or more learner ranks"
     if found.rows_a_rank is not None and found.rows_a_rank <= 1:

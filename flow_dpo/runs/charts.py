@@ -1,8 +1,8 @@
-"""Line charts over the problems seen: what a report draws as well, and a run's own picture (`progressive.png`).
+"""Line charts over the problems seen, for reports and for a run's own picture (`progressive.png`).
 
     save_png(path, [Panel(y="accuracy (%)", lines=[Series(label="all so far", x=[16, 48], y=[40.0, 35.0])])], ...)
 
-Invariant: text is never read as mathematics, missing values leave a gap, no legend hides a line, no axis cuts one.
+Invariant: text is never parsed as mathematics, missing values leave a gap, no legend hides a line, no axis clips one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COLOURS = {
     "ink": "#1c2024", "grid": "#d5d9de", "blue": "#1560ae", "orange": "#b35000", "green": "#1f7a34",
     "purple": "#7540a6", "red": "#b3261e", "grey": "#5c646d",
 }  # fmt: skip
-"""Name: colour on a light page."""
+"""Colours for a light page, by name."""
 _INK, _GRID, *_CYCLE = COLOURS.values()
 _GREY = _CYCLE[-1]
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -36,7 +36,7 @@ _STYLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line over x, with its interval where there is one."""
+    """One line over x, with its interval if there is one."""
 
     label: str
     x: Sequence[float]
@@ -50,28 +50,28 @@ class Panel:
     """One pair of axes."""
 
     y: str
-    """The axis' name, with its unit."""
+    """Label of the y axis, with its unit."""
     lines: Sequence[Series] = ()
     title: str = ""
     bounds: tuple[float | None, float | None] = (None, None)
     reference: float | None = None
-    """A thin line at a value that means "nothing": chance, or zero."""
+    """Where to draw a thin line for the neutral value, such as chance or zero."""
     marked: bool = True
-    """Points have markers, in a picture."""
+    """Whether a PNG marks the points of a line."""
 
 
 def save_png(path: Path, panels: Sequence[Panel], *, x: str, height: float) -> None:
-    """A PNG on white of panels one above the other over the same x, a whole number whose name is given with its unit;
-    `height` is a panel's, in inches."""
+    """Write a PNG on white with the panels one above the other. They share the x axis, of whole numbers; `x` is its
+    label with the unit, and `height` the height of a panel in inches."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     style: Any = _STYLE
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        # Only the width of such a letter is guessed.
+        # Matplotlib only guesses the width of such a letter.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        # Without pyplot, whose backend is the user's: a notebook shows figures by it.
+        # Without pyplot, whose backend is the user's: a notebook would show the figure.
         figure = Figure(figsize=(6.4, height * len(panels)), layout="constrained")
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(len(panels), 1, squeeze=False)[:, 0])
@@ -85,7 +85,7 @@ def save_png(path: Path, panels: Sequence[Panel], *, x: str, height: float) -> N
 def accuracy_series(rows: Sequence[Mapping[str, Any]]) -> list[Series]:
     """Progressive validation in per cent, from the rows of metrics.jsonl: the last window first, then all so far.
 
-    A window as long as the run shows nothing of its own and is left out.
+    A window about as long as the run adds nothing and is left out.
     """
     last = rows[-1]
     window = last.get("progressive/window_problems")
@@ -101,10 +101,10 @@ def accuracy_series(rows: Sequence[Mapping[str, Any]]) -> list[Series]:
 
 
 def _draw_panel(axis: Any, panel: Panel, *, named: bool) -> None:
-    """`named`: the x axis of this panel bears the name, so that the legend stands further below."""
+    """`named`: this panel has the label of the x axis, so its legend is placed further down."""
     if panel.reference is not None:
         axis.axhline(panel.reference, color=_GREY, linewidth=1)
-    # 1. Lines, each with its band. One that lies on the axis, as a role without a pair does, is whole there.
+    # 1. Lines, each with its band. They are not clipped: a line on the axis, as of a role without pairs, stays whole.
     alpha = 0.18 if len(panel.lines) < 3 else 0.1
     for index, line in enumerate(panel.lines):
         look = {"color": _CYCLE[index % 6], "ls": _DASHES[index % 6], "clip_on": False, "zorder": 3}
@@ -118,7 +118,7 @@ def _draw_panel(axis: Any, panel: Panel, *, named: bool) -> None:
     axis.set_ylim(*panel.bounds)
     if panel.title:
         axis.set_title(_label(panel.title, 60), fontsize=12, loc="left", pad=8)
-    # 2. The legend below the axes, where it covers nothing.
+    # 2. The legend, below the axes so that it covers nothing.
     if any(line.label for line in panel.lines):
         longest = max(len(_label(line.label, 44)) for line in panel.lines)
         columns = max(1, min(3, int(400 / (45 + 6.2 * longest))))  # points: the axes' width, a marker, a letter
@@ -130,9 +130,9 @@ def _gaps(values: Sequence[float | None]) -> list[float]:
 
 
 def _label(text: str, most: int) -> str:
-    """A name that neither leaves the figure nor reorders it; one that begins with "_" would be hidden otherwise."""
+    """A name that fits and does not reorder the text around it; matplotlib would hide one that begins with "_"."""
     line = " ".join(text.split())
-    # Names often differ at their ends alone.
+    # Names often differ only at their ends.
     head = most // 2
     shown = visible(line if len(line) <= most else f"{line[:head]}\u2026{line[head + 1 - most :]}")
     return f" {shown}" if shown.startswith("_") else shown

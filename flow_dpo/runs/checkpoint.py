@@ -1,15 +1,15 @@
 """Checkpoints of a run: its whole state on disk, from which it is resumed bit for bit.
 
-After every batch (or every few) the whole state is written beside the older ones, flushed to disk and renamed:
+After every batch (or every few) the state is written next to the older checkpoints, flushed to disk and renamed:
 
     checkpoints/00000064/          64 problems were learned from
         learner/...                adapters, frozen references, optimizers, waiting pairs (`learner_state`)
         loop.json                  the cursor in the stream, progressive validation, the sizes of the record files
         checksums.json             SHA-256 of every other file
 
-Invariant: a folder with a number for a name was whole when it got it. The last two are kept: should a bit of the newest
-have flipped on disk, the one before is taken, with a warning. All random numbers derive from the run's seed and
-what they are for (`seeds.derive`), so there is no other random state.
+Invariant: a folder was complete when it got a number as its name. The last two are kept: if the newest is damaged on
+disk, the one before it is used, with a warning. Every random number derives from the run's seed and its purpose
+(`seeds.derive`), so there is no other random state.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Checkpoints:
         self._folder = run / "checkpoints"
 
     def write(self, learner: Learner, num_problems: int, loop: Mapping[str, Any]) -> Path:
-        """Write the learner and these facts of the loop, as they are after `num_problems`."""
+        """Write the learner and these facts of the loop, as they are after `num_problems`; return the folder."""
         writing = self._folder / _WRITING
         shutil.rmtree(writing, ignore_errors=True)
         learner.save(writing / "learner")
@@ -47,7 +47,7 @@ class Checkpoints:
         for path in [*writing.rglob("*"), writing]:
             flush(path)
         done = self._folder / f"{num_problems:08d}"
-        # One of the same number is there after a resume that fell back to an older one.
+        # After a run was resumed from an older checkpoint, one with this number can exist already.
         shutil.rmtree(done, ignore_errors=True)
         writing.replace(done)
         flush(self._folder)
@@ -56,16 +56,16 @@ class Checkpoints:
         return done
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The folder and the loop's facts of the newest whole checkpoint; None where none was written.
+        """The folder and the loop's facts of the newest whole checkpoint; None if none was written.
 
-        Raises `DataError` where there are some, and none is whole.
+        Raises `DataError` if there are checkpoints, but none is whole.
         """
         found = self._numbered()
         for path in reversed(found):
             fault = _fault(path)
             if not fault:
                 return path, json.loads((path / _LOOP).read_text(encoding="utf-8"))
-            _logger.warning("%s is damaged (%s); looking at the one before", path, fault)
+            _logger.warning("%s is damaged (%s); trying the one before it", path, fault)
         if found:
             raise DataError(
                 f"expected a whole checkpoint in {self._folder}, found {len(found)}, all damaged; "
@@ -74,18 +74,18 @@ class Checkpoints:
         return None
 
     def _numbered(self) -> list[Path]:
-        """Folders with a number for a name, in rising order."""
+        """Folders whose name is a number, in ascending order."""
         return sorted(path for path in self._folder.glob("[0-9]*") if path.name.isdigit())
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    """SHA-256 by path below the folder."""
+    """SHA-256 of every file, by its path below the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _SUMS)
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _fault(folder: Path) -> str:
-    """The fault of a checkpoint; "" where there is none."""
+    """What is wrong with a checkpoint; "" if nothing is."""
     try:
         wanted: dict[str, str] = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
         found = _sums(folder)

@@ -1,9 +1,9 @@
-"""Files that are whole after a crash: JSONL that only grows at its end, and small files written whole or not at all.
+"""Files that survive a crash: JSONL that only grows at its end, and small files written whole or not at all.
 
-    append_jsonl(path, [{"a": 1}])     one line more, on the disk before the call returns
-    iter_jsonl(path)                   (1, {"a": 1}); a last line without its newline was torn off and is left out
+    append_jsonl(path, [{"a": 1}])     adds a line, which is on disk when the call returns
+    iter_jsonl(path)                   (1, {"a": 1}); a last line without a newline is incomplete and is left out
 
-Invariant: what was on the disk before a call is there after it, however the process ends.
+Invariant: what was on disk before a call is still there after it, however the process ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 
 def read_object(path: Path, *, absent: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The JSON object that a file holds; `absent` where there is no file, if that is given.
+    """The JSON object in a file; `absent`, if given, when there is no file.
 
     Raises `DataError` naming the file.
     """
@@ -36,21 +36,21 @@ def read_object(path: Path, *, absent: dict[str, Any] | None = None) -> dict[str
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file as they stand, all at once: `iter_jsonl`."""
+    """All rows of a JSONL file as a list (`iter_jsonl`)."""
     return [row for _, row in iter_jsonl(path)]
 
 
 def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a JSONL file as they stand, with the numbers of their lines, from 1.
+    """The rows of a JSONL file, unchecked, with their line numbers from 1.
 
-    A last line without its newline was torn off; it is left out, with a warning.
-    Raises `DataError` naming the line that is no JSON object (`strict_json`).
+    A last line without a newline is incomplete; it is left out, with a warning.
+    Raises `DataError` naming the line that is not a JSON object (`strict_json`).
     """
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
-                    _logger.warning("%s, line %d has no end: it was torn off, and is left out", path, number)
+                    _logger.warning("%s, line %d is incomplete (no newline) and is left out", path, number)
                     return
                 yield number, strict_json.parse_object(line, f"{path}, line {number}")
     except OSError as error:
@@ -58,7 +58,7 @@ def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows to the end of a file, and make sure that they are on the disk."""
+    """Append rows to a file, and make sure that they are on disk."""
     if not rows:
         return
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
@@ -69,8 +69,7 @@ def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def cut_torn(path: Path) -> None:
-    """Cut away what follows the last newline of a file: a row that was torn off, onto which the next would be
-    written."""
+    """Cut off what follows the last newline of a file: an incomplete row, to which the next would be appended."""
     with path.open("r+b") as file:
         content = file.read()
         whole = content.rfind(b"\n") + 1
@@ -81,7 +80,7 @@ def cut_torn(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file completely or not at all."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
@@ -92,7 +91,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Make sure that a file's content, or a folder's entries, are on the disk."""
+    """Make sure that a file's content, or a folder's entries, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,10 +1,10 @@
-"""A training run over several ranks: what rank 0 hands the others of the run, and what these do.
+"""A training run over several ranks: what rank 0 sends to the others, and what these do.
 
-    rank 0    with leading(settings) as ranks: ...       the run, as one process makes it
+    rank 0    with leading(settings) as ranks: ...       the run, as in a single process
     others    follow()                                   model, adapters and learner; no folder, engine, grader or data
 
-Invariant: whoever follows prints nothing, writes nothing, and takes every setting from rank 0, which may have read it
-from a folder that others cannot see. Other versions, code or devices on a rank are refused before the model is loaded.
+Invariant: the other ranks print nothing, write nothing, and take every setting from rank 0, which may have read it from
+a folder that they cannot see. Other versions, code or devices on a rank are refused before the model is loaded.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import start_from
 
 _SAME = ("versions", "python", "code")
-"""Facts of an environment in which ranks must agree."""
+"""Facts of the environment on which all ranks must agree."""
 _OWN_WEIGHTS = ("vllm", "vllm_server")
 """Engines that sample with weights of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """All that a replica of the learner is made from."""
+    """Everything that is needed to make a replica of the learner."""
 
     model: ModelSettings
     lora: LoraSettings
@@ -52,12 +52,12 @@ class _Run:
     learner: LearnerSettings
     kept_versions: int
     sources: tuple[tuple[Kind, str, str | None], ...]
-    """Kind, place and checksum of code from elsewhere, whose classes examples and objective may be of."""
+    """Kind, place and checksum of code from outside the package, whose classes examples and objective can have."""
 
 
 @contextmanager
 def leading(settings: TrainSettings, *, kept_versions: int = 0, engine: object = None) -> Iterator[Ranks | None]:
-    """Rank 0's context around a run; None in it where there is one process. `engine` is one that was handed over."""
+    """Rank 0's context around a run; yields None in a single process. `engine` is what the caller passed as one."""
     where = environment.place()
     _check_sharing(settings, where, engine)
     if where.num > 1:
@@ -80,8 +80,8 @@ def leading(settings: TrainSettings, *, kept_versions: int = 0, engine: object =
 
 
 def follow() -> None:
-    """What every other rank does, until rank 0's run ends; raises what keeps this rank from taking part."""
-    # Before the ranks have met, whoever launched them ends them without a word; after that, rank 0 does.
+    """What every other rank does until rank 0's run ends. Raises whatever keeps this rank from taking part."""
+    # Until the ranks have met, a signal from their launcher ends them silently; after that, rank 0 ends them.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_DFL)
     logging.disable(logging.CRITICAL)
@@ -103,7 +103,7 @@ def follow() -> None:
 
 
 def code_of_run(settings: TrainSettings) -> tuple[tuple[Kind, str, str | None], ...]:
-    """Kind, place and checksum of the code from elsewhere, of files and of installed plug-ins, that followers need."""
+    """Kind, place and checksum of the code that the other ranks need from files and installed plug-ins."""
     named: dict[Kind, str] = {"flow": settings.flow_source, "explore": settings.explore_source}
     named |= {"credit": settings.credit_source}
     named |= {} if settings.objective_source in OBJECTIVE_LINES else {"objective": settings.objective_source}
@@ -116,19 +116,19 @@ def code_of_run(settings: TrainSettings) -> tuple[tuple[Kind, str, str | None], 
 
 
 def load_code(sources: Sequence[tuple[Kind, str, str | None]]) -> None:
-    """Load what rank 0 has loaded. Raises `ConfigError` where it is not here, or another version of it."""
+    """Load the code that rank 0 has loaded. Raises `ConfigError` if it is missing here, or differs."""
     for kind, source, expected in sources:
         load_object(source, kind=kind)
         if (found := fingerprint(source, kind)) != expected:
             raise ConfigError(
-                f"expected the same code of {source} on all ranks, found {found} here and {expected} on rank 0: use "
+                f"expected the same code for {source} on all ranks, found {found} here and {expected} on rank 0: use "
                 "the same on every machine"
             )
 
 
 def _check_sharing(settings: TrainSettings, where: Place, engine: object) -> None:
-    """Raise `ConfigError` for a shared base with an engine that samples with this process's model: the other ranks do
-    not take part in its forwards."""
+    """Raise `ConfigError` for a sharded base with an engine that samples with this process's model: the other ranks do
+    not take part in its forward passes."""
     if not settings.learner.rows.shard_base:
         return
     if settings.runtime.model.quantization.wanted:
@@ -141,7 +141,7 @@ def _check_sharing(settings: TrainSettings, where: Place, engine: object) -> Non
     if here and (callable(engine) or merged or engines.kind_of(chosen) not in _OWN_WEIGHTS):
         raise ConfigError(
             "expected an engine outside of this process with --learner.rows.shard_base true, found one that needs "
-            "the learner's own model, of which each rank holds a part: sample with --workers processes, ray or "
+            "the learner's own model, which is split over the ranks: sample with --workers processes, ray or "
             "servers, or leave shard_base out"
         )
     if where.num == 1:
@@ -151,7 +151,7 @@ def _check_sharing(settings: TrainSettings, where: Place, engine: object) -> Non
 
 
 def _check_device(model: ModelSettings, where: Place) -> None:
-    """Take this rank's device. Raises `ConfigError` where a machine has fewer GPUs than ranks."""
+    """Select this rank's device. Raises `ConfigError` if a machine has fewer GPUs than ranks."""
     if device_of(model).type != "cuda":
         return
     if where.local_num > (found := torch.cuda.device_count()):
@@ -161,14 +161,14 @@ def _check_device(model: ModelSettings, where: Place) -> None:
         )
     if ":" in model.device and where.local_num > 1:
         raise ConfigError(
-            f"expected --device cuda, of which each of the {where.local_num} ranks takes one, found {model.device!r}: "
-            "choose GPUs with CUDA_VISIBLE_DEVICES"
+            f"expected --device cuda, so that each of the {where.local_num} ranks takes its own GPU, found "
+            f"{model.device!r}: choose GPUs with CUDA_VISIBLE_DEVICES"
         )
     torch.cuda.set_device(where.local_rank)
 
 
 def _compare_environments(ranks: Ranks, device: torch.device) -> None:
-    """Raise `ConfigError` on all ranks where one has other versions or code, or a device of another kind."""
+    """Raise `ConfigError` on all ranks if one has other versions or code, or another kind of device."""
     facts = run_folder.environment()
     found = ranks.gather({name: facts[name] for name in _SAME} | {"device": device.type})
     for rank, theirs in enumerate(found):

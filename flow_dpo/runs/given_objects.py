@@ -1,10 +1,10 @@
-"""Python arguments as settings: names and values go through the command line's resolver, objects stay as they are.
+"""Python arguments as settings: names and values go through the command line's resolver, objects are used as they are.
 
     given = GivenObjects(grader=PatternGrader, problems=my_problems)
     train_settings({"learner.learning_rate": 1e-3, "beta": 0.5}, given, recipe="flow-dpo")
 
-Invariant: a name that does not exist is refused with the nearest one, here as on the command line; what settings cannot
-express (an object) is named in the record, so that a run is never taken for one that it is not.
+Invariant: an unknown name is refused with the nearest one, as on the command line; an object, which settings cannot
+express, is named in the record, so that a run is never mistaken for another.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ from flow_dpo.workers.grading import grades_by_rewards
 
 log = logging.getLogger("flow_dpo")
 OBJECT = GIVEN
-"""What the record calls something that was handed over as an object and that no name stands for."""
+"""How records name something that was passed as an object and has no name of its own."""
 HANDED_OVER = "handed over"
-"""What the record calls problems that were handed over and are of no one source."""
+"""How records name problems that were passed from Python and have no source in common."""
 Watcher = Callable[[Recipe, Runtime, Callable[[str, Mapping[str, Any], int], None]], Callback]
-"""Called with the recipe in force, the open runtime, and what every callback's `on_evaluation` is called by."""
+"""Makes a callback of the recipe, the open runtime, and a function that calls every callback's `on_evaluation`."""
 _PARTS = ("flow", "explore", "credit", "objective")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GivenObjects:
-    """Objects that a caller passes in place of what settings would make."""
+    """Objects that a caller passes instead of what settings would make."""
 
     callbacks: Sequence[Callback] = ()
-    """Besides the run's own."""
+    """In addition to the run's own."""
     watchers: Sequence[Watcher] = ()
-    """What makes callbacks of what is loaded, once it is: an evaluation while the run is under way."""
+    """Make callbacks once everything is loaded, such as one that evaluates while the run is under way."""
     report: Callable[[Path], Sequence[Path]] | None = None
-    """Writes a page on the run at its end and returns its files, for the trackers that it reports to."""
+    """Writes a report on the run at its end and returns its files, which are sent to the run's trackers."""
     grader: GraderSource | None = None
     engine: str | EngineSettings | EngineOpener | None = None
     problems: ProblemSet | None = None
@@ -64,7 +64,7 @@ class GivenObjects:
 
     def __post_init__(self) -> None:
         known = {
-            "flow": (("roles", "start", "turn", "advance"), "; a recipe's flow comes with recipe="),
+            "flow": (("roles", "start", "turn", "advance"), "; pass a recipe, and its flow, as recipe="),
             "grader": (("check_texts",), ", or a class that is called with the renderer"),
             "callbacks": (("__iter__",), ": a list of callbacks"),
         }
@@ -82,44 +82,44 @@ class GivenObjects:
         return names | ({"grader": self.grader.describe()} if isinstance(self.grader, RewardFunctions) else {})
 
     def dataset(self, data: DataSettings) -> str:
-        """The data set for a record: its name and split, or of problems that were handed over their own source, where
-        they have one in common; `HANDED_OVER` otherwise, as of rows."""
+        """The data set as records name it: its name and split. For problems that were passed: the source that they
+        have in common, or `HANDED_OVER` if they have none, as rows."""
         if self.problems is None:
             return f"{data.dataset_name}/{data.dataset_split}"
         return source_of(self.problems)
 
     def as_they_are(self) -> Collection[str]:
-        """The parts of the recipe that settings do not touch."""
+        """The parts of the recipe that settings do not change."""
         return _PARTS if self.recipe is not None else ("flow",) if self.flow is not None else ()
 
     def sections(self, settings: TrainSettings) -> dict[str, Any]:
-        """Content of config.yaml: the settings, with objects by where they are defined."""
+        """Content of config.yaml: the settings, in which an object is named by where it is defined."""
         found = {name: recordable(value) for name, value in settings.sections().items()}
         return found | {"engine_kind": OBJECT, "engine": {}} if callable(self.engine) else found
 
 
 class ChosenProblems(ProblemSet):
-    """Problems that were chosen and shuffled already, by the settings that are handed over with them."""
+    """Problems that were already chosen and shuffled, by the settings that are passed with them."""
 
     __slots__ = ()
 
 
 def source_of(problems: Iterable[Problem]) -> str:
-    """The data set and split that all problems are of; `HANDED_OVER` where they are of several, or of none."""
+    """The data set and split that all problems come from; `HANDED_OVER` if they come from several, or from none."""
     found = {problem.source for problem in problems}
     one = found.pop() if len(found) == 1 else ""
     return HANDED_OVER if not one or one.startswith(f"{GIVEN}/") else one
 
 
 def graded_as_given(given: GivenObjects | None, run: str | None, grading: GradingSettings) -> GivenObjects:
-    """What was handed over, or nothing. Tells where a run was graded by an object that was not handed over again: no
-    folder has it, and the verifier stands in its place."""
+    """`given`, or no objects if it is None. Warns if the run was graded by an object that is not passed again: no
+    folder holds it, so the verifier grades instead."""
     given = GivenObjects() if given is None else given
     known = run_folder.read_facts(Path(run)).get("given") or {} if run else {}
     if "grader" in known and given.grader is None and not (grading.grader or grading.rewards):
         log.warning(
-            "%s was graded by %s, which was handed over from Python and is in no folder: here the verifier grades. "
-            "Pass grader= or reward_funcs= from Python, or name a file by --grader or --reward",
+            "%s was graded by %s, which was passed from Python and is in no folder: here the verifier grades instead. "
+            "Pass grader= or reward_funcs= from Python, or name a file with --grader or --reward",
             run, known["grader"],
         )  # fmt: skip
     return given
@@ -128,7 +128,7 @@ def graded_as_given(given: GivenObjects | None, run: str | None, grading: Gradin
 def grader_of(
     grader: GraderSource | None, reward_funcs: Any, reward_weights: Sequence[float] | None
 ) -> GraderSource | None:
-    """The grader that was handed over, or the one that reward functions are. Raises `ConfigError` for both."""
+    """The grader that was passed, or one made of the reward functions. Raises `ConfigError` if both are given."""
     if reward_funcs is None:
         if reward_weights is not None:
             raise ConfigError("expected reward_funcs with reward_weights, found none")
@@ -143,12 +143,12 @@ Rows = str | Sequence[Problem] | ProblemSet | Iterable[Mapping[str, Any]]
 
 
 def problem_set(data: Rows | None, settings: DataSettings, *, columns: bool = False) -> ProblemSet | None:
-    """The problems where they are objects; None where a data set is named. Rows are read by the settings
-    (`data.rows`), and rows and lists of problems are chosen and shuffled by them; of a `ProblemSet`, which was chosen
-    when it was made, at most `max_problems` are taken.
+    """The problems if they are objects; None if a data set is named. Rows are read as the settings say (`data.rows`),
+    and rows and lists of problems are chosen and shuffled; a `ProblemSet` was chosen when it was made, and only its
+    first `max_problems` are used.
 
-    Raises `ConfigError` for what is neither, for two problems of one id, and for a `ProblemSet` that is to be chosen
-    from again; `DataError` as `problems_from`.
+    Raises `ConfigError` for anything else, for two problems with one id, and for a `ProblemSet` with settings that
+    would choose from it again; `DataError` as `problems_from` does.
     """
     if data is None or isinstance(data, str):
         return None
@@ -156,13 +156,13 @@ def problem_set(data: Rows | None, settings: DataSettings, *, columns: bool = Fa
     if isinstance(data, ProblemSet) and again and not isinstance(data, ChosenProblems):
         raise ConfigError(
             "expected rows or a list of problems with skip_problems and shuffle_seed, found a ProblemSet, which was "
-            "chosen when it was made; give them to load_problems, or pass list(problems)"
+            "chosen when it was made; give these settings to load_problems, or pass list(problems)"
         )
     if not (isinstance(data, ProblemSet) or _are_problems(data)):
         return problems_from(data, settings, columns=columns)
     repeated = [id for id, count in Counter(each.id for each in cast("Iterable[Problem]", data)).items() if count > 1]
     if repeated:
-        raise ConfigError(f"expected an id of its own for every problem, found {repeated[0]!r} more than once")
+        raise ConfigError(f"expected every problem to have its own id, found {repeated[0]!r} more than once")
     if not isinstance(data, ProblemSet):
         return problems_from(data, settings, columns=True)  # the caller's own, with a gold answer or without
     chosen = data.problems[: settings.max_problems]
@@ -170,7 +170,7 @@ def problem_set(data: Rows | None, settings: DataSettings, *, columns: bool = Fa
 
 
 def handed_over(given: GivenObjects, data: Rows | None, sections: Mapping[str, Any]) -> GivenObjects:
-    """What was given, and the problems of `data` as a command's settings read them. Raises as `problem_set`."""
+    """`given` with the problems of `data`, read as a command's settings say. Raises as `problem_set` does."""
     columns = grades_by_rewards(sections["grading"], given.grader)
     return replace(given, problems=problem_set(data, sections["data"], columns=columns))
 
@@ -182,14 +182,14 @@ def _are_problems(data: Any) -> bool:
 def train_settings(
     settings: Mapping[str, Any], given: GivenObjects, *, recipe: str | None = None, resumed: Path | None = None
 ) -> TrainSettings:
-    """The settings of a training run, those of the run folder `resumed` first where one is resumed.
+    """The settings of a training run, on top of those of the run folder `resumed`, if there is one.
 
-    `recipe` is a name, where it is not an object. Raises `ConfigError` for a name that is none, a value that does not
-    fit, and a resumed run of objects that are not handed over again.
+    `recipe` is a recipe's name, if it is not an object in `given`. Raises `ConfigError` for an unknown name, a value
+    that does not fit, and a resumed run whose objects are not passed again.
     """
     values = _given_values(settings)
     base = {} if resumed is None else run_folder.resumed_settings(resumed)
-    # 1. Objects come before what the folder says of them; what it holds of an object that is missing cannot be made.
+    # 1. Objects replace what the folder says about them; if one is missing, it cannot be made from the folder.
     name = recipe if given.recipe is None else _name_of(given.recipe, _preset_of({**base, **values}))
     if isinstance(given.engine, str):
         values |= {"engine_kind": given.engine}
@@ -203,8 +203,7 @@ def train_settings(
         if resumed is not None and base.get(key) == OBJECT:
             given_then = run_folder.read_facts(resumed).get("given", {})
             raise ConfigError(
-                f"expected what {resumed} was given as an object {given_then or ''}, found no {argument}; hand it over "
-                "again"
+                f"expected the object that {resumed} was given {given_then or ''}, found no {argument}; pass it again"
             )
     if resumed is not None and name != OBJECT:
         allowed = values.get("run.allow") or values.get("allow")
@@ -214,7 +213,7 @@ def train_settings(
     values |= {} if name in (None, OBJECT) else {"recipe": name}
     every: dict[str, Any] = {}
 
-    # 2. The parts that settings can reach, with the defaults of what was named.
+    # 2. The parts that settings can change, with the defaults of the named recipe and preset.
     def parts(words: Given) -> Sections:
         defaults = named_settings(words)
         whole, called = defaults.recipe if given.recipe is None else given.recipe, name or defaults.recipe_name
@@ -232,10 +231,10 @@ def train_settings(
 def sampling_settings(
     command: str, source: str, sections: Mapping[str, Any], settings: Mapping[str, Any], given: GivenObjects
 ) -> dict[str, Any]:
-    """The settings of a command that samples and does not train: those of the run folder that `source` is, or the
-    defaults of the model that it names. `sections` are the command's own groups; "data" may be among them.
+    """The settings of a command that samples and does not train: those of the run `source`, or the defaults for the
+    model of that name. `sections` are the command's own groups; "data" can be among them.
 
-    Raises `ConfigError` where a run of the hub names code that the settings do not ask for."""
+    Raises `ConfigError` if a run from the hub names code that the settings do not ask for."""
     of_hub = is_published(source)
     run = local_run(source) if names_a_run(source) else None
     if run is None and not Path(source).exists() and (source.startswith((".", "/")) or source.count("/") > 1):
@@ -245,8 +244,8 @@ def sampling_settings(
         base = {name: value for name, value in base.items() if name not in ("recipe", *_PARTS)}
     elif base.get("recipe") == OBJECT and settings.get("recipe") is None:
         raise ConfigError(
-            f"expected the flow that {source} was trained with, which it was given as an object, found none; hand it "
-            "over again with flow="
+            f"expected the flow that {source} was trained with, which was given as an object, found none; pass it "
+            "again with flow="
         )
     values = {"model.model_name_or_path": source} if run is None else {}
     values |= {"engine_kind": given.engine} if isinstance(given.engine, str) else {}
@@ -262,7 +261,7 @@ def sampling_settings(
 
     origin = "" if run is None else f"{source}/config.yaml"
     values |= _given_values(settings)
-    # A caller has seen the folder that it names; what the hub holds is a stranger's.
+    # A caller knows the folder that it names; a run on the hub is a stranger's.
     found = resolve(command, "", (), parts, values=values, brings=lambda _: (base, origin), trusted=not of_hub)
     return {**every, **found}
 
@@ -278,7 +277,7 @@ def _preset_of(values: Mapping[str, Any]) -> str:
 
 
 def _name_of(recipe: Recipe, preset: str) -> str:
-    """The named recipe whose parts are of the same kinds, which its name and settings describe; otherwise "given"."""
+    """The name of the recipe with parts of the same types, so that its settings describe them; otherwise "given"."""
     kinds = [type(getattr(recipe, part)) for part in _PARTS]
     for name, presets in RECIPES.items():
         if preset in presets and [type(getattr(presets[preset].recipe, part)) for part in _PARTS] == kinds:
@@ -287,7 +286,7 @@ def _name_of(recipe: Recipe, preset: str) -> str:
 
 
 def recordable(value: Any) -> Any:
-    """Settings and objects as YAML and JSON can hold them: what they cannot is named by where it is defined."""
+    """Settings and objects in a form that YAML and JSON can hold: other objects are named by where they are defined."""
     if isinstance(value, Mapping):
         return {str(key): recordable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,9 +1,9 @@
-"""JSON headers that record how the rows beside them were made, run.json and traces.json: kinds, writer and reader.
+"""The JSON headers run.json and traces.json, which say how the rows beside them were made: kinds, writer and reader.
 
     {"schema": "run/1", "versions": {"torch": "2.13.0"}, "model": "seed", "num_problems": 192, ...}
 
-A kind names what readers rely on; what else a file holds is kept as it is. Those of evaluations, judges and comparisons
-are in `evaluate.headers`. Invariant: a file of another kind or version is refused in one sentence.
+A kind names the fields that readers rely on; others are kept as they are. The headers of evaluations, judges and
+comparisons are in `evaluate.headers`. Invariant: a file of another kind or version is refused in one sentence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flow_dpo.runs.records import Record, from_json
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """run.json: what a training or a fine-tuning depends on besides its settings."""
+    """run.json: what a training or fine-tuning run depends on besides its settings."""
 
     SCHEMA: ClassVar[str] = "run/1"
     model: str | None = None
@@ -61,7 +61,7 @@ def write_header(path: Path, kind: type[Record], facts: Mapping[str, Any]) -> No
 
 
 def read_header(path: Path, kind: type[Record], *, absent: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The content of a JSON file of this kind, as it stands, where its kind allows it; `absent` where there is no file.
+    """The content of a JSON file of this kind, without its schema; `absent` if there is no file.
 
     Raises `DataError` naming the file and the field.
     """

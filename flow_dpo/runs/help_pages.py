@@ -1,13 +1,13 @@
 """What `--help` prints: one page by default, and on request everything, one group or one setting.
 
-    flow-dpo train --help                 usage, examples, recipes and presets, the settings that are used most
+    flow-dpo train --help                 usage, examples, recipes and presets, the most used settings
     flow-dpo train --help all             every setting of every group
     flow-dpo train --help learner         a group        flow-dpo train --help learning_rate       a setting
 
-Pages are made of the settings classes alone: a field's docstring is its meaning, its default the one in force under the
-recipe, preset and model that were given beside `--help`. Groups that a command has for itself are shown whole; of those
-that commands share, what `_USUAL` names. Invariant: every name is shown as it may be typed, and nothing heavy is
-imported.
+Pages are built from the settings classes alone: a field's docstring is its meaning, and its default is the one in force
+with the recipe, preset and model given beside `--help`. On the short page a command's own groups are shown whole; from
+the groups that commands share, it shows what `_USUAL` names. Invariant: every name is shown as it can be typed, and
+nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -31,75 +31,75 @@ from flow_dpo.runs.setting_names import TYPED_AS, Names, nearest
 
 _USUAL: Mapping[str, Mapping[str, str]] = {
     "Method": {
-        "recipe": "One of the recipes below, or FILE.py:NAME, one of your own.",
+        "recipe": "A recipe from below, or your own as FILE.py:NAME.",
         "preset": "One of the presets below: values for a size of model.",
-        "flow_source": "A flow of your own in place of the recipe's.",
-        "flow.chunk_tokens": "Longest chunk of the Answer role, in tokens.",
-        "flow.max_attempts": "Most attempts at a problem.",
-        "explore.temperature": "Of every role that writes.",
+        "flow_source": "Your own flow instead of the recipe's.",
+        "flow.chunk_tokens": "Maximum length of an Answer chunk, in tokens.",
+        "flow.max_attempts": "Maximum number of attempts at a problem.",
+        "explore.temperature": "Sampling temperature of every role that writes.",
         "objective.beta": "Strength of the pull towards the reference policy.",
     },
     "Model and data": {
         "model.model_name_or_path": 'A folder, a hub id, or "seed", the embedded model.',
-        "model.dtype": '"auto" is the checkpoint\'s own.',
-        "model.device": '"auto" takes a CUDA device where there is one.',
+        "model.dtype": 'Precision; "auto" is the checkpoint\'s own.',
+        "model.device": '"auto" takes a CUDA device if there is one.',
         "lora.lora_r": "Rank of every role's adapter.",
         "data.dataset_name": 'A hub id, a file or folder (JSONL, JSON, Parquet), or "seed".',
-        "data.dataset_config": 'Of a hub data set, such as "main" of openai/gsm8k.',
-        "data.dataset_split": "Its split.",
-        "data.max_problems": "Take only so many problems; all where not given.",
-        "data.question_column": "Where the question is, of a data set that is not known.",
-        "data.answer_column": "Where the gold answer is.",
-        "grading.rewards": "A reward function in place of the verifier.",
+        "data.dataset_config": 'Configuration of a hub data set, such as "main".',
+        "data.dataset_split": "Split of the data set.",
+        "data.max_problems": "Maximum number of problems; all if not given.",
+        "data.question_column": "Column of the question, for an unknown data set.",
+        "data.answer_column": "Column of the gold answer.",
+        "grading.rewards": "A reward function instead of the verifier.",
     },
     "Sampling and learning": {
-        "engine_kind": "What samples.",
+        "engine_kind": "The engine that samples.",
         "workers.kind": "Where rollouts are sampled.",
-        "learner.learning_rate": "Of all roles that have none of their own.",
-        "learner.examples_per_update": "Examples of all roles together.",
+        "learner.learning_rate": "Learning rate of all roles without one of their own.",
+        "learner.examples_per_update": "Examples per update, of all roles together.",
         "run.problems_per_batch": "Problems sampled with the same weights.",
     },
     "The run": {
-        "run.output_dir": "Its folder.",
+        "run.output_dir": "Folder of the run.",
         "run.seed": "Every random number derives from it.",
-        "run.resume": "Resume the run in the folder.",
-        "run.budget.budget_tokens": "End after so many tokens; 0 sets no end.",
-        "while_training.eval_steps": "Updates between evaluations of held-out problems; 0 makes none.",
-        "run.tracking.report_to": "Trackers of its curves.",
+        "run.resume": "Resume the run in that folder.",
+        "run.budget.budget_tokens": "End after this many tokens; 0 sets no limit.",
+        "while_training.eval_steps": "Updates between evaluations of held-out problems; 0 for none.",
+        "run.tracking.report_to": "Trackers that receive the run's curves.",
     },
 }
-"""Of the groups that commands share, the settings on the short page and what they are in a line, by heading."""
+"""The settings of shared groups that the short page shows, by heading, each with its meaning in one line."""
 _SHARED = frozenset(
     {"", "flow", "explore", "credit", "objective", "model", "lora", "data", "grading", "engine", "workers", "learner"}
     | {"run", "while_training"}
 )
 _OF_NAMES = {
-    "recipe": "A named recipe, or FILE.py:NAME, one of your own.",
+    "recipe": "A named recipe, or your own as FILE.py:NAME.",
     "preset": "Values for a size of model.",
-    "flow_source": "A flow of your own in place of the recipe's.",
-    "engine_kind": "What samples: this package's engine, its plain one, vLLM in this process or a server of it.",
+    "flow_source": "Your own flow instead of the recipe's.",
+    "engine_kind": "What samples: this package's engine, its plain version, vLLM in this process, or a vLLM server.",
 }
-"""Meanings of the settings that are no field of a class."""
+"""Meanings of the settings that are not fields of a class."""
 _FLAG_WIDTH = 34
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What a command says of itself."""
+    """What a command says about itself."""
 
     prog: str
-    """"flow-dpo train"."""
+    """The command, such as "flow-dpo train"."""
     what: str
     """What it does, in a sentence or two."""
     doc: str = ""
     """Its module's docstring: the lines that begin with the command are its examples."""
     others: str = ""
-    """Its arguments that are no flags, "FILE"."""
+    """Its positional arguments, such as "FILE"."""
 
 
 def help_text(page: Page, topic: str, names: Names) -> str:
-    """The page on a topic: "" the short one, "all", the name of a group or of a setting. Raises `ConfigError` where
-    there is nothing of that name."""
+    """The page on a topic: "" for the short page, "all", or the name of a group or a setting. Raises `ConfigError` for
+    an unknown topic."""
     if not topic:
         return "\n".join([*_opening(page), *_usual(names), *_lists(names), *_closing(page, names)])
     if topic == "all":
@@ -149,7 +149,7 @@ def _usual(names: Names) -> Iterator[str]:
 
 
 def _lists(names: Names) -> Iterator[str]:
-    """The names that recipe and preset may have."""
+    """The available recipes and presets."""
     if "recipe" in names.defaults:
         yield from ["", "Recipes", *_table(recipe_lines())]
     if "preset" in names.defaults:
@@ -163,13 +163,13 @@ def _closing(page: Page, names: Names) -> Iterator[str]:
     help_ = f"{' '.join(page.prog.split()[:2])} --help"
     yield from _wrap(
         f"{help_} all lists all {num} settings, {help_} GROUP those of a group ({groups}), {help_} NAME explains one. "
-        "A setting may be given by its whole name, too, its group's before it. --config FILE.yaml holds any of them; a "
-        "flag counts more."
+        "A setting can also be given by its full name, with its group in front. --config FILE.yaml can hold any of "
+        "them; flags override it."
     )
 
 
 def _groups(names: Names) -> list[str]:
-    """All groups, "" for what belongs to none, in the order of their settings."""
+    """All groups in the order of their settings; "" is the group of settings that belong to none."""
     found = dict.fromkeys(name.rpartition(".")[0] for name in names.defaults)
     return [group for group in found if _members(group, names)]
 
@@ -179,7 +179,7 @@ def _members(group: str, names: Names) -> list[str]:
 
 
 def _group(group: str, names: Names) -> Iterator[str]:
-    """Every setting of a group, with its whole meaning."""
+    """Every setting of a group, with its full meaning."""
     yield from ["", _heading(group, names)]
     for name in _members(group, names):
         yield from _row(name, names, _meaning(name, names))
@@ -218,13 +218,13 @@ def _typed(name: str, names: Names) -> str:
 
 
 def metavar(name: str, names: Names) -> str:
-    """What stands for a flag's value: "N", "a|b|c", "FILE.py:NAME"."""
+    """The placeholder for a flag's value: "N", "a|b|c", "FILE.py:NAME"."""
     if name in ("flow_source", "grading.rewards"):
         return "FILE.py:NAME"
     if name == "engine_kind":
         return "|".join(engine_names())
     if names.defaults[name] is False:
-        return ""  # alone it is true
+        return ""  # the flag alone means true
     return _metavar(names.types[name])
 
 
@@ -243,7 +243,7 @@ def _metavar(type_: Any) -> str:
 
 
 def _default(value: Any, *, most: int = 40) -> str:
-    """A default as it may be typed; "" for none."""
+    """A default as it can be typed; "" if there is none."""
     if value is None or value in ("", (), {}):
         return ""
     if isinstance(value, bool):
@@ -264,7 +264,7 @@ def _meaning(name: str, names: Names) -> str:
 
 @cache
 def _field_docs(kind: type) -> Mapping[str, str]:
-    """The docstrings of a class's own fields; none of a class whose source is not there."""
+    """The docstrings of a class's own fields; empty if its source is not available."""
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     except (OSError, TypeError, SyntaxError):

@@ -1,18 +1,18 @@
-"""Journal of what is being sampled: what an interrupted command had, kept for when it continues.
+"""Journal of what is being sampled: the completions of an interrupted command, kept until it continues.
 
-Completions are held in memory by what was asked, and written where a run is interrupted (Ctrl-C, SIGTERM, an error); an
-evaluation, which has no other record before its end, writes them batch by batch. Whoever comes to the same batch again
-is answered from the file:
+Completions are held in memory by request, and written when a run is interrupted (Ctrl-C, SIGTERM, an error). An
+evaluation, which has no other record before its end, writes them batch by batch. When the same batch is sampled again,
+the file answers:
 
     sampled.jsonl    {"schema": "sampled/1", "key": "9f0c...", "completion": {"token_ids": [...], ...}}
                      {"schema": "sampled_batch/1", "problems": ["gsm8k/7", ...], "whole": true, ...}
 
-Invariant: a resumed run stays bit for bit the run that was never interrupted. A batch of a run is known by the weights
-that it was sampled with, not by their version alone: with a learning rate that `--allow` let through, version 1 has
-others. Where the whole batch was sampled nothing is computed again. Of a batch that was not, the rest would be computed
-beside fewer others, which changes no token but the last digits of log-probabilities (kernels round by the size of what
-they are given): a run uses it only where the user asks for it (`run.reuse_sampled`), an evaluation, which reads none of
-them, always.
+Invariant: a resumed run equals an uninterrupted one bit for bit. A run's batch is identified by the weights that
+sampled it, not by their version alone: with another learning rate (`--allow`), version 1 has other weights. Of a batch
+that was sampled completely nothing is computed again. The rest of an incomplete batch would be computed beside fewer
+requests, which changes no token, but the last digits of log-probabilities (kernels round by the shape of their input).
+A run, which learns from them, therefore uses an incomplete batch only if the user asks for it (`run.reuse_sampled`); an
+evaluation always does.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ FILE = "sampled.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledBatch:
-    """A batch of problems: the row of a journal behind those of its completions, so that a torn file has none."""
+    """A batch of problems: its row follows those of its completions, so a file that ends too early does not have it."""
 
     SCHEMA: ClassVar[str] = "sampled_batch/1"
     problems: tuple[str, ...]
-    """Their ids, in order."""
+    """The ids of its problems, in order."""
     seed: int
     policy_version: int
     context: str
-    """Digest of all else that it depends on: the settings of a command, and in a run the weights in force."""
+    """Digest of everything else that it depends on: the command's settings, and in a run the weights in force."""
     num_completions: int = 0
-    """The rows before this one that are its completions."""
+    """Number of rows before this one that are its completions."""
     whole: bool = False
-    """All that the batch asks for was sampled."""
+    """Whether everything that the batch asks for was sampled."""
     stats: Mapping[str, float] = field(default_factory=dict[str, float])
-    """What the workers reported of it."""
+    """What the workers reported about it."""
 
     def same(self, other: SampledBatch) -> bool:
-        """Whether both ask the same."""
+        """Whether both are the same batch, sampled under the same conditions."""
         names = ("problems", "seed", "policy_version", "context")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledCompletion:
-    """One completion, under the digest of what was asked."""
+    """One completion, under the digest of its request."""
 
     SCHEMA: ClassVar[str] = "sampled/1"
     key: str
@@ -70,25 +70,25 @@ class SampledCompletion:
 
 
 class JournalEngine(Engine):
-    """An engine that remembers what it sampled, and answers what it is given to remember without sampling it."""
+    """An engine that remembers what it sampled, and does not sample again what it was given as kept."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.sampled: dict[str, Completion] = {}
-        """What this batch has asked so far and got, by the digest of what was asked."""
+        """The completions of this batch so far, by the digest of their request."""
         self._kept: Mapping[str, Completion] = {}
         self._keys: dict[int, str] = {}
         self._ready: list[tuple[int, Completion]] = []
         self._num_ready = 0
 
     def begin(self, kept: Mapping[str, Completion]) -> None:
-        """Begin a batch, of which this was sampled before."""
+        """Begin a batch; `kept` are the completions that were sampled for it before."""
         self.sampled, self._kept = {}, kept
 
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         key = digest(request, sampling, seed, excluded)
         if (completion := self._kept.get(key)) is not None:
-            self._num_ready += 1  # the engine's own tickets are not negative
+            self._num_ready += 1  # negative tickets: the engine's own never are
             self._ready.append((-self._num_ready, completion))
             self.sampled[key] = completion
             return -self._num_ready
@@ -116,7 +116,7 @@ class JournalEngine(Engine):
 
 
 class JournalWorkers:
-    """Rollout workers over a `JournalEngine` that keep the batch under way (`core.protocols.RolloutWorkers`)."""
+    """Rollout workers over a `JournalEngine` that keep the batches under way (`core.protocols.RolloutWorkers`)."""
 
     def __init__(
         self,
@@ -129,21 +129,21 @@ class JournalWorkers:
         weights: Callable[[], str] | None = None,
         each_batch: bool = False,
     ) -> None:
-        """`path` is the file; `partly`: a batch that was not sampled to its end is used, too. `weights` gives a digest
-        of the adapters in force, where these change: batches that other ones sampled are left alone. With `each_batch`
-        every batch is written once it was sampled, without log-probabilities of tokens.
+        """`path` is the file. With `partly`, a batch that was not sampled to its end is used, too. `weights` returns a
+        digest of the adapters in force, if these change: batches that other adapters sampled are ignored. With
+        `each_batch`, every batch is written as soon as it is sampled.
 
-        Raises `ConfigError` where the file is of another context, and there are no such `weights`.
+        Raises `ConfigError` if the file has another context and there is no `weights`.
         """
         self._workers, self._engine, self._path = workers, engine, path
         self._partly, self._context, self._each_batch = partly, context, each_batch
         self._weights, self._in_force, self._version = weights, context, 0
         self._batches: list[tuple[SampledBatch, Mapping[str, Completion]]] = []
-        """Those that are recorded nowhere else yet, the one under way last."""
+        """Batches that are recorded nowhere else yet, the one under way last."""
         self._found = _read(path)
         if weights is None and any(batch.context != context for batch, _ in self._found):
             raise ConfigError(
-                f"{path.parent} holds what the same command with other settings had sampled ({path.name}); name "
+                f"{path.parent} holds what the same command sampled with other settings ({path.name}); name "
                 "another folder with --output_dir, or remove the file"
             )
 
@@ -160,16 +160,16 @@ class JournalWorkers:
         self._workers.refresh(adapters)
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
-        """Sample and grade the batch now, using what an interruption left behind of it."""
+        """Sample and grade the batch now, using what an interruption left of it."""
         ids = tuple(problem.id for problem in problems)
         batch = SampledBatch(problems=ids, seed=seed, policy_version=self._version, context=self._in_force)
         found = [(known, kept) for known, kept in self._found if known.same(batch) and (known.whole or self._partly)]
-        # Interrupted twice, it may be there twice; the second time may have come less far.
+        # After two interruptions it can be there twice, and the second attempt may have got less far.
         known, kept = max(found, key=lambda each: (each[0].whole, len(each[1])), default=(batch, {}))
         self._engine.begin(kept)
         self._batches.append((replace(batch, stats=known.stats), self._engine.sampled))
         found = self._workers.submit(explore, flow, problems, seed=seed).result()
-        # With what the workers had reported of the same batch before an interruption.
+        # Including what the workers reported about the same batch before an interruption.
         names = dict.fromkeys([*known.stats, *found.stats])
         stats = {name: found.stats.get(name, 0) + known.stats.get(name, 0) for name in names}
         self._batches[-1] = replace(batch, whole=True, stats=stats), self._engine.sampled
@@ -181,21 +181,20 @@ class JournalWorkers:
         return done
 
     def done(self, num_in_flight: int = 0) -> None:
-        """What was sampled is recorded elsewhere by now, but for the last batches: nothing else of it need be kept."""
+        """Forget all batches but the last `num_in_flight`: they are recorded elsewhere by now."""
         self._batches, self._found = self._batches[len(self._batches) - num_in_flight :], []
         self._path.unlink(missing_ok=True)
 
     def keep(self) -> tuple[int, bool]:
-        """Write what the batches under way have sampled; how many completions that are, and whether they are all.
+        """Write what the batches under way have sampled; return the number of completions, and whether they are all.
 
         Raises `StorageError`.
         """
         batches, self._batches = [(batch, rows) for batch, rows in self._batches if rows], []
-        lean = {"logprobs": (), "sampled_logprobs": ()} if self._each_batch else {}
         found: list[SampledCompletion | SampledBatch] = []
         for batch, rows in batches:
             stats = batch.stats if batch.whole else _sum(batch.stats, self._engine.take_stats())
-            found += [SampledCompletion(key=key, completion=replace(one, **lean)) for key, one in rows.items()]
+            found += [SampledCompletion(key=key, completion=one) for key, one in rows.items()]
             found.append(replace(batch, stats={} if self._each_batch else stats, num_completions=len(rows)))
         try:
             if found and self._path.exists():
@@ -204,19 +203,19 @@ class JournalWorkers:
                 append_rows(self._path, found)
         except OSError as error:
             raise StorageError(
-                f"could not write what was sampled to {self._path}: {error}; make room, and go on"
+                f"could not write what was sampled to {self._path}: {error}; make room, and continue"
             ) from error
         return sum(len(rows) for _, rows in batches), bool(batches) and all(batch.whole for batch, _ in batches)
 
 
 def _sum(before: Mapping[str, float], engine: Mapping[str, float]) -> dict[str, float]:
-    """Stats of a batch and what its engine has counted since, as the workers name them."""
+    """Stats of a batch plus what its engine has counted since, under the workers' names."""
     now = {f"rollout/{name}": value for name, value in engine.items()}
     return {name: before.get(name, 0) + now.get(name, 0) for name in dict.fromkeys([*before, *now])}
 
 
 def _read(path: Path) -> list[tuple[SampledBatch, dict[str, Completion]]]:
-    """The batches of a file, each with its completions; one that was torn off is left out."""
+    """The batches of a file, each with its completions; a batch without its row is left out."""
     found: list[tuple[SampledBatch, dict[str, Completion]]] = []
     rows: list[SampledCompletion] = []
     for _, row in iter_rows(path, (SampledBatch, SampledCompletion)) if path.exists() else ():
@@ -230,7 +229,7 @@ def _read(path: Path) -> list[tuple[SampledBatch, dict[str, Completion]]]:
 
 
 def digest(request: Request, sampling: Sampling, seed: int, excluded: TokenIds) -> str:
-    """What a completion depends on besides the adapters, as one short text."""
-    # Not by `dataclasses.astuple`, which copies every token: their values are plain already.
+    """Digest of everything that a completion depends on besides the adapters."""
+    # Without `dataclasses.astuple`, which would copy every token: the values are plain already.
     asked = (*(tuple(getattr(x, each.name) for each in fields(x)) for x in (request, sampling)), seed, excluded)
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]

@@ -1,10 +1,10 @@
-"""Workers of a command that samples and does not learn: they show how far they are, and keep what they sampled.
+"""Workers that show their progress and keep what they sampled, for training runs and for commands that only sample.
 
     with kept_workers(folder, facts, runtime, adapters, live, console) as (workers, journal):
-        trees = workers.rollout(...)            interrupted, the same command continues from `folder`/sampled.jsonl
+        rollouts = workers.submit(...)          interrupted, the same command continues from `folder`/sampled.jsonl
 
-Invariant: what was kept is used by the same model, adapters, flow and sampling alone; of a command that does not learn
-any other is refused by name, and a run samples again.
+Invariant: what was kept is used only with the same model, adapters, flow and sampling. With any other, a command that
+does not learn refuses the file by name, and a training run samples again.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from flow_dpo.workers.pool import PooledWorkers
 
 
 def run_workers(runtime: Runtime, live: Live, settings: TrainSettings) -> tuple[RolloutWorkers, JournalWorkers | None]:
-    """The workers of a training run, and the journal that keeps in its folder what the batch under way has sampled;
-    none where they are elsewhere: what is under way there is given up, and sampled again by a run that continues."""
+    """The workers of a training run, and the journal that keeps in its folder what the batch under way has sampled.
+    Workers elsewhere have no journal: what is under way there is dropped, and a resumed run samples it again."""
     if isinstance(runtime.workers, PooledWorkers):
         return MeteredWorkers(runtime.workers, live, learns=True), None
     engine = JournalEngine(runtime.backends.engine)
     live.meter.engine = runtime.backends.engine
     metered = replace(runtime.backends, engine=MeteredEngine(engine, live.meter))
-    # What completions depend on besides requests and adapters. A run that is resumed may have another by `--allow`.
+    # What completions depend on besides requests and adapters; `--allow` lets a resumed run have other values.
     as_loaded = replace(settings.runtime.model, dtype="auto", device="auto", template_date="")
     facts = {
         "model": run_folder.plain(as_loaded),
@@ -73,16 +73,16 @@ def kept_workers(
     *,
     counts: bool = True,
 ) -> Iterator[tuple[RolloutWorkers, JournalWorkers | None]]:
-    """The workers, and their journal in `folder`, which is gone once all was written elsewhere; none without a folder,
-    and none of workers elsewhere.
+    """The workers, and their journal in `folder`, which is removed once everything is written elsewhere. There is no
+    journal without a folder, or for workers elsewhere.
 
-    `facts`: what completions depend on besides the requests and the adapters, as JSON can hold it. `counts`: problems
-    count as done once they were sampled, and not only when the caller says so.
+    `facts`: what completions depend on besides the requests and the adapters, as JSON values. `counts`: problems count
+    as done as soon as they are sampled; otherwise only when the caller says so.
     """
     if isinstance(runtime.workers, PooledWorkers):
         yield MeteredWorkers(runtime.workers, live, counts=counts), None
         if folder is not None:
-            (folder / FILE).unlink(missing_ok=True)  # of workers in this process, before
+            (folder / FILE).unlink(missing_ok=True)  # of an earlier call with workers in this process
         return
     engine = JournalEngine(runtime.backends.engine)
     live.meter.engine = runtime.backends.engine
@@ -94,7 +94,7 @@ def kept_workers(
     file, context = folder / FILE, _context(facts, adapters)
     journal = JournalWorkers(workers, engine, file, partly=True, context=context, each_batch=True)
     if journal.num_kept:
-        print_safe(console, f"going on from {journal.num_kept:,} turns that were sampled before ({file})")
+        print_safe(console, f"continuing from {journal.num_kept:,} turns that were sampled before ({file})")
     try:
         yield MeteredWorkers(journal, live, counts=counts), journal
     except (KeyboardInterrupt, FlowDpoError) as error:
@@ -107,8 +107,8 @@ def kept_workers(
 
 
 def weights_digest(policy: Policy) -> str:
-    """SHA-256 of all roles' float32 weights as they are now, in hexadecimal digits: one pass over the adapters, a part
-    of what a checkpoint costs."""
+    """SHA-256 of all roles' current float32 weights, in hexadecimal digits. It takes one pass over the adapters, a
+    fraction of the cost of a checkpoint."""
     digest = hashlib.sha256()
     for role in policy.roles:
         for name, weight in zip(policy.names(role), policy.weights(role), strict=True):

@@ -1,13 +1,13 @@
-"""Sign of life of a command: what it is doing now, how far it is and how long it may take.
+"""Live status of a command: what it is doing, how far it has got and how long it may still take.
 
     with Live(console) as live:
         live.doing("loading the model")
         live.begin(512, "problems")         32/512 problems  2 min 10 s, about 30 min left
         live.advance(32)                      sampling: 812 of about 1,400 turns, 31,022 tokens
 
-On a terminal two lines are drawn again four times a second, and are gone at the end; elsewhere a plain line is written
-where nothing else was for ten seconds. A single forward of a large model, its loading or a long batch call nothing back
-for minutes: so a thread of its own looks at the counts (`Meter`), which the work only writes.
+On a terminal the lines are redrawn four times a second, and removed at the end; elsewhere a plain line is written after
+ten seconds without one. Loading a large model, one of its forward passes or a long batch can take minutes without a
+callback, so a separate thread reads the counts (`Meter`), which the work only writes.
 
 Invariant: nothing is printed to a quiet console, and no result depends on what is shown.
 """
@@ -39,37 +39,37 @@ from flow_dpo.core.types import Adapter, Completion, Example, Problem, Request, 
 from flow_dpo.workers.pool import PooledWorkers, Progress
 
 QUIET_S = 10.0
-"""Seconds without a line, where there is no terminal, after which one is written."""
+"""Seconds without a line after which one is written, if there is no terminal."""
 _SAMPLED_SHARE = 0.9
-"""Share of a batch that is done when it was sampled and is still to be learned from."""
+"""Share of a batch that counts as done when it is sampled but not yet learned from."""
 
 
 class Meter:
-    """Counts of the work under way: written by what works, read by what shows it."""
+    """Counts of the work under way: written by the code that works, read by the code that shows them."""
 
     def __init__(self) -> None:
         self.doing = ""
         self.since = time.monotonic()
-        """When the batch, or what is done outside of one, began."""
+        """When the batch began, or the work outside of a batch."""
         self.num_problems = 0
-        """Of the batch; 0 outside of one."""
+        """Problems of the batch; 0 outside of a batch."""
         self.learns = False
         """Whether the batch is learned from."""
         self.num_asked = self.num_done = self.num_tokens = 0
-        """Turns of the batch, and the tokens of those that are done."""
+        """Turns of the batch that were requested and that are done, and the tokens of the latter."""
         self.num_examples = self.num_learned = 0
         self.engine: Engine | None = None
         self.pool: PooledWorkers | None = None
-        """The workers, where they are elsewhere: their shards are counted and not their turns."""
+        """The workers, if they are elsewhere: their shards are counted instead of turns."""
         self._tokens_before = self._shards_before = 0
         self._turns_before = self._problems_before = 0
 
     def say(self, doing: str) -> None:
-        """Something begins that has no counts."""
+        """Begin something that has no counts."""
         self.doing, self.since, self.num_problems = doing, time.monotonic(), 0
 
     def begin_batch(self, num_problems: int, *, learns: bool) -> None:
-        """A batch begins to be sampled."""
+        """Begin to sample a batch."""
         self.num_asked = self.num_done = self.num_tokens = self.num_examples = self.num_learned = 0
         self._shards_before = 0 if self.pool is None else self.pool.progress.shards_done
         self._tokens_before = getattr(self.engine, "num_sampled", 0)
@@ -83,12 +83,12 @@ class Meter:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the batch, those of turns under way included where the engine counts them."""
+        """Tokens of the batch, including those of turns under way if the engine counts them."""
         return max(self.num_tokens, getattr(self.engine, "num_sampled", 0) - self._tokens_before)
 
     @property
     def num_expected(self) -> int:
-        """Turns of the batch in all: as many as earlier ones had, and no fewer than were asked for."""
+        """Expected number of turns of the batch: as many per problem as before, and no fewer than were requested."""
         known = self._turns_before / self._problems_before if self._problems_before else 0.0
         return max(self.num_asked, round(known * self.num_problems))
 
@@ -117,12 +117,12 @@ class Meter:
         return shards if self.doing == "sampling" else f"{self._here()}; {shards}"
 
     def _shards(self, found: Progress) -> tuple[int, int]:
-        """Shards that were done since the last batch began to be sampled, and these with those that are in flight."""
+        """Shards done since the last batch began to be sampled, and their number together with those in flight."""
         done = found.shards_done - self._shards_before
         return done, done + found.shards_under_way + found.shards_queued
 
     def _here(self) -> str:
-        """What this process does."""
+        """What this process is doing, in words."""
         if self.doing == "sampling" and self.num_asked and self.num_done == self.num_asked:
             return f"grading {self.num_problems} problems after {self.tokens:,} tokens"
         if self.doing == "sampling":
@@ -134,7 +134,7 @@ class Meter:
 
 
 class Live:
-    """What a command is doing, on a console. A context manager: what it draws is gone at the end."""
+    """Shows on a console what a command is doing. A context manager: what it draws is removed at the end."""
 
     def __init__(self, console: Console, *, quiet_s: float = QUIET_S) -> None:
         self.meter = Meter()
@@ -160,7 +160,7 @@ class Live:
                 console=self._console,
                 refresh_per_second=4,
                 transient=True,
-                redirect_stderr=sys.stderr.isatty(),  # messages go above; in a file they stay there
+                redirect_stderr=sys.stderr.isatty(),  # messages appear above; those to a file still go there
             )
             self._region.start()
         else:
@@ -176,30 +176,30 @@ class Live:
             self._thread.join()
 
     def doing(self, what: str) -> None:
-        """Something begins that takes a while and cannot be counted."""
+        """Begin something that takes a while and cannot be counted."""
         self.meter.say(what)
 
     def begin(self, total: int, unit: str, done: int = 0) -> None:
-        """So many are to be done, of which some are already."""
+        """Begin work on `total` units, of which `done` are done already."""
         self._total, self._unit, self._before, self.done = total, unit, done, done
         self._began = time.monotonic()
 
     def advance(self, to: int) -> None:
-        """A batch is done, and so many in all are."""
+        """A batch is done, which brings the units done to `to`."""
         self.meter.end_batch()
         self.done = to
 
     def print(self, text: str) -> None:
-        """A line of its own, where there is no terminal."""
+        """Print a line of its own if there is no terminal."""
         if not self._console.is_terminal:
             self._printed = time.monotonic()
             self._console.print(Text(text), soft_wrap=True)
 
     def left_s(self) -> tuple[float, bool] | None:
-        """Seconds that are left, and whether that is the least it may be; None where nothing is known yet.
+        """Seconds left, and whether that is only a lower bound; None if nothing is known yet.
 
-        Finished batches tell how long a problem takes. In the first one, the turns that are done among those that were
-        asked for so far do, and more will be asked for.
+        The estimate is based on finished batches. In the first batch it is based on the share of turns done among those
+        requested so far: a lower bound, since more will be requested.
         """
         now, num_new = time.monotonic(), self.done - self._before
         in_batch = now - self.meter.since if self.meter.num_problems else 0.0
@@ -213,7 +213,7 @@ class Live:
         return batch_s - in_batch + num_after * batch_s / max(self.meter.num_problems, 1), True
 
     def pace(self) -> str:
-        """How far it is and how long it may take, in words."""
+        """How far the work has got and how long it may still take, in words."""
         count = f"{self.done:,}/{self._total:,} {self._unit}  " if self._total else ""
         left = self.left_s()
         told = left is not None and left[0] >= 1  # "over 0 s left" tells nothing
@@ -237,14 +237,14 @@ class Live:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: "45 s", "12 min", "2 h 5 min"."""
+    """A duration in words: "45 s", "12 min", "2 h 5 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-# ---- what works, and writes the counts -------------------------------------------------------------------------------
+# ---- the code that works, and writes the counts ----------------------------------------------------------------------
 
 
 class MeteredEngine(Engine):
@@ -275,14 +275,14 @@ class MeteredEngine(Engine):
 
 
 class MeteredWorkers:
-    """Rollout workers whose batches are shown (`core.protocols.RolloutWorkers`)."""
+    """Rollout workers whose progress is shown (`core.protocols.RolloutWorkers`)."""
 
     def __init__(self, workers: RolloutWorkers, live: Live, *, learns: bool = False, counts: bool = True) -> None:
-        """`learns`: what they sample is learned from afterwards, and only then is a batch done. `counts`: otherwise it
-        is done once it was sampled; without, when the caller says so."""
+        """`learns`: batches are learned from afterwards, and only then done. Otherwise a batch is done as soon as it is
+        sampled or, without `counts`, when the caller says so."""
         self._workers, self._live, self._learns, self._counts = workers, live, learns, counts
         self._lock, self._num_open = threading.Lock(), 0
-        """Batches that are not sampled yet, of those that are not learned from."""
+        """`_num_open`: batches that are still being sampled and will not be learned from."""
         live.meter.pool = workers if isinstance(workers, PooledWorkers) else None
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
@@ -321,7 +321,7 @@ class MeteredLearner:
 
     @property
     def adapters(self) -> Mapping[Role, Adapter]:
-        """The adapters in force, one a role."""
+        """The adapters in force, one per role."""
         return self._learner.adapters
 
     @property
@@ -330,7 +330,7 @@ class MeteredLearner:
         return self._learner.version
 
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
-        """Take the examples in, learn from as many as make an update, and return metrics."""
+        """Take in the examples, make the updates for which there are enough, and return metrics."""
         check_examples(objective, examples)
         meter = self._meter
         meter.num_examples, meter.num_learned, meter.doing = len(examples), 0, "learning"
@@ -338,9 +338,9 @@ class MeteredLearner:
 
 
 class _Counted:
-    """An objective that counts the examples whose loss it is asked for: the learner asks row by row."""
+    """An objective that counts the examples whose loss is computed: the learner calls it row by row."""
 
-    accepts: ClassVar[tuple[type, ...]] = (object,)  # its examples are checked before
+    accepts: ClassVar[tuple[type, ...]] = (object,)  # the examples were checked before
 
     def __init__(self, objective: Objective, meter: Meter) -> None:
         self._objective, self._meter = objective, meter
@@ -350,12 +350,12 @@ class _Counted:
         return self._objective.needs_reference
 
     def for_update(self, examples: Sequence[Any]) -> _Counted:
-        """What depends on all examples of an update is settled by the objective itself."""
+        """Let the objective itself settle what depends on all examples of an update."""
         settle = getattr(self._objective, "for_update", lambda _: self._objective)
         return _Counted(settle(examples), self._meter)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """In another process there is no meter: there it is the objective itself."""
+        """Pickle only the objective itself: in another process there is no meter."""
         return copy, (self._objective,)
 
     def __call__(self, examples: Sequence[Any], policy: Any, reference: Any) -> Any:

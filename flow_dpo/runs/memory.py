@@ -1,12 +1,12 @@
-"""What a run will take of its device's memory: estimated before work starts, told in a line, and made to fit.
+"""How much of its device's memory a run will take: estimated before work starts, printed in a line, and made to fit.
 
     settings, line = planned(settings)
     line        # Memory: about 51 of the 79 GiB of cuda:0 at most: weights 15, a row of 4,096 tokens 28, ...
 
-A row's memory is that of a dry run (`models.dry_run`), the rest is counted. What is left to the device ("auto": tokens
-of a row, gradient checkpointing, the budget of keys and values) is lowered until the sum fits; what the user fixed and
-does not fit is refused, with what to change. Invariant: it depends on the settings, the model's config and the size of
-the device's memory alone, not on what is free at the moment, so that a resumed run has the same rows.
+A row's memory comes from a dry run (`models.dry_run`), the rest is counted. Settings that are "auto" (tokens of a row,
+gradient checkpointing, the budget of keys and values) are adjusted until the sum fits; if the user's own values do not
+fit, they are refused, with what to change. Invariant: the plan depends only on the settings, the model's config and the
+size of the device's memory, not on what is free at the moment, so that a resumed run has the same rows.
 """
 
 from __future__ import annotations
@@ -37,66 +37,66 @@ from flow_dpo.runs.settings import TrainSettings
 
 GIB = 2**30
 _LIBRARIES = {"cuda": GIB, "cpu": 3 * GIB // 2}
-"""Beside what torch's allocator holds: on a GPU its context; on a CPU Python and torch, and what kernels keep."""
+"""Memory outside torch's allocator: on a GPU its context; on a CPU Python, torch, and what kernels keep."""
 _PROCESS = GIB // 4
-"""What a worker process has of its own beside its model: what kernels keep, and what Python does not share."""
+"""Memory of a worker process besides its model: what kernels keep, and what Python does not share."""
 _KEPT = {"cpu": 1.4}
-"""A row's memory in a process, over what torch's allocator holds of it: C's allocator keeps what is freed in pieces
-(measured on a CPU: 1.4 on a model of 0.5B)."""
+"""Ratio of a row's memory in the process to what torch's allocator holds: the C allocator keeps freed fragments
+(1.4, measured on a CPU with a 0.5B model)."""
 _USABLE = {"cuda": 0.92, "cpu": 1.0}
 """Share of the memory that a plan may use: a GPU's allocator leaves gaps."""
 _VLLM = 3 * GIB
-"""vLLM on a GPU beside its weights and its cache: activations of a step, captured graphs."""
+"""Memory of vLLM on a GPU besides its weights and its cache: activations of a step, captured graphs."""
 _KV_SHARE = 0.1
-"""Of a GPU's memory, for keys and values at least before rows are shortened for them."""
+"""Share of a GPU's memory that keys and values need at least; rows are shortened to leave it free."""
 _LEAST_KV = GIB // 4
 _WAYS = ((4096, False), (2048, False), (4096, True), (2048, True), (1024, True), (512, True))
-"""Tokens of a row and gradient checkpointing, in the order in which they are tried where they are left to the device:
-shorter rows cost a prefix that is computed twice, checkpointing a third of the time."""
+"""Tokens of a row and gradient checkpointing, in the order in which "auto" tries them: with shorter rows some prefixes
+are computed twice; checkpointing costs a third of the time."""
 _WAYS_OF_SMALL = ((1024, False), (1024, True), (512, True))
-"""The same for a small model on a CPU, whose updates have rows for several threads then. However many there are: rows
-are the same on every machine, and so are bits."""
+"""The same for a small model on a CPU: shorter rows keep several threads busy. They do not depend on the number of
+threads, so rows, and therefore bits, are the same on every machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Bytes that follow from a model, its adapters and a row."""
+    """Sizes, in bytes, that follow from a model, its adapters and a row."""
 
     weights: int
     adapters: int
-    """All that learning keeps of them: parameters, masters, Adam's moments, a gradient, a copy of before an update."""
+    """All that learning keeps: parameters, masters, Adam's moments, a gradient, a copy from before an update."""
     row: int
     merged: int
-    """Weights of their own of roles that sample with merged adapters."""
+    """Separate weights of the roles that sample with merged adapters."""
     kv_token: int
     context_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run takes, in bytes, and by which settings."""
+    """The memory that a run takes, in bytes, and the settings for which it does."""
 
     sizes: Sizes
     tokens: int
     checkpointing: bool
     parts: dict[str, int]
-    """By what it is for, in words; keys and values last."""
+    """Bytes by their purpose, in words; keys and values last."""
 
     @property
     def total(self) -> int:
-        """Of all together."""
+        """The sum of all parts."""
         return sum(self.parts.values())
 
     @property
     def listed(self) -> str:
-        """The parts that count, in GiB."""
+        """The parts that matter, in GiB."""
         return ", ".join(f"{name} {_gib(size)}" for name, size in self.parts.items() if size > GIB / 20)
 
 
 def planned(settings: TrainSettings, *, memory: int | None = None) -> tuple[TrainSettings, str]:
-    """The settings with numbers for all that is "auto", and the line that tells what they take.
+    """The settings with numbers in place of "auto", and the line that says how much memory they take.
 
-    `memory` in bytes stands for the device's own. Raises `ConfigError` where what is fixed does not fit.
+    `memory`, in bytes, replaces the device's own. Raises `ConfigError` if what is fixed does not fit.
     """
     rows = settings.learner.rows
     plans: list[Plan] = []
@@ -111,11 +111,11 @@ def planned(settings: TrainSettings, *, memory: int | None = None) -> tuple[Trai
             except ModelError:
                 if not plans:
                     raise
-                continue  # a model whose layers cannot be checkpointed has the other ways
+                continue  # layers that cannot be checkpointed leave the other ways
             if plans[-1].total <= usable:
                 break
     except (ModelError, *FAULTS) as error:
-        # The model itself refuses it where it is loaded; a dry run that its code does not allow is no reason to stop.
+        # A model that cannot be used is refused when it is loaded; a dry run that fails is no reason to stop.
         line = f"Memory: not known before work starts ({type(error).__name__}: {str(error)[:160]})"
         return _with(settings, rows.most, rows.gradient_checkpointing is True, USUAL_KV_GIB), line
     first, plan = plans[0], plans[-1]
@@ -125,7 +125,7 @@ def planned(settings: TrainSettings, *, memory: int | None = None) -> tuple[Trai
     line = f"Memory: about {_gib(plan.total)} of the {_gib(available)} GiB of {device} at most: {plan.listed}"
     if plan.tokens != first.tokens or plan.checkpointing != first.checkpointing:
         checkpointed = " and gradient checkpointing" if plan.checkpointing else ""
-        line += f". For that rows have {plan.tokens:,} tokens{checkpointed}: about {_gib(first.total)} otherwise"
+        line += f". To fit, rows have {plan.tokens:,} tokens{checkpointed}: about {_gib(first.total)} otherwise"
     return _with(settings, plan.tokens, plan.checkpointing, plan.parts[_KV] / GIB), line
 
 
@@ -140,7 +140,7 @@ def _ways(rows: RowSettings, known: Sequence[tuple[int, bool]]) -> Iterator[tupl
 
 
 def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: torch.device, memory: int) -> Plan:
-    """What these rows take, with as few keys and values as are wanted at least."""
+    """What these rows take, with the fewest keys and values that are acceptable."""
     runtime, learner = settings.runtime, settings.learner
     here, engine = runtime.workers.kind == "here", runtime.engine
     beside = runtime.workers.num if runtime.workers.on_processors and device.type == "cpu" else 0
@@ -183,7 +183,7 @@ def _plan(settings: TrainSettings, tokens: int, checkpointing: bool, device: tor
 
 
 def _kv_of_worker(engine: EngineSettings, sizes: Sizes, memory: int) -> int:
-    """Keys and values of a worker process on a CPU, at most."""
+    """The most bytes of keys and values that a worker process on a CPU holds."""
     if not isinstance(engine, LocalSettings):
         return 0
     budget = of_one_worker(memory) if engine.kv_budget_gib == "auto" else engine.kv_budget_gib
@@ -191,8 +191,8 @@ def _kv_of_worker(engine: EngineSettings, sizes: Sizes, memory: int) -> int:
 
 
 def _copies(engine: EngineSettings, sizes: Sizes, num_weights: int, num_roles: int) -> int:
-    """The weights once more as a CPU's products read them; in 8-bit integers all of them, and of merged ones (in
-    float32) each role's own."""
+    """Bytes of the copies of weights that a CPU's matrix products read. In 8-bit integers that is all weights, and each
+    role's own of those that are merged (which are in float32)."""
     if not isinstance(engine, LocalSettings):
         return 0
     if engine.int8:
@@ -201,8 +201,8 @@ def _copies(engine: EngineSettings, sizes: Sizes, num_weights: int, num_roles: i
 
 
 def _with_room(settings: TrainSettings, plan: Plan, device: torch.device, usable: int) -> Plan:
-    """The plan with the keys and values that the device has room for, as many as can be used at most; on a CPU the
-    local engine's, of a part of the memory."""
+    """The plan with as many keys and values as the device has room for, up to what can be used. On a CPU only for the
+    local engine, and within a part of the memory."""
     engine = settings.runtime.engine
     known = LocalSettings | VllmSettings if device.type == "cuda" else LocalSettings
     if not isinstance(engine, known) or not plan.parts[_KV] or engine.kv_budget_gib != "auto":
@@ -216,7 +216,7 @@ def _with_room(settings: TrainSettings, plan: Plan, device: torch.device, usable
 
 
 def _most_kv(engine: LocalSettings | VllmSettings, sizes: Sizes) -> int:
-    """Keys and values of all requests under way at the window's full length, and as many that are cached beside."""
+    """Keys and values of all requests under way at the full length of the window, and as many again in the cache."""
     return max(_LEAST_KV, 2 * engine.max_batch_size * sizes.context_tokens * sizes.kv_token)
 
 
@@ -235,7 +235,7 @@ def _with(settings: TrainSettings, tokens: int, checkpointing: bool, kv_budget_g
 
 
 def _refusal(settings: TrainSettings, plan: Plan, device: torch.device, memory: int) -> str:
-    """What does not fit, and what may be changed: first what was fixed."""
+    """The error message: what does not fit, and what can be changed, fixed settings first."""
     rows, engine = settings.learner.rows, settings.runtime.engine
     changes: list[str] = []
     if rows.max_tokens != "auto":
@@ -251,7 +251,7 @@ def _refusal(settings: TrainSettings, plan: Plan, device: torch.device, memory: 
         changes.append("fewer workers (--workers.num)")
     changes += ["a smaller model", "sampling elsewhere (--workers, docs/scaling.md)"]
     return (
-        f"expected a run that fits into the {_gib(memory)} GiB of {device}, found that it takes about "
+        f"expected a run that fits into the {_gib(memory)} GiB of {device}, found one that takes about "
         f"{_gib(plan.total)}: {plan.listed}; use {', or '.join(changes)}"
     )
 
@@ -267,7 +267,7 @@ def sizes_of(
     kept: int = 0,
     merge: str = "never",
 ) -> Sizes:
-    """Bytes by a model on the meta device, its adapters on it. Raises `ModelError`, or one of `own_forward.FAULTS`."""
+    """Sizes of a model with its adapters, from the meta device. Raises `ModelError`, or one of `own_forward.FAULTS`."""
     return _sizes(pickle.dumps((model, lora, roles, tokens, checkpointing, snapshots, kept, merge)))
 
 
@@ -282,7 +282,7 @@ def _sizes(key: bytes) -> Sizes:
     blank = blank_model(model)
     weights = _base_bytes(blank, model.quantization)
     with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")  # what there is to say is said when the model is loaded
+        warnings.simplefilter("ignore")  # the same warnings come when the model is loaded
         policy = Policy(blank, roles, lora)
         if checkpointing:
             policy.checkpoint_activations()
@@ -291,7 +291,7 @@ def _sizes(key: bytes) -> Sizes:
         twins = 0
         if merge == "always" or (merge == "auto" and can_merge(policy)):
             twins = len(roles) * int(policy.targets.share * weights)
-    # A float32 parameter is its own master; one in half precision has a master beside it.
+    # A float32 parameter is its own master; one in half precision has a separate master.
     [numbers, bytes_] = [sum(of(p) for p in policy.parameters(roles[0])) for of in (_numel, _nbytes)]
     masters = 0 if blank.dtype == torch.float32 else 4 * numbers
     adapters = len(roles) * (2 if snapshots else 1)
@@ -303,7 +303,7 @@ def _sizes(key: bytes) -> Sizes:
 
 
 def _base_bytes(model: torch.nn.Module, quantization: QuantizationSettings) -> int:
-    """The weights, each once, in as many bits as they will have."""
+    """Bytes of the weights, each counted once, with the number of bits that they will have."""
     total = sum(_nbytes(tensor) for tensor in {*model.parameters(), *model.buffers()})
     if quantization.wanted:
         head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
@@ -315,7 +315,7 @@ def _base_bytes(model: torch.nn.Module, quantization: QuantizationSettings) -> i
 
 
 def device_memory(device: torch.device) -> int:
-    """All memory of a device, in bytes; of the machine for the CPU, or of the container that this process is in."""
+    """Total memory of a device, in bytes; for the CPU that of the machine, or of the container of this process."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else host_memory()
 
 

@@ -1,8 +1,8 @@
-"""What a run says before it samples: what a problem costs, batches too small for the device, and what a lag does.
+"""Notices before a run samples: what a problem costs, batches too small for the device, and what a lag does.
 
     say_cost(settings, runtime, console)     A problem costs 4 rollouts, 4 verdicts and 54 sampled tokens ...
 
-Invariant: nothing of the run depends on it.
+Invariant: no result of the run depends on them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def say_cost(settings: TrainSettings, runtime: Runtime, console: Console) -> Non
     try:
         cost = rehearsal.rehearse(settings.recipe, problems, runtime.renderer)
     except FlowDpoError as error:
-        log.warning("what a problem costs is not known before it is sampled: %s", error)
+        log.warning("the cost of a problem is not known before it is sampled: %s", error)
         return
     if cost is not None:
         print_safe(console, cost.sentence(len(runtime.fitting)))
@@ -36,15 +36,15 @@ def say_cost(settings: TrainSettings, runtime: Runtime, console: Console) -> Non
 
 
 def warn_of_lag(settings: TrainSettings) -> None:
-    """Say what a lag may do to learning, and where it gains nothing."""
+    """Warn about what a lag can do to learning, and about a lag that gains nothing."""
     lag = settings.run.lag
     if lag and settings.runtime.workers.kind == "here":
-        log.warning("run.lag %d: workers of this process sample and learn in turns all the same (--workers)", lag)
+        log.warning("run.lag %d gains nothing: this process samples and learns in turns (see --workers)", lag)
     if lag:
         under_way = (lag + 1) * settings.run.problems_per_batch
         log.warning(
-            "run.lag %d: %d problems are under way at once, and what is learned is as much older than what learns it. "
-            "At the learning rate of a run without a lag keep their number, with 1/%d of its "
-            "problems_per_batch (docs/scaling.md: what happened otherwise)",
+            "run.lag %d: %d problems are under way at once, so rollouts are that much staler when they are learned "
+            "from. With the learning rate of a run without a lag, keep that run's number: set problems_per_batch to "
+            "1/%d of its value (docs/scaling.md: what happened otherwise)",
             lag, under_way, lag + 1,
         )  # fmt: skip

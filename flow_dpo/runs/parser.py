@@ -1,9 +1,9 @@
-"""Parsers of settings, each made once: jsonargparse reads the source of every settings class for it.
+"""Parsers of settings, each built only once, since jsonargparse reads the source of every settings class for it.
 
     parser = parser_of((("data", DataSettings), ("recipe", str)), ())
     parser.set_defaults({"data.max_problems": 8, "recipe": "flow-dpo"})
 
-Invariant: a parser has no defaults of anybody's when it is taken: whoever takes it sets all of them.
+Invariant: a parser is shared, and keeps no caller's defaults: every caller sets all defaults before it parses.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 @lru_cache(maxsize=64)
 def parser_of(sections: tuple[tuple[str, type], ...], entries: tuple[tuple[str, type, tuple[str, ...]], ...]) -> Any:
-    """The parser of sections by name, settings classes or plain types, with `entries`: fields of a section that hold
-    settings of a class by name, and these names."""
+    """The parser for these sections, each a name and a settings class or a plain type. `entries` are the fields that
+    map names to settings: the field, the class of its settings, and the names."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=False)  # only `help_pages` shows them
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)  # only `help_pages` shows these
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     for name, kind in sections:

@@ -1,12 +1,12 @@
-"""A run where `--run` names one: a run folder as it is, or a run that was pushed to the hub, downloaded into the cache.
+"""The run that `--run` names: a run folder as it is, or a run that was pushed to the hub, downloaded into the cache.
 
     local_run("runs/gsm8k")            runs/gsm8k
     local_run("me/gsm8k-flow")         ~/.cache/huggingface/hub/models--me--gsm8k-flow/snapshots/5c1f...
     local_run("me/gsm8k-flow@v2")      the same at a branch, a tag or a commit
 
-A pushed run (`flow_dpo.hub`) has config.yaml, run.json and a folder with an adapter a role. Invariant: of a repository
-only those files are fetched, adapters as safetensors alone; its settings say what was trained and how it is sampled,
-never where to send requests; and code that they name runs only where the user asks for it (`resolve.RUNS_CODE`).
+A pushed run (`flow_dpo.hub`) has config.yaml, run.json and one adapter folder per role. Invariant: only those files of
+a repository are fetched, adapters only as safetensors. Its settings say what was trained and how it is sampled, never
+where to send requests, and code that they name runs only if the user asks for it (`resolve.RUNS_CODE`).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from flow_dpo.core.errors import ConfigError, DataError
 _HUB_ID = re.compile(r"(?P<id>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 _FILES = ("config.yaml", "run.json", "*/adapter_config.json", "*/adapter_model.safetensors")
 _LOCAL_ALONE = ("engine", "engine_kind", "workers")
-"""Settings of the machine that sampled: a stranger's could send requests to a server of theirs."""
+"""Settings of the machine that sampled: a stranger's could send requests to their own server."""
 
 
 def local_run(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of a run: `source` itself, or where the hub's repository of that id was downloaded to.
+    """The folder of a run: `source` itself, or the folder to which that repository of the hub was downloaded.
 
-    Within one process a repository is asked for once, so that settings and adapters are of one commit. Raises
-    `ConfigError` for two revisions, `DataError` where the hub has no such run or cannot be reached.
+    A process downloads a repository only once, so settings and adapters come from one commit. Raises `ConfigError` for
+    two revisions, `DataError` if the hub has no such run or cannot be reached.
     """
     if not is_published(source):
         if revision is not None:
@@ -52,16 +52,16 @@ def local_run(source: str | Path, revision: str | None = None) -> Path:
     folder = _downloaded(match["id"], revision or match["revision"])
     if not ((folder / "config.yaml").is_file() and (folder / "run.json").is_file()):
         raise DataError(
-            f"expected a run that flow-dpo push made in {source}, found no config.yaml and run.json in it; a model is "
-            "named with --model_name_or_path, an adapter of another origin is downloaded and named with --adapter"
+            f"expected a run that flow-dpo push made in {source}, found no config.yaml and run.json in it; name a "
+            "model with --model_name_or_path, or download another adapter and name its folder with --adapter"
         )
     return folder
 
 
 def is_published(source: str | Path) -> bool:
-    """Whether a source names a repository of the hub: an id whose first part is no folder here.
+    """Whether a source names a repository on the hub: an id whose first part is not a folder here.
 
-    Where the first part is a folder ("runs/trian"), a misspelled run is likelier, and the hub is not asked.
+    If the first part is a folder ("runs/trian"), a misspelled run is more likely, and the hub is not asked.
     """
     path = Path(source)
     if isinstance(source, Path) or path.exists() or _HUB_ID.fullmatch(source) is None:
@@ -70,8 +70,8 @@ def is_published(source: str | Path) -> bool:
 
 
 def names_a_run(source: str | Path) -> bool:
-    """Whether a source, which may also name a model, is a run: a folder with a config.yaml, or a repository of the
-    hub with a run.json. Where the hub does not answer, it is taken for a model, whose loading says so."""
+    """Whether a source, which can also name a model, is a run: a folder with a config.yaml, or a hub repository with a
+    run.json. If the hub does not answer, it is taken for a model, and loading that reports the failure."""
     if (Path(source) / "config.yaml").exists():
         return True
     if not is_published(source) or (match := _HUB_ID.fullmatch(str(source))) is None:
@@ -84,21 +84,21 @@ def names_a_run(source: str | Path) -> bool:
 
 
 def refuse_missing(run: Path) -> None:
-    """Raise `DataError` where there is no run in a folder, with the nearest that there is."""
+    """Raise `DataError` if a folder holds no run, with a hint at the nearest one."""
     if (run / "config.yaml").exists():
         return
     raise DataError(f"expected a run folder with a config.yaml, found none in {run}{near_runs(run)}")
 
 
 def near_runs(run: Path) -> str:
-    """The runs beside a folder that is none which were most likely meant: "; did you mean runs/train?"."""
+    """A hint at the runs that were most likely meant by a folder that is not one: "; did you mean runs/train?"."""
     runs = sorted(str(config.parent) for config in run.parent.glob("*/config.yaml"))
     near = difflib.get_close_matches(str(run), runs, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def without_machine(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that a downloaded run may bring along."""
+    """The settings that a downloaded run is allowed to bring along."""
     return {name: value for name, value in settings.items() if name not in _LOCAL_ALONE}
 
 
@@ -116,15 +116,15 @@ def _downloaded(repo_id: str, revision: str | None) -> Path:
         raise DataError(f"expected a branch, a tag or a commit of {repo_id}, found no {revision} in it") from error
     except LocalEntryNotFoundError as error:
         raise DataError(
-            f"expected the run {named}, found no such folder, and the hub could not be reached; name a folder that is "
-            "there, or try again with a connection (HF_HUB_OFFLINE unset): what was downloaded once is kept"
+            f"expected the run {named}, found no such folder, and the hub could not be reached; name an existing "
+            "folder, or try again with a connection (HF_HUB_OFFLINE unset): what was downloaded once is kept"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: a name of a file that leads out of the cache
+    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: a file name that leads out of the cache
         raise DataError(f"could not download the run {named}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """What the hub answered, in one line, without the query of an address, which may be signed."""
+    """The hub's answer in one line, without the query strings of URLs, which may be signed."""
     causes = [error, *([error.__cause__] if error.__cause__ is not None else [])]
     words = ": ".join(str(one).rstrip(".") or type(one).__name__ for one in causes)
     return " ".join(re.sub(r"(https?://[^\s?'\")]+)\?[^\s'\")]*", r"\1", words).split())[:500]

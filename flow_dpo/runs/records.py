@@ -1,15 +1,15 @@
-"""The kinds of rows that runs, traces and evaluations leave in JSONL files: their columns, their writer, their reader.
+"""The kinds of rows in the JSONL files of runs, traces and evaluations: their columns, writer and reader.
 
     metrics.jsonl  Metrics      pairs.jsonl   PairRow    scored.jsonl       ScoredRow     trees.jsonl       (tree_rows)
     learned.jsonl  LearnedRow   traces.jsonl  Trace      predictions.jsonl  Prediction    judgements.jsonl  Judgement
 
-Every row names its kind and the version of its columns, `{"schema": "pair/1", "prompt": ...}`, so that files stay
-plain JSONL: they are appended to, cut off at a checkpoint and loaded by other libraries row by row. A row of another
-kind or version is refused in one sentence, save versions that a kind reads, too (`OLDER`). JSON headers name theirs
-once (`headers`).
+Every row names its kind and the version of its columns, `{"schema": "pair/1", "prompt": ...}`, so files stay plain
+JSONL: they can be appended to, cut off at a checkpoint, and loaded row by row by other libraries. A row of another kind
+or version is refused in one sentence, except for older versions that a kind can read (`OLDER`). JSON headers name
+their kind once (`headers`).
 
-Invariant: a row that was written by this version is read back equal; any other is a `DataError` that names file, line
-and field. Whoever changes the columns of a kind raises the number in its `SCHEMA`.
+Invariant: a row that this version wrote is read back equal; any other raises a `DataError` that names file, line and
+field. A change to the columns of a kind needs a new number in its `SCHEMA`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from flow_dpo.data.typed_json import Count, Ordinal, TokenIdList, Words, others
 from flow_dpo.runs import files
 
 Source = Literal["trained_flow", "untrained_flow", "trained_answer", "self_generated", "ground_truth"]
-"""Who wrote a trace: a run's flow, a flow without adapters, a run's Answer role in one pass, the base in one pass, or
-whoever wrote the data set."""
+"""Who wrote a trace: a run's flow, a flow without adapters, a run's Answer role in one pass, the base model in one
+pass, or the authors of the data set."""
 _PROGRESSIVE = ("accuracy", "low", "high", "window_accuracy", "window_low", "window_high")
 _NEEDED = tuple(f"progressive/{name}" for name in _PROGRESSIVE)
 
@@ -42,7 +42,7 @@ class Metrics:
     problems_seen: Count
     """Problems of the stream so far, this batch included."""
     numbers: Mapping[str, float | None] = others()
-    """All else that was measured, by its name: "progressive/accuracy", "learn/answer/margin"."""
+    """All other measurements, by name: "progressive/accuracy", "learn/answer/margin"."""
 
     def __post_init__(self) -> None:
         missing = [name for name in _NEEDED if self.numbers.get(name) is None]
@@ -69,20 +69,20 @@ class PairRow:
 
     SCHEMA: ClassVar[str] = "pair/1"
     prompt: str
-    """With its special tokens, as are the two sides."""
+    """The rendered prompt with its special tokens, which the two sides have, too."""
     chosen: str
     rejected: str
     problem_id: str
     role: Words
     node: Count
-    """Of the chosen side, in the problem's tree."""
+    """The chosen side's node in the problem's tree."""
     rejected_node: Count
     depth: Count
     tags: tuple[str, ...]
     margin: Annotated[float, _ABOVE_0]
     weight: Annotated[float, _FROM_0]
     chosen_verdict: Verdict | None
-    """Of the rollout in which it was sampled, as is the other side's; of its attempt where credit compared those."""
+    """Verdict on the rollout in which this side was sampled, or on its attempt if credit compared attempts."""
     rejected_verdict: Verdict | None
     policy_version: int
     prompt_ids: TokenIdList
@@ -104,14 +104,14 @@ class ScoredRow:
     problem_id: str
     role: Words
     node: Count
-    """Whose completion it is, or whose choice it corrects: the word is another then. Learned for another prompt than
-    the node's, its `policy_version` is -1."""
+    """The node that has this completion, or whose choice it corrects with another word. If it is learned for another
+    prompt than the node's, its `policy_version` is -1."""
     depth: Count
     tags: tuple[str, ...]
     advantage: float
     weight: float
     verdict: Verdict | None
-    """Of the rollout in which it was sampled."""
+    """Verdict on the rollout in which it was sampled."""
     policy_version: int
     prompt_ids: TokenIdList
     completion_ids: TokenIdList
@@ -123,19 +123,19 @@ class LearnedRow:
 
     SCHEMA: ClassVar[str] = "learned/1"
     version: Count
-    """Of the policy that learned from it: updates made before this one."""
+    """Version of the policy that learned from it: the number of updates made before this one."""
     reference_version: int | None
-    """Of the reference policy; None for weights of no version, and where no reference was needed."""
+    """Version of the reference policy; None if its weights have no version, or if no reference was needed."""
     role: Words
     problem_id: str
     node: Count
-    """As in the example's own row, of a pair the chosen side's; a `ScoredRow` may correct what its node chose."""
+    """As in the example's own row; for a pair, the chosen side's. A `ScoredRow` can correct what its node chose."""
     rejected_node: Count | None
     policy: tuple[tuple[float, ...], ...]
-    """Nats a token to four decimals, a list a completion, the chosen first; under dropout where there is any. Of a
-    choice: among its words alone."""
+    """Log-probability of each token, in nats to four decimals: one list per completion, the chosen one first. With
+    dropout, if there is any. For a choice: among its words only."""
     reference: tuple[tuple[float, ...], ...]
-    """The same under the reference policy; empty where the objective needs none."""
+    """The same under the reference policy; empty if the objective needs none."""
 
 
 def _is_chat(value: Any) -> bool:
@@ -154,36 +154,36 @@ _SOME_IDS = Kind(f"{TOKEN_IDS.words}, one at least,", lambda value: TOKEN_IDS.ho
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """One right solution of one problem, and what it took: a row of traces.jsonl."""
+    """A right solution of a problem, and what it cost: a row of traces.jsonl."""
 
     SCHEMA: ClassVar[str] = "trace/1"
     problem_id: Words
     question: Words
     gold: str
-    """"" where reward functions graded a problem that has none."""
+    """"" if reward functions graded a problem that has none."""
     dataset: str
     """The problem's own source: "gsm8k/train"."""
     level: str
     subject: str
     worked_solution: str = ""
-    """The data set's own solution, by which steps may be checked; "" where it has none."""
+    """The data set's own solution, against which steps can be checked; "" if it has none."""
     messages: Annotated[tuple[Mapping[str, str], ...], _CHAT]
-    """The chat before the solution as the template gets it: Answer's prompt in one pass."""
+    """The chat before the solution, as the chat template gets it: the prompt of Answer in one pass."""
     solution: Words
     """`token_ids` decoded, for people and for other tokenizers."""
     token_ids: Annotated[tuple[int, ...], _SOME_IDS]
     """The sampled tokens of the attempt, without the end token."""
     ended: bool
-    """Answer sampled its end token; otherwise Stop's Yes closed the solution."""
+    """Whether Answer sampled its end token; otherwise Stop's Yes closed the solution."""
     verdict: Verdict
-    """Of the attempt alone."""
+    """Verdict on the attempt alone."""
     source: Source
     draw: Ordinal
-    """Which draw on its problem it is, from 1."""
+    """The number of its draw on the problem, from 1."""
     draws_used: Ordinal
-    """Draws made on its problem in all."""
+    """Number of draws on the problem in total."""
     tokens_spent: Count
-    """Tokens sampled on its problem in all, by every role and in the draws that failed."""
+    """Tokens sampled on the problem in total, by all roles, including the draws that failed."""
 
     def __post_init__(self) -> None:
         if self.verdict.status != "correct":
@@ -207,31 +207,31 @@ class Prediction:
 
     SCHEMA: ClassVar[str] = "prediction/2"
     id: str
-    """The problem's."""
+    """The id of the problem."""
     draw: Ordinal
     question: str
     gold: str
     dataset: str
     """The problem's own source."""
     worked_solution: str
-    """The data set's own solution, by which steps may be checked; "" where it has none."""
+    """The data set's own solution, against which steps can be checked; "" if it has none."""
     solution: str
     """What was sampled, decoded."""
     verdict: Verdict | None
     tokens: Count
-    """Sampled, of all roles."""
+    """Tokens sampled by all roles."""
     ended: bool
-    """Answer sampled its end token: it was not cut."""
+    """Whether Answer sampled its end token, so that the solution was not cut."""
     yes: float | None
-    """Stop's P(Yes) of the attempt, where attempts were drawn (`--draws`); None where it was cut."""
+    """Stop's P(Yes) for the attempt, if attempts were drawn (`--draws`); None if it was cut."""
     token_ids: TokenIdList | None
-    """The attempt's sampled tokens without the end token, where attempts were drawn: what Stop reads."""
+    """The attempt's sampled tokens without the end token, if attempts were drawn: what Stop reads."""
     mean_logprob: float | None = None
-    """Of its tokens under Answer, the end token among them, in nats, where attempts were drawn; older files lack it."""
+    """Mean log-probability of these and the end token under Answer, in nats, if drawn; older files lack it."""
 
     @property
     def problem(self) -> Problem:
-        """The problem that was put."""
+        """The problem that was asked."""
         return Problem(
             id=self.id, question=self.question, gold=self.gold, source=self.dataset, solution=self.worked_solution
         )
@@ -252,10 +252,10 @@ class Judgement:
     reason: str
     """Why there is no verdict."""
     log_odds: float | None
-    """Of the word A over the word B, in nats."""
+    """Log-odds of the word A over the word B, in nats."""
     tokens: int
     words: str
-    """The judge's own, as they came."""
+    """The judge's own words, unchanged."""
 
     def __post_init__(self) -> None:
         other = "b" if self.first == "a" else "a"
@@ -276,7 +276,7 @@ class FineTuningLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoneJob:
-    """A command of a comparison that is done: a row of done.jsonl."""
+    """A finished command of a comparison: a row of done.jsonl."""
 
     SCHEMA: ClassVar[str] = "job/1"
     name: str
@@ -289,7 +289,7 @@ class DoneJob:
 
 
 class Record(Protocol):
-    """A row's or a header's kind: a dataclass with its name and version."""
+    """The kind of a row or a header: a dataclass with a name and a version."""
 
     SCHEMA: ClassVar[str]
 
@@ -298,23 +298,23 @@ K = TypeVar("K", bound=Record)
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """A record as it stands in its file, its schema first."""
+    """A record as it is written to its file, schema first."""
     return {"schema": record.SCHEMA, **typed_json.write(record)}
 
 
 def from_json(kind: type[K] | tuple[type[K], ...], row: Mapping[str, Any], place: str) -> K:
-    """The inverse, of the one kind among these that the row names. Raises `DataError` where it is none of them."""
+    """The inverse of `to_json`, for whichever of these kinds the row names. Raises `DataError` if it names none."""
     chosen = _kind_of(row, kind if isinstance(kind, tuple) else (kind,), place)
     return typed_json.read(chosen, {name: value for name, value in row.items() if name != "schema"}, place)
 
 
 def append_rows(path: Path, rows: Sequence[Record]) -> None:
-    """Add rows to the end of a file, and make sure that they are on the disk."""
+    """Append rows to a file, and make sure that they are on disk."""
     files.append_jsonl(path, [to_json(row) for row in rows])
 
 
 def iter_rows(path: Path, kind: type[K] | tuple[type[K], ...]) -> Iterator[tuple[int, K]]:
-    """The rows of a file with the numbers of their lines, from 1; a torn last line is left out, with a warning.
+    """The rows of a file with their line numbers from 1; an incomplete last line is left out, with a warning.
 
     Raises `DataError` naming file, line and field of the first row that is not of this kind, or of one of these.
     """
@@ -323,7 +323,7 @@ def iter_rows(path: Path, kind: type[K] | tuple[type[K], ...]) -> Iterator[tuple
 
 
 def read_rows(path: Path, kind: type[K]) -> list[K]:
-    """The rows of a file, all at once: `iter_rows`."""
+    """All rows of a file as a list (`iter_rows`)."""
     return [row for _, row in iter_rows(path, kind)]
 
 
@@ -333,8 +333,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def versions_after(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The version of the adapters after each batch of a run: that before the next one, for a round of CPL that starts
-    again from the first adapters has one of its own; after the last batch, by its updates."""
+    """The version of the adapters after each batch of a run. It is the version before the next batch, since a round of
+    CPL, which starts again from the first adapters, has its own; after the last batch its updates are added."""
     return [*(int(row["learn/version"]) for row in rows[1:]), *(_after(row) for row in rows[-1:])]
 
 
@@ -343,8 +343,8 @@ def _after(row: Mapping[str, Any]) -> int:
 
 
 def rows_up_to(rows: Sequence[Mapping[str, Any]], version: int) -> Sequence[Mapping[str, Any]]:
-    """The rows of the batches that adapters of this version, or older ones, stood after: what is known of adapters
-    that were saved while the run continued."""
+    """The rows of the batches after which adapters of this version or an older one were in force: what is known about
+    adapters that were saved while the run continued."""
     return rows[: bisect_right(versions_after(rows), version)]
 
 

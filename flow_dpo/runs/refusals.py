@@ -5,7 +5,7 @@
     --run x                expected one of the settings of --run (--output_dir, --seed, ...), found 'x' for all of them
 
 The parser's own errors name types and subtypes, and a settings class knows its fields but not its flags. Invariant:
-one line, which names the flag as it may be typed, or the file and the setting in it.
+an error is one line, which names the flag as it can be typed, or the file and the setting in it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from flow_dpo.recipes.presets import OBJECTIVE_LINES
 
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 _FEW = 4
-"""Settings of a group that are named in an error."""
+"""How many settings of a group an error names."""
 
 
 def expected(type_: Any) -> str:
-    """What a setting of this type may be, in words: "auto, float32 or bfloat16"."""
+    """What a setting of this type can be, in words: "auto, float32 or bfloat16"."""
     origin, inner = get_origin(type_), get_args(type_)
     if type_ in _PLAIN:
         return _PLAIN[type_]
@@ -46,7 +46,7 @@ def expected(type_: Any) -> str:
 
 
 def wrong_value(flag: str, type_: Any, value: Any) -> str:
-    """The refusal of a value that is not of a setting's type. `flag` is how the setting was named."""
+    """The error for a value of the wrong type. `flag` is the setting's name as it was given."""
     found = "null" if value is None else repr(value)
     if len(found) > 80:
         found = f"{found[:77]}..."
@@ -57,20 +57,20 @@ def wrong_value(flag: str, type_: Any, value: Any) -> str:
 
 
 def whole_group(name: str, settings: Sequence[str], value: Any, *, of_recipe: bool) -> str:
-    """The refusal of a value for a group of settings as if it were one. `settings` are its flags."""
+    """The error for a value that is given to a group as if it were a setting. `settings` are the group's flags."""
     if name == "flow":
         return (
-            f"expected --flow FILE.py:NAME, a flow of your own, found {value!r:.80}; the flow of a recipe comes with "
+            f"expected --flow FILE.py:NAME, a flow of your own, found {value!r:.80}; a recipe's flow comes with "
             "--recipe"
         )
     shown = ", ".join([*settings[:_FEW], *(["..."] if settings[_FEW:] else [])])
-    comes = "; which one it is comes with --recipe" if of_recipe else "; name the one that you mean"
-    comes += f", or is one of {', '.join(OBJECTIVE_LINES)}" if name == "objective" else ""
+    comes = "; --recipe chooses its kind" if of_recipe else "; name the setting that you mean"
+    comes += f", or name one of {', '.join(OBJECTIVE_LINES)}" if name == "objective" else ""
     return f"expected one of the settings of --{name} ({shown}), found {value!r:.80} for all of them{comes}"
 
 
 def refuse_endless(values: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for a number that is too large to be one, such as 1e400, or to count anything."""
+    """Raise `ConfigError` for a number that is not finite, such as 1e400, or an integer too large to count anything."""
     for name, value in values.items():
         field = name.rpartition(".")[2]
         if isinstance(value, float) and not math.isfinite(value):
@@ -80,13 +80,13 @@ def refuse_endless(values: Mapping[str, Any]) -> None:
 
 
 def refused_key(message: str, known: Sequence[str]) -> str:
-    """The setting that the parser's error is about, "" where it names none that is known."""
+    """The setting that the parser's error is about; "" if it names none that is known."""
     named = re.findall(r'(?:[Kk]ey "|argument --)([\w.]+)', message)
     return next((name for name in named if name in known), "")
 
 
 def named_in(message: str, given: Sequence[str]) -> str:
-    """The setting of those given that a settings class's own refusal is about: the one whose name stands first."""
+    """The given setting that a settings class's own error is about: the one whose name comes first in it."""
     places = {
         name: found.start()
         for name in given
@@ -96,7 +96,7 @@ def named_in(message: str, given: Sequence[str]) -> str:
 
 
 def one_line(message: str) -> str:
-    """The parser's error without its lines and indents."""
+    """The parser's error without its line breaks and indents."""
     return "; ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
 
 

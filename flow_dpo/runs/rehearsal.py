@@ -1,12 +1,12 @@
-"""What a problem will cost, said before anything is sampled: the exploration is rehearsed with made-up completions.
+"""What a problem will cost, known before anything is sampled: the exploration is rehearsed with made-up completions.
 
     cost = rehearse(recipe, problems[:4], renderer)
-    print(cost.sentence(1000))      A problem costs 4 to 131 rollouts, ... and 150 to 17,158 sampled tokens, by how ...
+    print(cost.sentence(1000))      A problem costs 4 to 131 rollouts, ... and 150 to 17,158 sampled tokens (...) if ...
 
-Completions are the data's own solutions. What a search costs depends on what it finds, so it is rehearsed where all,
-half and none of the rollouts are right, with completions that begin differently and with equal ones: a run's own cost
-is between the lowest and the highest of these, as far as its completions are as long. Invariant: no model, no
-verifier and nothing outside this process is asked, and nothing that a run depends on is changed.
+The data's own solutions serve as completions. The cost of a search depends on what it finds, so it is rehearsed with
+all, half and none of the rollouts right, each with completions that begin differently and with equal ones. A run's own
+cost lies between the lowest and the highest of these, if its completions are as long. Invariant: no model, no verifier
+and nothing outside this process is called, and nothing that a run depends on is changed.
 """
 
 from __future__ import annotations
@@ -25,78 +25,78 @@ from flow_dpo.core.types import Problem, Request, Solution, TokenIds, Verdict
 from flow_dpo.engines.scripted import ScriptedEngine, ScriptedReply
 
 NUM_PROBLEMS = 4
-"""Problems that are rehearsed; a run's own differ."""
+"""Number of problems that are rehearsed; a run's other problems differ."""
 _END = -1
-"""A token of no tokenizer, so that no text holds it."""
+"""A token id that no tokenizer has, so that no text contains it."""
 
 
 class Encodes(RendersTurns, Protocol):
     """A renderer that encodes a text (`models.render.Renderer`)."""
 
     def encode(self, text: str) -> TokenIds:
-        """The ids of a text by itself."""
+        """The token ids of a text on its own."""
         ...
 
 
 _WORLDS = tuple((alike, rights) for alike in (False, True) for rights in (0, 1, 2))
-"""Whether all completions of a turn are equal, and of how many rollouts one is right; none at 0."""
+"""Whether all completions of a turn are equal, and out of how many rollouts one is right (0: none is)."""
 _CLOSE = 1.25
-"""Costs no further apart than by this factor are printed as one."""
+"""Costs that differ by at most this factor are printed as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """On one problem."""
+    """What is spent on one problem."""
 
     rollouts: float
     verdicts: float
     """Rollouts that are graded."""
     tokens: float
-    """Sampled, where completions are as long as the data's own solutions."""
+    """Tokens sampled if completions are as long as the data's own solutions."""
     most: float
-    """The same where every completion is as long as it may be."""
+    """Tokens sampled if every completion is as long as allowed."""
     length: float
-    """Tokens of these solutions."""
+    """Tokens of the data's own solutions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one problem, in the mean of several."""
+    """The cost of one problem, as a mean over several."""
 
     lowest: Spent
-    """Of what was rehearsed, where it went cheapest, by its tokens."""
+    """The cheapest case that was rehearsed, by tokens."""
     highest: Spent
     measured: str = "the data's solutions"
-    """What completions are taken to be as long as."""
+    """The texts whose length completions are assumed to have."""
 
     def sentence(self, num_problems: int) -> str:
-        """For a person, and for a run of so many problems."""
+        """The cost in words, for a run of `num_problems`."""
         lowest, highest = self.lowest, self.highest
         if highest.tokens <= _CLOSE * lowest.tokens:
             lowest, about, depends = highest, "about ", ""
         else:
-            about, depends = "", ", by how many are right and how alike they are,"
+            about, depends = "", " (depending on how many are right and how alike they are)"
         rollouts, verdicts, tokens = (
             _span(getattr(lowest, name), getattr(highest, name)) for name in ("rollouts", "verdicts", "tokens")
         )
         return (
             f"A problem costs {about}{rollouts} rollouts, {verdicts} verdicts and {tokens} sampled tokens{depends} "
-            f"where completions are as long as {self.measured} ({highest.length:,.0f} tokens), "
-            f"{highest.most:,.0f} at their longest; {num_problems:,} problems "
-            f"{_span(num_problems * lowest.tokens, num_problems * highest.tokens)}"
+            f"if completions are as long as {self.measured} ({highest.length:,.0f} tokens), "
+            f"{highest.most:,.0f} if they are as long as allowed; {num_problems:,} problems cost "
+            f"{_span(num_problems * lowest.tokens, num_problems * highest.tokens)} tokens"
         )
 
 
 def too_few(cost: Cost, problems_per_batch: int, engine: object, *, on_gpu: bool) -> str:
-    """What to say where a GPU, or a server, has room for many more sequences than a batch has under way; or ""."""
+    """A notice if a GPU or a server has room for many more sequences than a batch has under way; otherwise ""."""
     room = getattr(engine, "max_batch_size", 0) if on_gpu else getattr(engine, "concurrency", 0)
     most = round(problems_per_batch * cost.highest.rollouts)
     if 2 * most >= room:
         return ""
     return (
-        f"at most {most} sequences are sampled at once ({problems_per_batch} problems a batch), where the engine has "
-        f"room for {room}: a GPU takes about as long for one as for all. --preset gpu, or --problems_per_batch "
-        f"{2 * room} and the like, fill it (docs/start/one-gpu.md: and what that changes)"
+        f"at most {most} sequences are sampled at once ({problems_per_batch} problems per batch), but the engine has "
+        f"room for {room}: a GPU takes about as long for one as for all. Fill it with --preset gpu, or with about "
+        f"--problems_per_batch {2 * room} (docs/start/one-gpu.md: and what that changes)"
     )
 
 
@@ -106,7 +106,7 @@ def _span(low: float, high: float) -> str:
 
 
 def rehearse(recipe: Recipe, problems: Sequence[Problem], renderer: Encodes) -> Cost | None:
-    """What a problem costs; None where that cannot be told without running programs. Raises what the flow and the
+    """What a problem costs; None without problems, or if the flow runs programs. Raises whatever the flow and the
     exploration raise."""
     flow, explore = recipe.flow, recipe.explore
     quiet: Explore = getattr(explore, "rehearsed", lambda: explore)()
@@ -121,7 +121,7 @@ def rehearse(recipe: Recipe, problems: Sequence[Problem], renderer: Encodes) -> 
     return Cost(
         lowest=_mean([each[0] for each in by_tokens]),
         highest=_mean([each[-1] for each in by_tokens]),
-        measured="the data's solutions" if solved else "the questions, where the data has no solutions",
+        measured="the data's solutions" if solved else "the data's solutions, or questions if it has none",
     )
 
 
@@ -130,7 +130,7 @@ def _mean(each: Sequence[Spent]) -> Spent:
 
 
 def _once(recipe: Recipe, explore: Explore, problem: Problem, renderer: Encodes, *, alike: bool, rights: int) -> Spent:
-    """One problem's tree, of which each `rights`-th rollout is right, or none."""
+    """The cost of one problem's tree, in which every `rights`-th rollout is right (0: none is)."""
     words = tuple(renderer.encode(problem.solution or problem.question)) or (0,)
     spent = {"tokens": 0, "most": 0}
 
@@ -141,13 +141,13 @@ def _once(recipe: Recipe, explore: Explore, problem: Problem, renderer: Encodes,
             left = [at for at, id in enumerate(request.choices) if id not in excluded]
             spent["tokens"] += 1
             return ScriptedReply(choice=left[drawn % len(left)])
-        # What continues a solution is as long as what is left of it.
+        # A continuation is as long as the rest of the solution.
         written = _written(request.prompt_ids, words)
         at = written if alike else drawn % len(words)
         ids = (*(words + words)[at : at + len(words) - written], _END)
         while len(ids) > 1 and ids[0] in excluded:
             ids = ids[1:]
-        if ids[0] in excluded:  # nothing is left to write, and it may not end here either: any other word
+        if ids[0] in excluded:  # nothing is left to write, and it must not end here: any other token
             ids = (next(id for id in (*words, *range(len(excluded) + 1)) if id not in excluded), _END)
         ids = ids[: request.max_tokens]
         spent["tokens"] += len(ids)
@@ -161,7 +161,7 @@ def _once(recipe: Recipe, explore: Explore, problem: Problem, renderer: Encodes,
 
 
 def _written(prompt_ids: TokenIds, words: TokenIds) -> int:
-    """How many tokens at the prompt's end are in the solution as they stand there."""
+    """The length of the longest end of the prompt that occurs in the (repeated) solution."""
     found, tail = "".join(map(chr, words + words)), "".join(map(chr, prompt_ids[-len(words) :]))
     low, high = 0, len(tail)
     while low < high:
@@ -171,7 +171,7 @@ def _written(prompt_ids: TokenIds, words: TokenIds) -> int:
 
 
 class _MadeUp:
-    """A grader that counts, and finds every `rights`-th solution right; none at 0."""
+    """A grader that counts, and finds every `rights`-th solution right (0: none)."""
 
     def __init__(self, rights: int) -> None:
         self._rights, self._num = rights, 0

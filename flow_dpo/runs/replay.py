@@ -1,12 +1,12 @@
-"""Batches in flight through an interruption: what a checkpoint keeps of them, and how a resumed run submits them again.
+"""Batches in flight at an interruption: what a checkpoint keeps of them, and how a resumed run submits them again.
 
-At lag 1, batch 4 is being sampled while batch 3 is learned from. The checkpoint that follows holds, beside the learner
-after batch 3, what batch 4 is a function of:
+At lag 1, batch 4 is being sampled while batch 3 is learned from. The checkpoint that follows holds the learner after
+batch 3, and everything that batch 4 depends on:
 
     "in_flight": [{"num_problems": 16, "policy_version": 12, "evidence": [...]}]    of batch 4, submitted after batch 2
 
-and the learner holds the weights of version 12. Nothing that was sampled is kept: it is sampled again, to the same
-bytes. Invariant: a batch is submitted again under the adapters and the flow that it was submitted with.
+The learner holds the weights of version 12. Nothing that was sampled is kept; it is sampled again, to the same bytes.
+Invariant: a batch is submitted again with the adapters and the flow with which it was first submitted.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from flow_dpo.learner.learner import Learner
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """What a batch in flight is a function of, besides the problems and the settings."""
+    """What a batch in flight depends on, besides the problems and the settings."""
 
     num_problems: Ordinal
     policy_version: Count
-    """Of the adapters that it is sampled with."""
+    """Version of the adapters that it is sampled with."""
     evidence: tuple[Mapping[str, Any], ...]
-    """By which its flow was calibrated."""
+    """The evidence on which its flow was calibrated."""
 
 
 def facts(batch: InFlight) -> Any:
-    """What `submit_again` needs of a batch, as JSON."""
+    """What `submit_again` needs to know about a batch, as JSON."""
     found = Submitted(
         num_problems=len(batch.problems), policy_version=batch.version, evidence=tuple(batch.evidence)
     )  # fmt: skip
@@ -54,9 +54,9 @@ def submit_again(
     seed: int,
     place: str,
 ) -> list[InFlight]:
-    """Submit the batches that a checkpoint found in flight, the first of `problems` on.
+    """Submit again the batches that were in flight at a checkpoint, starting with the first of `problems`.
 
-    Raises `DataError` naming `place` where they are not what `facts` wrote, or of more problems than there are.
+    Raises `DataError` naming `place` if they are not what `facts` wrote, or have more problems than there are.
     """
     submitted: list[InFlight] = []
     start = 0

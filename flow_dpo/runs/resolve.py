@@ -1,14 +1,14 @@
-"""Settings of a command: its flags, settings files and what a run brings along, resolved once over presets.
+"""Settings of a command: flags, settings files and what a run brings along, resolved once on top of presets.
 
 Settings are nested frozen dataclasses. A YAML file (`--config`) overrides what a named run or adapter brings along, and
-flags override files. Every nested field is a flag, and where a field's own name is enough it is a flag too; what is
-true or false needs no value to be true:
+flags override files. Every nested field is a flag by its full name, and by its own name if that is unique. A setting
+that is true or false needs no value to be true:
 
     flow-dpo train --explore.num_alternatives 2 --beta 0.5          (--beta is --objective.beta)
 
-All of it is read into one table (`Given`), in which whatever chooses defaults is looked up (recipe, preset, model,
-engine); then one parser, jsonargparse's, fits types. Invariant: a name that no setting has is refused with the nearest
-one and its file, before anything is loaded; and no folder has code run that nobody typed.
+Everything is read into one table (`Given`), in which the settings that choose defaults are looked up (recipe, preset,
+model, engine); then jsonargparse converts the values. Invariant: an unknown name is refused with the nearest one and
+its file, before anything is loaded; and no folder makes code run that the user has not asked for by name.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ if TYPE_CHECKING:
     from argparse import ArgumentError
 
 Sections = Mapping[str, Any]
-"""Names of groups of flags, each with the settings that are its defaults."""
+"""Groups of flags by name, each with the settings that are its defaults."""
 RUNS_CODE = ("flow_source", "explore_source", "credit_source", "objective_source", "recipe", "grading.rewards",
              "grading.grader", "data.schema", "flow.programs", "model.trust_remote_code")  # fmt: skip
-"""Settings that let code run which is not this package's (a recipe only where it names a file): each needs a flag of
-the user's; no folder may set it."""
+"""Settings that run code from outside this package (a recipe only if it names a file): the user must give each by name;
+no folder may set it."""
 IN_PYTHON = "the settings given"
-"""What stands for a file where settings are given in Python."""
+"""Takes the place of a file's name for settings that are given in Python."""
 OF_RECIPE = ("flow", "explore", "credit", "objective")
-"""Groups whose class the recipe chooses, and flags do not."""
+"""Groups whose class is chosen by the recipe, not by flags."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """All that was given to a command."""
+    """Everything that was given to a command."""
 
     layers: tuple[tuple[str, Mapping[str, Any]], ...]
-    """Values by their names, and the file that they come from; later ones count. Flags are the last, of no file ("")
-    and with texts for values, True for a flag that stands alone."""
+    """A file, and the values from it by name; later layers override earlier ones. Flags are the last layer, with "" as
+    the file; their values are texts, or True for a flag without a value."""
     others: tuple[str, ...] = ()
     """Arguments that belong to no flag."""
 
     @classmethod
     def read(cls, argv: Sequence[str]) -> Given:
-        """The arguments after a command, and the settings files that they name.
+        """Read the arguments after a command, and the settings files that they name.
 
-        Raises `ConfigError` for a file that is none.
+        Raises `ConfigError` for a file that holds no settings.
         """
         words, others = [*argv], list[str]()
         flags, files = dict[str, Any](), list[tuple[str, Mapping[str, Any]]]()
@@ -88,8 +88,8 @@ class Given:
         return cls(layers=(*files, ("", flags)), others=tuple(others))
 
     def over(self, base: Mapping[str, Any], origin: str) -> Given:
-        """The same over `base`, which comes from the file `origin`. Its settings of another engine than the
-        one that is chosen are left out."""
+        """The same on top of `base`, which comes from the file `origin`. If another engine than the base's is chosen,
+        the base's engine settings are left out."""
         base = _named(base)
         chosen = self.find("engine_kind")[0] or self.implied_engine
         if chosen and chosen != base.get("engine_kind", "local"):
@@ -97,8 +97,8 @@ class Given:
         return replace(self, layers=((origin, base), *self.layers))
 
     def with_size(self) -> Given:
-        """The same with `problems_per_update` 0 where `examples_per_update` was given and it was not, or in an earlier
-        layer: a preset's or a run's own is not in the place of what was given."""
+        """The same with `problems_per_update` 0 if `examples_per_update` was given in a later layer, or alone: the
+        default of a preset or a run must not override what was given."""
         named = [{name.rpartition(".")[2] for name, _ in leaves(values) if "roles." not in name}
                  for _, values in self.layers]  # fmt: skip
         examples, problems = (
@@ -112,7 +112,7 @@ class Given:
         return replace(self, layers=(*self.layers[:examples], layer, *self.layers[examples + 1 :]))
 
     def find(self, name: str) -> tuple[Any, str]:
-        """The value of a setting and the file that sets it; None and "" where it was not given."""
+        """The value of a setting and the file that sets it; None and "" if it was not given."""
         for origin, values in reversed(self.layers):
             for found, value in reversed([*leaves(values)]):
                 if value is not None and found in (name, name.rpartition(".")[2]):
@@ -129,7 +129,7 @@ class Given:
         return default if value is None else value
 
     def choice(self, name: str, known: Sequence[str], default: str, *, source: bool = False) -> str:
-        """The value of a setting that is one of the known names or, with `source`, names a file and what is in it."""
+        """The value of a setting that is one of the known names or, with `source`, FILE.py:NAME."""
         chosen = self.text(name, default)
         if chosen in known or (source and is_source(chosen)):
             return chosen
@@ -139,11 +139,11 @@ class Given:
 
     @property
     def implied_engine(self) -> str:
-        """The engine that the workers have, where it is not named."""
+        """The engine that the kind of workers implies, if it implies one."""
         return "vllm_server" if self.find("workers.kind")[0] == "servers" else ""
 
     def refuse_unasked(self) -> None:
-        """Raise `ConfigError` where what comes along would run code that no flag allows."""
+        """Raise `ConfigError` if settings from a folder would run code that the user has not asked for by name."""
         (origin, base), (_, flags) = self.layers[0], self.layers[-1]
         typed = {*flags, *(found for layer, values in self.layers if layer == IN_PYTHON for found, _ in leaves(values))}
         for name in RUNS_CODE:
@@ -154,13 +154,13 @@ class Given:
                 if found in names and runs and not names & typed:
                     word = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
                     raise ConfigError(
-                        f"{origin} asks for {name} = {value!r:.200}, which runs code that is not this package's; where "
+                        f"{origin} asks for {name} = {value!r:.200}, which runs code from outside this package; if "
                         f"you trust it, add --{name} {shlex.quote(word.lower() if value is True else word)}"
                     )
 
 
 def code_flags(parsed: Mapping[str, Any]) -> list[str]:
-    """The flags by which the user allowed code to be run."""
+    """The flags with which the user allowed code to run."""
     values = {"flow_source": parsed["flow_source"], "flow.programs": getattr(parsed["flow"], "programs", False)}
     values |= {"recipe": is_source(parsed["recipe"]) and parsed["recipe"]}
     values |= {"model.trust_remote_code": parsed["model"].trust_remote_code}
@@ -185,7 +185,7 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
             names[kind] = f"{kind}_source"
     for name in {"reward", "rewards", "grading.rewards"} & set(values):
         names[name], value = "grading.rewards", values[name]
-        if isinstance(value, str) and not value.startswith("["):  # one, or several by commas
+        if isinstance(value, str) and not value.startswith("["):  # one, or several separated by commas
             values = {**values, name: [each.strip() for each in value.split(",")]}
     return {str(names[name]): value for name, value in values.items()}
 
@@ -202,13 +202,12 @@ def resolve(
     values: Mapping[str, Any] | None = None,
     doc: str = "",
 ) -> dict[str, Any]:
-    """The sections with what was given in them; with `--help` the page on them is printed, and `SystemExit` raised.
+    """The sections, filled in with what was given. With `--help`, the page on them is printed and `SystemExit` raised.
 
-    `sections` may depend on what was given. `brings` returns the settings that a given folder brings along, and their
-    file; unless it is `trusted`, code that it names is not run. Arguments that are no flags come back under the name
-    `others`. `values` are settings by name from Python; flags override them. `doc` is the docstring of the
-    command's module, which has examples. Raises `ConfigError` for a name that does
-    not exist or a value that does not fit.
+    `sections` can be a function of what was given. `brings` returns the settings that a given folder brings along, and
+    their file; unless it is `trusted`, code that it names is refused. Positional arguments are returned under the name
+    `others`. `values` are settings by name from Python; flags override them. `doc` is the docstring of the command's
+    module, which has examples. Raises `ConfigError` for an unknown name or a value that does not fit.
     """
     given = Given.read(argv)
     if given.others and not others:
@@ -229,7 +228,7 @@ def resolve(
 
 
 def _show_help(page: Page, sections: Sections, given: Given) -> NoReturn:
-    """Print the page that was asked for, and end."""
+    """Print the page that was asked for, and exit."""
     topic = given.layers[-1][1]["help"]
     named = [name for _, values in given.layers for name, _ in leaves(values)]
     names = Names(sections, named, shown=() if topic is True else ("NAME",))
@@ -240,17 +239,17 @@ def _show_help(page: Page, sections: Sections, given: Given) -> NoReturn:
 
 
 def _parse(sections: Sections, given: Given) -> dict[str, Any]:
-    """Let jsonargparse fit the types of what was given."""
+    """Convert what was given to the types of the settings, with jsonargparse."""
     named = [name for _, values in given.layers for name, _ in leaves(values)]
     names = Names(sections, named)
-    # The parser takes a settings text as well as a path; short names have become full ones in it.
+    # The parser takes YAML text as well as a path; short names are replaced by full ones in it.
     files = {path: names.in_full(values, path) for path, values in given.layers[:-1]}
     flags = {names.full(name): (name, value) for name, value in given.layers[-1][1].items()}
-    # What a flag overrides is not read: whatever is wrong is wrong in one place.
+    # What a flag overrides is not read, so that an error has only one possible place.
     files = {
         path: {name: value for name, value in values.items() if name not in flags} for path, values in files.items()
     }
-    from argparse import ArgumentError  # a name that does not exist is refused without the parser
+    from argparse import ArgumentError  # late: unknown names are refused without the parser
 
     parser = parser_of(
         tuple((name, type(default)) for name, default in sections.items()),
@@ -277,8 +276,8 @@ def _parse(sections: Sections, given: Given) -> dict[str, Any]:
 
 
 def _yaml(values: Mapping[str, Any]) -> str:
-    """The values as JSON that is YAML, too, which has no pairs of surrogates for what is beyond 16 bits, such as an
-    emoji in a prompt."""
+    """The values as JSON that is valid YAML, too. YAML has no surrogate pairs for characters beyond 16 bits, such as an
+    emoji in a prompt: they become one long escape."""
 
     def whole(found: re.Match[str]) -> str:
         pair = found[1]
@@ -294,13 +293,13 @@ def _refusal(
     flags: Mapping[str, tuple[str, Any]],
 ) -> str:
     """The error in plain words, with the flag as it was typed, or the file and the setting in it."""
-    # 1. The setting that it is about: the parser names it, a settings class names its field.
+    # 1. The setting that the error is about: the parser names it, a settings class names its field.
     given = [*flags, *(name for values in files.values() for name in values)]
     own = isinstance(error, ConfigError)
     key = refusals.named_in(str(error), given) if own else refusals.refused_key(str(error), [*names.types, *given])
     if not key:
         return refusals.one_line(str(error))
-    # 2. How it was named, and its value.
+    # 2. How the setting was named, and its value.
     path = next((path for path, values in reversed([*files.items()]) if key in values), "")
     typed, value = flags.get(key, (key, files.get(path, {}).get(key)))
     flag = f"--{typed}" if key in flags else key
@@ -316,7 +315,7 @@ def _refusal(
 
 
 def refuse_unknown(given: Sequence[str], sections: Sections, others: Sequence[str], *, flag: str) -> None:
-    """Raise `ConfigError` for the first of these arguments that is neither a setting's full name, nor an entry of a
+    """Raise `ConfigError` for the first of these names that is neither a setting's full name, nor an entry of a
     setting that is a mapping ("learner.roles.stop.window"), nor one of `others`."""
     names = Names(sections)
     settings = names.defaults
@@ -332,11 +331,11 @@ def refuse_unknown(given: Sequence[str], sections: Sections, others: Sequence[st
 
 _MAX_VALUES = 10_000
 _OF_VALUES = (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError)
-"""What PyYAML raises besides its own errors where it cannot make a value: a date of month 99, a character too large."""
+"""What PyYAML raises besides its own errors if it cannot make a value: a date in month 99, a character out of range."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The names and values of a YAML file. Raises `ConfigError` where it is none."""
+    """The names and values in a YAML file. Raises `ConfigError` if it is not one."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -356,8 +355,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _refuse_odd(settings: dict[Any, Any], path: Path) -> None:
-    """Raise `ConfigError` for what YAML can hold and no setting can be: dates, sets, bytes, keys that are no words,
-    values inside themselves, and aliases of aliases that unfold to millions of values."""
+    """Raise `ConfigError` for what YAML can hold and no setting can be: dates, sets, bytes, keys that are not words,
+    values that contain themselves, and aliases of aliases that expand to millions of values."""
     waiting: list[tuple[str, Any]] = [("", settings)]
     num_values = 0
     while waiting:
@@ -381,8 +380,8 @@ def _refuse_odd(settings: dict[Any, Any], path: Path) -> None:
 
 
 def typed_command() -> str:
-    """What a person can type for this command line where it was typed: "flow-dpo" where that is on the path, otherwise
-    the script or the module by the interpreter that runs now, such as ".venv/bin/flow-dpo"."""
+    """How this program can be called from the current folder: "flow-dpo" if that is on the path, otherwise the script
+    or the module of the interpreter that runs now, such as ".venv/bin/flow-dpo"."""
     if shutil.which("flow-dpo"):
         return "flow-dpo"
     script = Path(sys.executable).with_name("flow-dpo")
@@ -394,6 +393,6 @@ def typed_command() -> str:
 
 
 def command_line() -> str:
-    """The command as it was typed, for the record; `python -m flow_dpo` is the same as `flow-dpo`."""
+    """The command as it was typed, for the record; `python -m flow_dpo` is written as `flow-dpo`."""
     name = Path(sys.argv[0]).name
     return shlex.join(["flow-dpo" if name == "__main__.py" else name, *sys.argv[1:]])

@@ -1,9 +1,9 @@
-"""Comparison of a run that is resumed with what it was, and the refusals that come before any folder is touched.
+"""Comparison of a resumed run with what it was, and the checks that come before any folder is touched.
 
-    compare(path, settings, given, facts)     {"data.max_problems": [20, 28]} where --allow names it, else an error
+    compare(path, settings, given, facts)     {"data.max_problems": [20, 28]} if --allow names it, else an error
 
-Invariant: whatever could make a resumed run another one (settings, code, versions, device, data) is compared at once
-and refused by name, unless the user allows it by name.
+Invariant: whatever could make a resumed run a different one (settings, code, versions, device, data) is compared at
+once, and a difference is refused by name unless the user allows it by name.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _RUN_ONLY |= {"learner.rows.shard_base", "learner.max_logprob_drift"}
 """Settings that change no result."""
 _FACTS = ("code", "recipe_file", "flow_file", "reward_files", "plugins", "versions", "device", "dtype",
           "data_fingerprint", "given", "starting_adapters")  # fmt: skip
-"""What besides the settings a result depends on, as run.json names it."""
+"""What a result depends on besides the settings, as run.json names it."""
 _OTHER_CAUSES = (*(name.removesuffix("_fingerprint") for name in _FACTS), "prompts")
 _CHECKSUM = re.compile("[0-9a-f]{64}")
 
 
 def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
-    """Raise `ConfigError` for what can be refused before the folder is touched."""
+    """Raise `ConfigError` for whatever can be refused before the folder is touched."""
     for callback in given.callbacks:
         if not callable(getattr(callback, "on_batch", None)):
             raise ConfigError(f"expected callbacks with on_batch(row, trees, examples), found {callback!r:.80}")
@@ -59,7 +59,7 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
     for part in ("explore", "credit"):
         by = getattr(getattr(settings.recipe, part), "valued_by", "")
         _refuse_strange(f"{part}.valued_by", (by,) if by else (), flow.roles, "roles")
-    if isinstance(flow, AnswerStop):  # of another flow nobody knows which tags it has
+    if isinstance(flow, AnswerStop):  # the tags of other flows are not known
         _refuse_strange("credit.tag_weights", getattr(credit, "tag_weights", {}), ("finished", "unfinished"), "tags")
     pairs = getattr(credit, "pairs", None)  # a credit within a credit
     _refuse_strange("credit.pairs.roles", getattr(pairs, "roles", ()), flow.roles, "roles")
@@ -79,7 +79,7 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
 
 
 def _refuse_strange(setting: str, names: Iterable[str], known: Sequence[str], what: str) -> None:
-    """Raise `ConfigError` where a setting names what the flow does not have: it would be dropped in silence."""
+    """Raise `ConfigError` if a setting names something that the flow does not have: it would be silently ignored."""
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -90,7 +90,7 @@ def _refuse_strange(setting: str, names: Iterable[str], known: Sequence[str], wh
 
 
 def at_its_date(settings: TrainSettings, path: Path) -> TrainSettings:
-    """The settings with the moment at which the run at `path` began, for a template that asks for it."""
+    """The settings with the time at which the run at `path` began, for a chat template that asks for the time."""
     if not settings.run.resume or settings.runtime.model.template_date or not (path / "config.yaml").exists():
         return settings
     model = read_settings(path / "config.yaml").get("model")
@@ -98,7 +98,7 @@ def at_its_date(settings: TrainSettings, path: Path) -> TrainSettings:
 
 
 def dated(settings: TrainSettings, date: str) -> TrainSettings:
-    """The settings with this moment for a template that asks for one."""
+    """The settings with this time for a chat template that asks for the time."""
     model = replace(settings.runtime.model, template_date=date)
     return replace(settings, runtime=replace(settings.runtime, model=model))
 
@@ -106,30 +106,30 @@ def dated(settings: TrainSettings, date: str) -> TrainSettings:
 def compare(
     path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any], problems: Sequence[Problem]
 ) -> dict[str, Any]:
-    """Allowed differences from the run at `path`. Raises `ConfigError` for any other, and
-    `DataError` where config.yaml is not whole."""
+    """The allowed differences from the run at `path`. Raises `ConfigError` for any other difference, and `DataError`
+    if config.yaml is incomplete."""
     now = given.sections(settings)
     later = {name: "" for name in OWN_PARTS if name in now}
     then = {"engine_kind": "local", "workers": {}} | later | read_settings(path / "config.yaml")
     if missing := [name for name in now if name not in then]:
         raise DataError(
-            f"expected {', '.join(missing)} among the settings in {path / 'config.yaml'}, found none: the file is not "
-            "whole; restore it, or start a new run in another folder"
+            f"expected {', '.join(missing)} among the settings in {path / 'config.yaml'}, found none: the file is "
+            "incomplete; restore it, or start a new run in another folder"
         )
     then, now = (with_shards_in_force(sections) for sections in (then, now))
     found = {name: values for name, values in run_folder.differences(then, now).items() if name not in _RUN_ONLY}
     before, present = run_folder.read_facts(path), {**run_folder.environment(), **facts}
     if not before:
-        _logger.warning("%s is gone: code, versions, device and data are not compared", path / "run.json")
+        _logger.warning("%s is missing: code, versions, device and data are not compared", path / "run.json")
     for name in _FACTS if before else ():
-        # A run that was ended while it loaded knows neither its device and precision nor its data yet.
+        # A run that ended while it loaded has not recorded its device, precision and data yet.
         if before.get(name) != present.get(name) and (
             name in before or name not in ("device", "dtype", "data_fingerprint")
         ):
             found[name.removesuffix("_fingerprint")] = (before.get(name), present.get(name))
-    if before.get("dtype") == present.get("dtype"):  # "auto", and the precision that it stood for
+    if before.get("dtype") == present.get("dtype"):  # "auto" and the precision that it stands for are equal
         found.pop("model.dtype", None)
-    # What a template makes of the same problems and settings may still differ: it may read what no setting holds.
+    # Prompts can still differ for the same problems and settings: a chat template can read what no setting holds.
     if before.get("prompts") and not any(name.startswith(("data", "model.", "flow", "recipe")) for name in found):
         _, renderer = load_renderer(settings.runtime.model)
         prompts = prompt_facts(settings.recipe.flow, renderer, problems)
@@ -141,14 +141,14 @@ def compare(
         lines = "".join(f"\n  {name}: {_shown(old, new)}" for name, (old, new) in refused.items())
         names = ",".join([*allowed, *refused])
         raise ConfigError(
-            f"{path} was started with other settings; to go on all the same, add "
+            f"{path} was started with other settings; to continue all the same, add "
             f"--allow {names}{lines}\n  (from Python: settings={{'run.allow': '{names}'}})"
         )
     return {name: list(values) for name, values in found.items()}
 
 
 def _shown(old: Any, new: Any) -> str:
-    """What differs between two values, short: of mappings the entries that do, of checksums their beginning."""
+    """How two values differ, in short: for mappings only the entries that do, for checksums only the beginning."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         parts = run_folder.differences(old, new)
         return "; ".join(f"{name} {_shown(*values)}" for name, values in parts.items())

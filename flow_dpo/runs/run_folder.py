@@ -1,25 +1,25 @@
 """Run folder: the files that a run writes, their layout, and how it is reopened and read.
 
-A folder that can be read while it is written and after anything happened to its process:
+The folder can be read while it is being written, and however its process ended:
 
-    config.yaml      every setting as it was resolved; there before anything is loaded
+    config.yaml      every setting as it was resolved; written before anything is loaded
     run.json         versions, commit, device, data set and its fingerprint
-    metrics.jsonl    one row a batch of problems
-    trees.jsonl      one tree a problem: nodes, token ids, text, verdicts
-    pairs.jsonl      one pair a line: prompt, chosen, rejected, in text and token ids, with role, node, depth, verdicts
-    scored.jsonl     the same of recipes that learn from single completions with an advantage
+    metrics.jsonl    one row per batch of problems
+    trees.jsonl      one tree per problem: nodes, token ids, text, verdicts
+    pairs.jsonl      one pair per line: prompt, chosen, rejected, in text and token ids; role, node, depth, verdicts
+    scored.jsonl     the same for recipes that learn from single completions with an advantage
     learned.jsonl    examples in the order in which they were learned, with log-probabilities of policy and reference
-    evaluations.jsonl   what was measured while it ran, where that was asked for (`evaluate.during`)
+    evaluations.jsonl   evaluations made during the run, if any were asked for (`evaluate.during`)
     tokens.jsonl     the text of each token that occurred
     timeline.jsonl   who sampled, learned and waited, from when to when (`spans`)
-    checkpoints/     where the run stands (`checkpoint`)
+    checkpoints/     the state of the run (`checkpoint`)
     adapters/<role>/<version>/   in PEFT's layout
-    served/          the adapters in force, for an engine that reads files; gone at the end
+    served/          the adapters in force, for an engine that reads files; removed at the end
     progressive.png  the picture of the run
-    trackers.json    by what each tracker of `--report_to` continues in its curve, and how far it got
+    trackers.json    how each tracker of `--report_to` finds its curve again, and how far it got
 
-Invariant: rows are only ever added at the end, and a checkpoint knows how long the files were; what follows is
-cut off when the run is resumed, torn or whole. One process at a time writes to a folder.
+Invariant: rows are only ever appended, and a checkpoint knows how long the files were; whatever follows, complete or
+not, is cut off when the run is resumed. Only one process at a time writes to a folder.
 """
 
 from __future__ import annotations
@@ -61,43 +61,43 @@ RECORDS = (
 
 
 class RunFolder:
-    """An open run folder. `create` makes one and refuses a folder that holds a run, `clear` takes it back; `reopen`
-    continues with one."""
+    """An open run folder. `create` makes one and refuses a folder that holds a run, `clear` undoes that; `reopen`
+    resumes a run in its folder."""
 
     def __init__(self, path: Path, *, begun: bool = False) -> None:
         self.path = path
         self.begun = begun
-        """Whether something was sampled, so that the folder is to be kept whatever happens."""
+        """Whether sampling has begun, so that the folder must be kept whatever happens."""
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> RunFolder:
-        """Make the folder with its config and its facts. Raises `ConfigError` where a run is there already."""
+        """Make the folder with its config and its facts. Raises `ConfigError` if it already holds a run."""
         refuse_used(path)
         path.mkdir(parents=True, exist_ok=True)
         headers.write_header(path / "run.json", headers.RunFacts, {**environment(), **facts})
-        # Last, and whole or not at all: it is what makes the folder a run that can be resumed.
+        # Last, and completely or not at all: this file makes the folder a run that can be resumed.
         folder = cls(path)
         folder._write_config(config)
         return folder
 
     def clear(self) -> None:
-        """Take back what `create` wrote, so that another run may have the folder."""
+        """Remove what `create` wrote, so that another run can use the folder."""
         for name in ("config.yaml", "run.json", "evaluations.jsonl", *RECORDS):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "served", ignore_errors=True)
 
     def empty(self, config: Mapping[str, Any]) -> None:
-        """Begin again, with these settings: nothing was committed yet."""
+        """Begin again with these settings; nothing was committed yet."""
         self._write_config(config)
-        (self.path / "scored.jsonl").unlink(missing_ok=True)  # of few recipes only: made when there is something
+        (self.path / "scored.jsonl").unlink(missing_ok=True)  # only few recipes have it: made when there are rows
         for name in RECORDS:
             if name != "scored.jsonl":
                 (self.path / name).write_bytes(b"")
 
     def reopen(self, sizes: Mapping[str, int]) -> None:
-        """Resume a run whose records had these sizes in bytes; what was written after is cut off.
+        """Resume a run whose record files had these sizes in bytes; whatever was written after that is cut off.
 
-        A file that an older checkpoint does not name had none. Raises `DataError` where one is shorter than it was.
+        A file that an older checkpoint does not name was empty. Raises `DataError` if a file is shorter than it was.
         """
         path = self.path
         for name in RECORDS:
@@ -115,7 +115,7 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of the record files."""
+        """Sizes of the record files, in bytes."""
         paths = {name: self.path / name for name in RECORDS}
         return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
 
@@ -143,7 +143,7 @@ class RunFolder:
         self._append("metrics.jsonl", [row])
 
     def latest_adapters(self) -> dict[Role, Path]:
-        """The newest adapter of each role. Raises `DataError` where the run has none."""
+        """The newest adapter of each role. Raises `DataError` if the run has none."""
         return latest_adapters(self.path)
 
     def _write_config(self, config: Mapping[str, Any]) -> None:
@@ -156,10 +156,10 @@ class RunFolder:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a run's folder for this process. The lock ends with the process, however it ends.
+    """Lock a run's folder for this process. The lock ends with the process, however it ends.
 
-    A folder in which nothing was written is gone afterwards.
-    Raises `ConfigError` where another process holds it.
+    A folder in which nothing was written is removed afterwards.
+    Raises `ConfigError` if another process holds the lock.
     """
     check_writable(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _holder(lock: Path) -> str:
-    """The process that holds a lock, " (pid 812)", where the system tells."""
+    """The process that holds a lock, as " (pid 812)"; "" if the system does not tell."""
     try:
         locks, inode = Path("/proc/locks").read_text(encoding="ascii").splitlines(), lock.stat().st_ino
     except OSError:
@@ -192,7 +192,7 @@ def _holder(lock: Path) -> str:
 
 
 def differences(known: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted names of all values that differ, with both; None stands for what is not there."""
+    """Dotted names of all values that differ, with the old and the new one; None if there is none."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in dict.fromkeys([*known, *now]):
         old, new = known.get(name), now.get(name)
@@ -204,7 +204,7 @@ def differences(known: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
 
 
 def publish_adapters(checkpoint: Path, run: Path, version: int) -> None:
-    """Copy a checkpoint's adapters to `adapters/<role>/<version>/`, each whole or not at all."""
+    """Copy a checkpoint's adapters to `adapters/<role>/<version>/`, each completely or not at all."""
     for source in sorted((checkpoint / "learner" / "adapters").iterdir()):
         done = run / "adapters" / source.name / str(version)
         beside = done.with_name(f"{version}.tmp")
@@ -223,18 +223,18 @@ _KINDS = {
     "comparison.json": "a comparison",
     "lm_eval.json": "results of lm-eval",
 }
-"""What a folder holds, by a file that tells it: two of them in one folder could no longer be told apart."""
+"""What a folder holds, by the file that identifies it. Two kinds in one folder could not be told apart."""
 
 
 def refuse_others(path: Path, *, own: str) -> None:
-    """Raise `ConfigError` where `path` holds something of another kind than the one that the file `own` tells."""
+    """Raise `ConfigError` if `path` holds something of another kind than the one that the file `own` identifies."""
     for name, what in _KINDS.items():
         if name != own and (path / name).exists():
             raise ConfigError(f"output_dir {path} already holds {what}; name another with --output_dir")
 
 
 def refuse_used(path: Path, *, resumes: bool = False) -> None:
-    """Raise `ConfigError` where `path` cannot become a new run's folder. `resumes`: the command knows --resume."""
+    """Raise `ConfigError` if `path` cannot become a new run's folder. `resumes`: the command has --resume."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
     if (path / "config.yaml").exists() or _holds_records(path):
@@ -246,13 +246,13 @@ def refuse_used(path: Path, *, resumes: bool = False) -> None:
 
 
 def refuse_unbegun(path: Path) -> None:
-    """Raise `ConfigError` where there is no run at `path` to resume: a resumption starts nothing new."""
+    """Raise `ConfigError` if there is no run at `path` to resume: --resume never starts a new run."""
     if (path / "config.yaml").is_file():
         return
     if _holds_records(path):
         raise ConfigError(
-            f"expected the settings of the run in {path / 'config.yaml'}, found no such file: without it nothing tells "
-            "how the run was made; restore it, or start a new run in another folder"
+            f"expected the settings of the run in {path / 'config.yaml'}, found no such file: without it the run "
+            "cannot be resumed; restore it, or start a new run in another folder"
         )
     runs = sorted(str(config.parent) for config in path.parent.glob("*/config.yaml"))
     near = difflib.get_close_matches(str(path), runs, n=3, cutoff=0.5)
@@ -264,8 +264,8 @@ def refuse_unbegun(path: Path) -> None:
 
 
 def refuse_other_recipe(path: Path, then: object, now: object, allowed: object) -> None:
-    """Raise `ConfigError` where a run that began with one recipe is resumed with another: its other settings are of
-    parts that the new one may not have. Names alone are compared, and what is `allowed` by --allow is let pass."""
+    """Raise `ConfigError` if a run that began with one recipe is resumed with another: the run's other settings can be
+    for parts that the new one does not have. Only names are compared, unless `allowed` (--allow) names the recipe."""
     names = isinstance(then, str) and isinstance(now, str) and now != then
     if names and "recipe" not in str(allowed or "").split(","):
         raise ConfigError(
@@ -275,24 +275,24 @@ def refuse_other_recipe(path: Path, then: object, now: object, allowed: object) 
 
 
 def resumed_settings(path: Path) -> dict[str, Any]:
-    """The settings of the run at `path` that is to be resumed. Raises `ConfigError` where there is none, and
-    `DataError` for one of another version, whose settings may have other names."""
+    """The settings of the run at `path`, which is to be resumed. Raises `ConfigError` if there is none, and `DataError`
+    for one of another version, whose settings may have other names."""
     refuse_unbegun(path)
     read_facts(path)
     return read_settings(path / "config.yaml")
 
 
 def _holds_records(path: Path) -> bool:
-    """Whether a run's rows or checkpoints lie here. Empty files are of a run that was never begun."""
+    """Whether this folder holds a run's rows or checkpoints. Empty files belong to a run that never began."""
     return any((path / name).exists() and (path / name).stat().st_size for name in RECORDS) or any(
         (path / "checkpoints").glob("[0-9]*")
     )
 
 
 def latest_adapters(path: Path) -> dict[Role, Path]:
-    """The adapter folder of each role, of the newest version that all roles of the run at `path` have.
+    """The adapter folder of each role, for the newest version that all roles of the run at `path` have.
 
-    A run that came from the hub has one version, `<role>/`. Raises `DataError` where there is none.
+    A run from the hub has one version, in `<role>/`. Raises `DataError` if there is none.
     """
     if published := published_roles(path):
         return {role: path / role for role in published}
@@ -305,8 +305,8 @@ def latest_adapters(path: Path) -> dict[Role, Path]:
 
 
 def published_roles(path: Path) -> list[Role]:
-    """The roles whose adapters lie in a folder that came from the hub (`flow_dpo.hub`), as its run.json names them;
-    none of another folder, whose adapters are in `adapters/`."""
+    """The roles whose adapters are in a folder from the hub (`flow_dpo.hub`), as its run.json names them; empty for
+    other folders, whose adapters are in `adapters/`."""
     published = {} if (path / "adapters").exists() else read_facts(path).get("published")
     roles = published.get("roles") if isinstance(published, dict) else None
     return (
@@ -321,9 +321,9 @@ def published_roles(path: Path) -> list[Role]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts in run.json of the run at `path`; empty where there is none.
+    """The facts in run.json of the run at `path`; empty if there is none.
 
-    Raises `DataError` where it is broken, or of another version.
+    Raises `DataError` if the file is broken, or of another version.
     """
     return headers.read_header(path / "run.json", headers.RunFacts, absent={})
 
@@ -332,7 +332,7 @@ def environment() -> dict[str, Any]:
     """Facts that a run's numbers depend on besides its settings: versions, platform, and commit and code as they were
     when this process first asked.
 
-    Names no environment variable and no secret.
+    Contains no environment variable and no secret.
     """
     versions = {}
     for name in _PACKAGES:
@@ -377,7 +377,7 @@ def _commit() -> str | None:
 
 @lru_cache(maxsize=1)
 def _code() -> str:
-    """SHA-256 over this package's modules: equal where two runs did the same."""
+    """SHA-256 over this package's modules: equal for two runs of the same code."""
     folder, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
@@ -385,8 +385,8 @@ def _code() -> str:
 
 
 def free_folder(name: str, file: str) -> str:
-    """`name`, or the first of `name`-2, `name`-3, ... that does not hold `file`, with which a command's work ends or
-    begins."""
+    """`name`, or the first of `name`-2, `name`-3, ... that does not hold `file`: the first or the last file that a
+    command writes."""
     free, number = name, 1
     while (Path(free) / file).exists():
         number += 1

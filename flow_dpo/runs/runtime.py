@@ -1,7 +1,7 @@
 """The composition root: settings become a model, its adapters, an engine, a grader and rollout workers.
 
-The one place that connects concrete classes. What can be refused is refused here, in the order of its cost: names and
-folders, then data, then the model, then whether the prompts fit it, and only then does work start.
+The only place that connects concrete classes. Whatever can be refused is refused here, the cheapest check first: names
+and folders, then data, then the model, then whether the prompts fit it. Only then does work start.
 
     with open_runtime("seed") as runtime:
         learn(load_recipe("flow-dpo", "seed"), load_problems("seed"), runtime.workers, runtime.learner())
@@ -64,18 +64,18 @@ class Runtime:
     loaded: LoadedModel
     policy: Policy
     backends: Backends
-    """Of this process; where the workers are elsewhere its engine samples nothing."""
+    """This process's backends; if the workers are elsewhere, its engine samples nothing."""
     workers: RolloutWorkers
     shard: int = 0
-    """Problems that workers of this process sample beside one another; 0: all of a batch."""
+    """Problems that a worker samples together; 0: all of a batch."""
     recipe: Recipe | None = None
-    """What it was opened for, where that is known."""
+    """The recipe that it was opened for, if known."""
     learner_settings: LearnerSettings = field(default_factory=LearnerSettings)
-    """Of the preset that it was opened with; `learner` takes them where it is given none."""
+    """Settings of the preset that it was opened with; `learner` uses them if it is given none."""
     fitting: list[Problem] = field(default_factory=list[Problem])
     """The problems whose longest rollout fits into the context window."""
     adapters: Mapping[Role, Adapter] = field(default_factory=dict[Role, Adapter])
-    """Those that were loaded; a learner's own are ahead of them."""
+    """The adapters that were loaded; once there is a learner, its own are newer."""
     num_threads: int = 0
     """As in the model's settings."""
     _learner: Learner | None = None
@@ -88,11 +88,11 @@ class Runtime:
     def learner(
         self, settings: LearnerSettings | None = None, *, kept_versions: int = 0, ranks: Ranks | None = None
     ) -> Learner:
-        """A learner of this policy's adapters, with the preset's settings where none are given. Where the settings name
-        trained adapters to begin with, they are loaded.
+        """A learner for this policy's adapters, with the preset's settings if none are given. If the policy's settings
+        name trained adapters to begin with, they are loaded.
 
         `kept_versions` is the lag of the run that it is for, `ranks` the processes that share its work.
-        Raises `ModelError` where log-probabilities of this model cannot be computed rightly.
+        Raises `ModelError` if log-probabilities of this model cannot be computed correctly.
         """
         settings = self.learner_settings if settings is None else settings
         start_from(self.policy)
@@ -103,19 +103,19 @@ class Runtime:
         return self._learner
 
     def problems_under_way(self, wanted: int) -> int:
-        """Problems that a command which does not learn has under way: those wanted, or two shards for each worker
-        elsewhere, so that none of them waits for the last shard of a batch."""
+        """The number of problems that a command that does not learn has under way: `wanted`, or at least two shards for
+        each worker elsewhere, so that none of them waits for the last shard of a batch."""
         if isinstance(self.workers, PooledWorkers):
             wanted = max(wanted, 2 * self.shard * self.workers.progress.num_workers)
         return self.whole_shards(wanted)
 
     def whole_shards(self, wanted: int) -> int:
-        """So many problems or a few more: with whole shards batches of any size are cut alike."""
+        """`wanted` rounded up to whole shards, so that batches of any size are split in the same way."""
         return -(-wanted // self.shard) * self.shard if self.shard else wanted
 
     @property
     def adapters_in_force(self) -> Mapping[Role, Adapter]:
-        """The learner's adapters where there is one, otherwise those that were loaded."""
+        """The learner's adapters if there is one, otherwise those that were loaded."""
         return self.adapters if self._learner is None else self._learner.adapters
 
 
@@ -136,11 +136,11 @@ def open_runtime(
 ) -> Iterator[Runtime]:
     """Load, check and connect everything that samples `flow`; close it at the end.
 
-    `model` is a folder, a hub id or "seed", and then adapters and learner are those of `recipe` (`default_recipe` where
-    none is named) and `preset`, and its flow where none is given; or it is all settings. `roles`, the flow's where not
-    given, get an adapter each; `problems` where those of the settings' data are loaded already (none are loaded where a
-    model is named). In `served` lie the adapters of an engine that reads files; in a folder of the system's where none
-    is named. `doing` is called with what takes a while, in words.
+    `model` is either all settings, or a folder, a hub id or "seed"; adapters, learner and (by default) the flow are
+    then those of `recipe` (default: `default_recipe`) and `preset`. Each of `roles` (default: the flow's) gets an
+    adapter. `problems` are those of the settings' data if they are loaded already; for a named model none are loaded.
+    `served` is the folder for the adapters of an engine that reads files (default: a temporary one). `doing` is called
+    with a description of whatever takes a while.
     """
     named = isinstance(model, str)
     recipe = recipe or default_recipe(own_flow=flow is not None and not isinstance(flow, Attempts))
@@ -166,7 +166,7 @@ def open_runtime(
     setup = WorkerSetup(
         workers=settings.workers, model=as_loaded(settings.model, loaded), lora=settings.lora,
         engine=settings.engine, grading=settings.grading, roles=roles, seed=seed, opener=own, environment=environment,
-        # Workers with a process of their own load the functions that are named themselves.
+        # Workers in processes of their own load named functions themselves.
         grader=grader if settings.workers.of_actors else own_grader,
     )  # fmt: skip
     with _access(setup, loaded, own_grader) as access, tempfile.TemporaryDirectory() as elsewhere:
@@ -187,7 +187,7 @@ def _loaded(
     doing: Callable[[str], None],
     rewards: RewardFunctions | None,
 ) -> tuple[ProblemSet, LoadedModel]:
-    """The problems, where they are not there yet, and the model; says what is begun then."""
+    """Load the problems, if they are not given, and the model; `doing` is called before each step."""
     if problems is None:
         doing(f"reading the problems of {settings.data.dataset_name}")
         problems = load(settings.data, columns=rewards is not None)
@@ -203,17 +203,17 @@ def _loaded(
 
 @dataclass(frozen=True, kw_only=True)
 class _Access:
-    """What samples, once it is known to be there."""
+    """What samples, once it is known to be available."""
 
     context_tokens: int
     connect: Callable[[Policy, Path], AbstractContextManager[tuple[Backends, RolloutWorkers]]]
-    """Begin to sample a policy; its adapters lie in a folder where they are read from files."""
+    """Begin to sample a policy; the folder holds its adapters if they are read from files."""
 
 
 @contextmanager
 def _access(setup: WorkerSetup, loaded: LoadedModel, grader: GraderSource | None) -> Iterator[_Access]:
-    """The engine of this process, the caller's own where there is one, or the workers elsewhere. `grader`: of this
-    process."""
+    """The engine of this process (the caller's own, if there is one), or the workers elsewhere. `grader` is that of
+    this process."""
     with ExitStack() as stack:
         if setup.workers.kind != "here":
             there = stack.enter_context(open_workers(setup, loaded))

@@ -1,12 +1,12 @@
-"""Names of settings: what the flags and the keys of settings files may be, and the nearest of them.
+"""Names of settings: which flags, and which keys of settings files, exist, and the nearest of them.
 
-A setting is a field of nested dataclasses, by its dotted name or, where one setting alone bears it, by its own. A
-mapping of dataclasses has an entry for every name that was given under it:
+A setting is a field of nested dataclasses. It goes by its dotted name, or by the field's own name if no other setting
+has that. A mapping of dataclasses has an entry for every name that was given under it:
 
     learner: LearnerSettings(roles={})  and --learner.roles.stop.window 64   ->   learner.roles.stop.window, and the
                                                                                   other fields of its entry, by default
 
-Invariant: a name that no setting has is refused with the nearest one.
+Invariant: an unknown name is refused with the nearest one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any, Literal, get_args, get_type_hints
 from flow_dpo.core.errors import ConfigError
 
 _IN_FULL = ("workers",)
-"""Sections whose settings are given with the section's name: by their own they would be taken for another's."""
+"""Sections whose settings need the section's name: on their own they would be mistaken for another section's."""
 
 
 TYPED_AS = {"engine_kind": "engine", "workers.kind": "workers", "flow_source": "flow", "grading.rewards": "reward"}
-"""Settings that are typed by the name of a group: `--engine vllm`, `--workers ray`, `--flow mine.py:Debate`."""
+"""Settings that are typed with a shorter name: `--engine vllm`, `--workers ray`, `--flow mine.py:Debate`."""
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no mapping, by its dotted name."""
+    """Every value that is not a mapping, with its dotted name."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{name}.")
@@ -36,17 +36,17 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 class Names:
-    """Every name that a setting of these sections has."""
+    """All names of the settings in these sections."""
 
     def __init__(self, sections: Mapping[str, Any], given: Sequence[str] = (), shown: Sequence[str] = ()) -> None:
-        """`given` are full names in use, from which the entries of a mapping of groups are taken, besides `shown`."""
+        """A mapping of groups has the entries that the full names in `given` have under it, besides `shown`."""
         self._given, self._shown = given, shown
         self.entries: dict[str, tuple[type[Any], list[str]]] = {}
-        """Of every setting that is a mapping of groups: the class of a group, and the entries."""
+        """For every setting that is a mapping of groups: the class of its groups, and its entries."""
         self.defaults: dict[str, Any] = {}
-        """Of every setting that is no group, by its dotted name."""
+        """The default of every setting that is not a group, by its dotted name."""
         self.types: dict[str, Any] = {}
-        """Of every setting, groups included."""
+        """The type of every setting, groups included."""
         self.groups, self.may_be_none = set[str](), set[str]()
         for name, value in sections.items():
             self._walk(name, value)
@@ -58,7 +58,7 @@ class Names:
             for last, name in zip(lasts, plain, strict=True)
             if lasts.count(last) == 1 and last not in sections
         }
-        """A field's own name, where exactly one setting bears it, no section does and it is of none of `_IN_FULL`."""
+        """Full names by a field's own name, if just one setting has it, no section does, and it is not `_IN_FULL`."""
 
     def _walk(self, name: str, value: Any, type_: Any = None) -> None:
         self.types[name] = type(value) if type_ is None else type_
@@ -86,7 +86,7 @@ class Names:
         return [*self.short, *self.defaults, *self.groups]
 
     def full(self, given: str) -> str:
-        """A flag's full name. Raises `ConfigError` for a name that no setting has."""
+        """A flag's full name. Raises `ConfigError` for an unknown name."""
         name = self.short.get(given, given)
         if name in self.entries:
             raise ConfigError(f"expected settings one by one, --{name}.NAME.SETTING, found --{name} for all of them")
@@ -100,7 +100,7 @@ class Names:
         return name
 
     def may_be_true(self, name: str) -> bool:
-        """Whether a setting is true or false, or may be: its flag then stands alone for true."""
+        """Whether a setting can be true or false, so that its flag alone means true."""
         type_ = self.types.get(name)
         return type_ is bool or bool in get_args(type_)
 
@@ -111,12 +111,12 @@ class Names:
         return f"--{name}={value}"
 
     def shortest(self, name: str) -> str:
-        """The shortest name that a setting may be given by."""
+        """The shortest name by which a setting can be given."""
         last = name.rpartition(".")[2]
         return last if self.short.get(last) == name else name
 
     def in_full(self, values: Mapping[str, Any], path: str) -> dict[str, Any]:
-        """A file's settings under their full names. Raises `ConfigError` for a key that no setting has."""
+        """A file's settings under their full names. Raises `ConfigError` for an unknown key."""
         full: dict[str, Any] = {}
         for given, value in values.items():
             name = self.short.get(given, given)
@@ -129,7 +129,7 @@ class Names:
                 deepest = next((leaf for leaf, _ in leaves({name: value})), name)
                 near = nearest(deepest, self._all()).replace(" --", " ")
                 raise ConfigError(f"unknown setting {name} in {path}; {near}")
-            elif name not in self.may_be_none and _holds_nothing(value):  # the parser lets it pass, whatever the type
+            elif name not in self.may_be_none and _holds_nothing(value):  # the parser accepts it for any type
                 raise ConfigError(f"expected a value for {name} in {path}, found null; leave it out for its default")
             else:
                 full[name] = value
@@ -142,7 +142,7 @@ def _holds_nothing(value: Any) -> bool:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A sentence with the nearest names: by the whole name, or by its last part."""
+    """A hint at the nearest names, by the whole name or by its last part."""
     last = name.rpartition(".")[2]
     lasts = difflib.get_close_matches(last, [last, *(each.rpartition(".")[2] for each in known)], n=3, cutoff=0.75)
     found = difflib.get_close_matches(name, known, n=2, cutoff=0.6)

@@ -1,8 +1,8 @@
-"""Settings of a run: of its method, model, data, engine and learner, by the names that flags and config.yaml use.
+"""Settings of a run: method, model, data, engine and learner, under the names that flags and config.yaml use.
 
     default_settings("grpo", "seed").sections()["objective"]       # ClippedPolicyGradient(...), the paper's values
 
-Invariant: nothing heavy is imported beyond what the recipes are made of.
+Invariant: importing this module loads nothing heavy beyond what the recipes need.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from flow_dpo.verify.grader import GradingSettings
 from flow_dpo.workers.settings import WorkersSettings
 
 OWN_PARTS = ("explore_source", "credit_source", "objective_source")
-"""Names of the settings that put a part of the user's own in the place of the recipe's."""
+"""Names of the settings that replace a part of the recipe with the user's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetSettings:
-    """What a run may spend: it ends, though problems are left, when all that is given is spent. And what it writes."""
+    """Limits of a run, which ends when all that are set are reached, even if problems are left; and what it records."""
 
     budget_tokens: int = 0
-    """Tokens sampled in rollouts and tokens that the learner reads (prompts included, shared ones once), after which a
-    run ends; 0 sets none. Batches in flight (`lag`) are still learned from."""
+    """Tokens after which a run ends: those sampled in rollouts plus those that the learner reads (prompts included,
+    shared ones once). 0 sets no limit. Batches in flight (`lag`) are still learned from."""
     budget_verdicts: int = 0
-    """Rollouts that were graded, after which it ends; 0 sets none."""
+    """Graded rollouts after which a run ends; 0 sets no limit."""
     budget_updates: int = 0
-    """Updates of the adapters after which it ends; 0 sets none."""
+    """Updates of the adapters after which a run ends; 0 sets no limit."""
     records: TreeForm = "full"
-    """How much of what is sampled trees.jsonl holds: all of it; "no-probes", without the rollouts that only value a
-    state; "compact", token ids and verdicts without these, texts and log-probabilities. Nothing that is learned depends
-    on it."""
+    """How much of what is sampled trees.jsonl holds: "full" keeps everything; "no-probes" leaves out the rollouts that
+    only value a state; "compact" also leaves out texts and log-probabilities, and keeps token ids and verdicts.
+    Learning does not depend on it."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "budget_tokens", "budget_verdicts", "budget_updates")
@@ -57,33 +57,33 @@ class RunSettings:
 
     output_dir: str = "runs/train"
     seed: int = 0
-    """Every random number of the run derives from it."""
+    """The seed from which every random number of the run derives."""
     problems_per_batch: int = 16
-    """Problems sampled under one policy version before the learner sees them (not stated in the paper). More of them
-    make fuller batches and staler rollouts."""
+    """Problems sampled with one policy version before the learner sees them (not stated in the paper). A higher number
+    makes fuller batches and staler rollouts."""
     lag: int = 0
-    """Batches that workers sample ahead of the one that is learned from, so that both work at once: batch b is sampled
-    with the adapters that stood after batch b - 1 - lag, exactly. In this process (`--workers here`) nothing is gained
-    by it. The paper has none."""
+    """Batches that workers sample ahead of the one being learned from, so that sampling and learning overlap: batch b
+    is sampled with exactly the adapters that were in force after batch b - 1 - lag. Workers in this process (`--workers
+    here`) gain nothing from it. The paper has no lag."""
     window: int = 250
-    """Problems in the windowed accuracy."""
+    """Number of last problems over which the windowed accuracy is computed."""
     budget: BudgetSettings = field(default_factory=BudgetSettings)
     save_updates: int = 0
-    """Adapters are saved whenever this many updates have passed, besides at the end; 0 saves them at the end only."""
+    """Save the adapters every time this many updates have passed, and at the end; 0 saves them only at the end."""
     checkpoint_batches: int = 1
-    """Batches of `problems_per_batch` problems between two checkpoints. What was done since the last one is done again
-    after an interruption, with the same result."""
+    """Batches of `problems_per_batch` problems between two checkpoints. After an interruption the run repeats what it
+    did since the last checkpoint, with the same result."""
     resume: bool = False
-    """Resume the run in `output_dir` where its last checkpoint stands, or from its beginning where it has none yet.
-    A folder without a run is refused. Settings that are not given are the run's own."""
+    """Resume the run in `output_dir` from its last checkpoint, or from its beginning if it has none yet.
+    A folder without a run is refused. Settings that are not given are taken from the run."""
     reuse_sampled: bool = False
-    """With `resume`: use what the interrupted batch had sampled, too, where it was not sampled to its end. Tokens are
-    those of an uninterrupted run, log-probabilities but for their last digits. A batch that had been sampled whole is
-    used in any case."""
+    """With `resume`: also use what the interrupted batch had sampled if it was not sampled to its end. Tokens are then
+    those of an uninterrupted run, but log-probabilities can differ in their last digits. A batch that was sampled
+    completely is used in any case."""
     allow: str = ""
-    """What may differ from the run that is resumed, separated by commas: names of settings such as
-    "learner.learning_rate", or "code", "versions", "device", "data", "prompts". The result is then not that of one
-    run."""
+    """What is allowed to differ from the run that is resumed, separated by commas: names of settings such as
+    "learner.learning_rate", or "code", "versions", "device", "data", "prompts". The result is then no longer that of
+    a single run."""
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:
@@ -104,28 +104,27 @@ class RuntimeSettings:
     workers: WorkersSettings = field(default_factory=WorkersSettings)
 
     def sections(self) -> dict[str, Any]:
-        """The settings by the names that flags and config.yaml use."""
+        """The groups of settings, by the names that flags and config.yaml use."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod
     def from_sections(cls, sections: Mapping[str, Any]) -> RuntimeSettings:
-        """The inverse of `sections`, among others."""
+        """The inverse of `sections`; other groups are ignored."""
         return cls(**{each.name: sections[each.name] for each in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeakingSettings:
-    """Adapters that the roles use; the base model without adapters where neither is given."""
+    """Adapters that the roles use; with neither a run nor an adapter they use the base model as it is."""
 
     run: str | None = None
-    """A run folder, or the hub id of a run that was pushed ("me/name", "me/name@revision"), whose newest adapters are
-    used."""
+    """A run folder, or the hub id of a pushed run ("me/name", "me/name@revision"): its newest adapters are used."""
     roles: tuple[str, ...] = ()
-    """Roles that use the run's adapters; all where empty."""
+    """Roles that use the run's adapters; all roles if empty."""
     role_runs: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Runs of the same base whose adapters single roles use in place of the run's: {stop: runs/other}."""
+    """Runs of the same base model whose adapters some roles use instead of the run's: {stop: runs/other}."""
     adapter: str | None = None
-    """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes: the Answer role uses it."""
+    """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes; the Answer role uses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,29 +138,29 @@ class TrainSettings:
     recipe_name: str
     preset: str
     flow_source: str = ""
-    """ "path/to/file.py:Name" where the flow is the user's own, or the name of an installed one."""
+    """ "path/to/file.py:Name" of the user's own flow, or the name of an installed one."""
     explore_source: str = ""
-    """The same of an exploration in the place of the recipe's."""
+    """The same for an exploration that replaces the recipe's."""
     credit_source: str = ""
-    """The same of a credit in the place of the recipe's."""
+    """The same for a credit that replaces the recipe's."""
     objective_source: str = ""
-    """The same of an objective in the place of the recipe's, or a name of `presets.OBJECTIVE_LINES`."""
+    """The same for an objective that replaces the recipe's, or a name from `presets.OBJECTIVE_LINES`."""
 
     def sections(self) -> dict[str, Any]:
-        """The settings by the names that flags and config.yaml use."""
+        """The groups of settings, by the names that flags and config.yaml use."""
         recipe = self.recipe
         method = {name: getattr(recipe, name) for name in ("flow", "explore", "credit", "objective")}
         return {**self.names(), **method, **self.runtime.sections(), "learner": self.learner, "run": self.run}
 
     def names(self) -> dict[str, str]:
-        """Names that the settings were made from: recipe, preset, the user's own flow, and the kind of engine."""
+        """The names from which the settings were made: recipe, preset, the user's own parts, and the kind of engine."""
         names = {"recipe": self.recipe_name, "preset": self.preset, "flow_source": self.flow_source}
         own = {name: getattr(self, name) for name in OWN_PARTS}
         names |= {name: source for name, source in own.items() if source}
         return names | {"engine_kind": engines.kind_of(self.runtime.engine)}
 
     def code(self) -> dict[str, Any]:
-        """Code from elsewhere, as run.json names it: a resumed run must share it."""
+        """Code from outside the package, as run.json names it: a resumed run must use the same."""
         engine = engines.kind_of(self.runtime.engine)
         found = {
             "explore": fingerprint(self.explore_source, "explore"),
@@ -203,10 +202,10 @@ def default_settings(
     credit_source: str = "",
     objective_source: str = "",
 ) -> TrainSettings:
-    """The settings of a named recipe, preset and engine, with a flow, an exploration, a credit and an objective of the
-    user's own where such are named.
+    """The settings of a named recipe, preset and engine, with the user's own flow, exploration, credit and objective
+    if these are named.
 
-    Raises `ConfigError` for a name that is none.
+    Raises `ConfigError` for an unknown name.
     """
     values = presets.preset(recipe, preset, flow=load_flow(flow_source) if flow_source else None)
     own = {"explore": load_part(explore_source, "explore")} if explore_source else {}
@@ -231,7 +230,7 @@ def default_settings(
 
 
 def named_settings(given: Given) -> TrainSettings:
-    """The defaults of a command, by what was given of recipe, preset, model, flow and engine."""
+    """The defaults of a command for the recipe, preset, model, flow and engine that were given."""
     model = given.text("model.model_name_or_path", ModelSettings().model_name_or_path)
     default = presets.default_recipe(own_flow=bool(given.text("flow_source")))
     recipe = given.choice("recipe", presets.recipe_names(), default, source=True)
@@ -251,7 +250,7 @@ def named_settings(given: Given) -> TrainSettings:
 
 
 def sampling_sections(given: Given) -> dict[str, Any]:
-    """The defaults of a command that samples and does not train, by section; its own come on top."""
+    """The defaults, by section, of a command that samples and does not train; the command adds its own sections."""
     defaults = named_settings(given)
     method = {"flow": defaults.recipe.flow, "explore": defaults.recipe.explore}
     return {**defaults.names(), **method, **defaults.runtime.sections(), "speaking": SpeakingSettings()}

@@ -1,9 +1,9 @@
-"""The rows of timeline.jsonl, what workers and learner did from when to when, and their shares of the time.
+"""The rows of timeline.jsonl: what workers and learner did, from when to when; and how long they were busy.
 
     {"schema": "span/1", "batch": 3, "lane": "worker 0", "what": "sampling", "start": 1764331200.5, "end": 1764331212.0}
 
-Clocks of several machines meet in one file: nothing but a picture, shares and estimates is made of it, and two equal
-runs have other spans. Invariant: no result depends on what is in the file, or on whether it is there.
+The file mixes the clocks of several machines, so it is used only for a picture, shares and estimates. Two equal runs
+have different spans. Invariant: no result depends on what is in the file, or on whether it exists.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ FILE = "timeline.jsonl"
 LEARNER = "learner"
 """The learner's lane."""
 WAITING = "waiting"
-"""What a lane does that has nothing to do."""
+"""What a lane without work is doing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpanRow:
-    """What one lane did from when to when: a row of timeline.jsonl."""
+    """What one lane did for a stretch of time: a row of timeline.jsonl."""
 
     SCHEMA: ClassVar[str] = "span/1"
     batch: Count
-    """The batch it was done for, from 0."""
+    """The batch for which it was done, from 0."""
     lane: Words
     """ "worker 0", "here", "learner"."""
     what: Words
@@ -49,9 +49,9 @@ class SpanRow:
 
 
 def read_spans(path: Path, *, num_batches: int | None = None) -> list[SpanRow]:
-    """The rows of a run's timeline.jsonl, of the newest batches where so many are named; none where there is no file.
+    """The rows of a run's timeline.jsonl, only of the newest `num_batches` if given; empty if there is no file.
 
-    Raises `DataError` naming file, line and field of the first row that is none.
+    Raises `DataError` naming file, line and field of the first invalid row.
     """
     kept: list[SpanRow] = []
     for _, row in iter_rows(path, SpanRow) if path.exists() else ():
@@ -63,8 +63,8 @@ def read_spans(path: Path, *, num_batches: int | None = None) -> list[SpanRow]:
 
 
 def without_pauses(spans: Sequence[SpanRow], *, longest: float = 30.0) -> tuple[list[SpanRow], int]:
-    """The spans by their starts, with every stretch of more than `longest` seconds in which no lane did anything cut
-    out, such as that before a run was resumed; and how many there were."""
+    """The spans sorted by start, without the stretches of more than `longest` seconds in which no lane did anything,
+    such as before a run was resumed; and the number of these stretches."""
     moved: list[SpanRow] = []
     cut, ended, num = 0.0, 0.0, 0
     for span in sorted(spans, key=lambda one: one.start):
@@ -76,7 +76,7 @@ def without_pauses(spans: Sequence[SpanRow], *, longest: float = 30.0) -> tuple[
 
 
 def lanes(spans: Sequence[SpanRow]) -> list[str]:
-    """The lanes: workers in the order of their names and numbers, the learner last."""
+    """The lanes: workers sorted by name and number, the learner last."""
     return sorted({span.lane for span in spans}, key=_order)
 
 
@@ -86,7 +86,7 @@ def _order(lane: str) -> tuple[bool, str, int, str]:
 
 
 def busy_seconds(spans: Sequence[SpanRow]) -> float:
-    """Seconds in which one lane did something other than wait; what overlaps counts once."""
+    """Seconds in which one lane did something other than wait; overlapping spans count once."""
     total, ended = 0.0, float("-inf")
     for span in sorted(spans, key=lambda one: one.start):
         if span.what != WAITING and span.end > ended:

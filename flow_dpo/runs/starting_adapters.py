@@ -1,12 +1,12 @@
-"""Starting adapters: trained adapters that a run begins with, in place of fresh ones.
+"""Starting adapters: trained adapters that a run begins with, instead of fresh ones.
 
-    --lora.init_from runs/first                 each role with its newest adapter of that run, or of one on the hub
+    --lora.init_from runs/first                 each role begins with its newest adapter of that run, here or on the hub
     --lora.init_from runs/sft                   one adapter in PEFT's layout, for the Answer role
-    --lora.init_roles.stop runs/a/adapters/stop/12    one role's; before `init_from`
+    --lora.init_roles.stop runs/a/adapters/stop/12    one role's adapter; overrides `init_from`
 
-Rank, scale, kind and targets are the adapter's where none are given, and the reference policy is then the adapters as
-they were at the start (`reference.kind` "snapshot"): what a method such as DPO compares with is the policy that
-training begins with. Invariants: an adapter of another shape is refused; a resumed run began with the same adapters.
+Rank, scale, kind and targets are the adapter's unless they are given. The reference policy is then the adapters as they
+were at the start (`reference.kind` "snapshot"), so a method such as DPO compares with the policy that training begins
+with. Invariants: an adapter of another shape is refused; a resumed run must have begun with the same adapters.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SHAPE_KINDS = {
 
 
 def adapter_shape(folder: Path) -> dict[str, Any]:
-    """The settings of `lora` that an adapter was made with. Raises `DataError` where none lies there."""
+    """The settings of `lora` with which an adapter was made. Raises `DataError` if the folder holds no adapter."""
     if not (folder / ADAPTER_CONFIG).exists():
         raise DataError(f"expected an adapter in PEFT's layout in {folder}, found no {ADAPTER_CONFIG}")
     shape = read_object(folder / ADAPTER_CONFIG)
@@ -62,7 +62,7 @@ def adapter_shape(folder: Path) -> dict[str, Any]:
 
 
 def starting_shape(given: Given) -> dict[str, Any]:
-    """The shape of the adapters that are to be begun with, as the defaults of `lora`; empty where there are none."""
+    """The shape of the starting adapters, as defaults of `lora`; empty if there are none."""
     roles = dict[Role, str]()
     for _, values in given.layers:
         for name, value in leaves(values):
@@ -77,15 +77,15 @@ def starting_shape(given: Given) -> dict[str, Any]:
 
 
 def starting_folders(lora: LoraSettings, roles: tuple[Role, ...] | None) -> dict[Role, Path]:
-    """The adapter that each role begins with, for those that do; of these roles, or any where it is None.
+    """The starting adapter of each role that has one, limited to `roles` unless that is None.
 
-    Raises `ConfigError` for a role that is none, `DataError` where a folder holds neither a run nor an adapter.
+    Raises `ConfigError` for an unknown role, `DataError` if a folder holds neither a run nor an adapter.
     """
     found: dict[Role, Path] = {}
     if lora.init_from:
         source = Path(lora.init_from)
         if not source.exists():
-            from flow_dpo.runs.published import local_run  # asks the hub's client, which a folder does not need
+            from flow_dpo.runs.published import local_run  # loads the hub's client, which a folder does not need
 
             source = local_run(lora.init_from)
         alone = (source / ADAPTER_CONFIG).exists()
@@ -93,8 +93,8 @@ def starting_folders(lora: LoraSettings, roles: tuple[Role, ...] | None) -> dict
         found = {role: folder for role, folder in found.items() if roles is None or role in roles}
         if not found:
             raise ConfigError(
-                f"expected adapters of the flow's roles ({', '.join(roles or ())}) in {source}, found none; say which "
-                "role begins with which by --lora.init_roles.ROLE FOLDER"
+                f"expected adapters of the flow's roles ({', '.join(roles or ())}) in {source}, found none; name the "
+                "adapter of a role with --lora.init_roles.ROLE FOLDER"
             )
     if unknown := sorted(set(lora.init_roles) - set(roles)) if roles is not None else []:
         raise ConfigError(f"expected roles of the flow ({', '.join(roles or ())}) in init_roles, found {unknown}")
@@ -102,7 +102,7 @@ def starting_folders(lora: LoraSettings, roles: tuple[Role, ...] | None) -> dict
 
 
 def start_from(policy: Policy) -> dict[Role, Path]:
-    """Load the adapters that the policy's settings name, and return their folders; before a learner is made of it."""
+    """Load the adapters that the policy's settings name, and return their folders. Call it before making a learner."""
     folders = starting_folders(policy.settings, policy.roles)
     for role, folder in folders.items():
         policy.load_adapter(role, folder)
@@ -110,7 +110,7 @@ def start_from(policy: Policy) -> dict[Role, Path]:
 
 
 def starting_checksums(lora: LoraSettings, roles: tuple[Role, ...]) -> dict[Role, str] | None:
-    """SHA-256 of the weights that each role begins with, as a fact of a run; None where all are fresh."""
+    """SHA-256 of the weights that each role begins with, as a fact of a run; None if all are fresh."""
     if not lora.starts_trained:
         return None
     checksums: dict[Role, str] = {}

@@ -3,9 +3,9 @@
     timeline = Timeline(folder.path)
     learn(recipe, problems, timeline.workers(workers), timeline.learner(learner), callbacks=[timeline, keeper])
 
-Workers return their own spans with what they sampled; the learner's are taken around its updates. It comes before
-the callback that writes checkpoints, whose file sizes then cover whole batches. Invariant: rollouts, updates and
-metrics are what they would be without it.
+Workers return their spans with their rollouts; the learner's spans are measured around its updates. The callback comes
+before the one that writes checkpoints, so that the file sizes in a checkpoint cover whole batches. Invariant: rollouts,
+updates and metrics are the same without it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from flow_dpo.runs.spans import FILE, LEARNER, WAITING, SpanRow
 
 _BATCHES = "metrics.jsonl"
 _SHORTEST_S = 0.01
-"""A wait below it is none: the batch was there."""
+"""A shorter wait does not count: the batch was already there."""
 
 
 class Timeline:
-    """The spans of a run: wrappers that take them, and a callback that writes them after each batch."""
+    """The spans of a run: wrappers that collect them, and a callback that writes them after each batch."""
 
     def __init__(self, run: Path) -> None:
-        """`run`: the run's folder, with the batches that it holds so far."""
+        """`run` is the run's folder; its batches so far are counted."""
         self._path = run / FILE
         self._batch = sum(1 for _ in iter_jsonl(run / _BATCHES)) if (run / _BATCHES).exists() else 0
         self._futures: list[Future[Rollouts]] = []
@@ -44,11 +44,11 @@ class Timeline:
         self._ended = 0.0
 
     def workers(self, workers: RolloutWorkers) -> RolloutWorkers:
-        """The same workers, whose spans are kept."""
+        """The same workers, with their spans collected."""
         return _FollowedWorkers(workers, self._futures)
 
     def learner(self, learner: Learns) -> Learns:
-        """The same learner, whose updates are timed."""
+        """The same learner, with its updates timed."""
         return _FollowedLearner(learner, self._learned)
 
     def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
@@ -67,7 +67,7 @@ class Timeline:
         self._batch += 1
 
     def _sampled(self, trees: Sequence[Tree]) -> Sequence[Span]:
-        """The spans of the batch that these trees are of."""
+        """The spans of the batch to which these trees belong."""
         for future in self._futures:
             if future.done() and not future.cancelled() and future.exception() is None:
                 rollouts = future.result()
@@ -85,13 +85,13 @@ class Timeline:
 
 
 def _row(batch: int, span: Span) -> SpanRow:
-    """A span to a tenth of a millisecond. A clock that was set back in it makes it one of no length."""
+    """A span, rounded to a tenth of a millisecond. If the clock was set back during it, its length is 0."""
     start = round(span.start, 4)
     return SpanRow(batch=batch, lane=span.lane, what=span.what, start=start, end=max(start, round(span.end, 4)))
 
 
 class _FollowedWorkers:
-    """Rollout workers whose batches are remembered until they were learned from (`core.protocols.RolloutWorkers`)."""
+    """Rollout workers whose batches are remembered until they are learned from (`core.protocols.RolloutWorkers`)."""
 
     def __init__(self, workers: RolloutWorkers, futures: list[Future[Rollouts]]) -> None:
         self._workers, self._futures = workers, futures
@@ -115,7 +115,7 @@ class _FollowedLearner:
 
     @property
     def adapters(self) -> Mapping[Role, Adapter]:
-        """The adapters in force, one a role."""
+        """The adapters in force, one per role."""
         return self._learner.adapters
 
     @property
@@ -124,7 +124,7 @@ class _FollowedLearner:
         return self._learner.version
 
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
-        """Take the examples in, learn from as many as make an update, and return metrics."""
+        """Take in the examples, make the updates for which there are enough, and return metrics."""
         start = time.time()
         row = self._learner.update(objective, examples)
         self._learned.append(Span(lane=LEARNER, what="learning", start=start, end=time.time()))

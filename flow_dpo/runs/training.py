@@ -1,13 +1,13 @@
-"""One training run, from its settings to its folder, and on again after an interruption.
+"""One training run, from its settings to its folder, and its resumption after an interruption.
 
-    lock the folder   write its settings   compare with what is resumed   load   take up the last checkpoint, if any
+    lock the folder   write its settings   compare with what is resumed   load   restore the last checkpoint, if any
     learn   publish
 
     result = run(settings, Console(), GivenObjects(callbacks=[my_callback]))
 
 Invariant: a resumed run's records, adapters and optimizers are bit for bit those of an uninterrupted run with the same
 settings on the same machine. Whatever could make them differ (settings, code, versions, device, data) is compared
-before the model is loaded and anything is sampled or written (`resumption`).
+before the model is loaded and before anything is sampled or written (`resumption`).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         in_flight = deque[InFlight]()
         keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run, in_flight, journal)
         timeline = Timeline(path)
-        going_on = f", going on after {seen}" if seen else ""
+        going_on = f", continuing after {seen}" if seen else ""
         where = f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}"
         print_safe(console, f"{where}; {runtime.policy.targets.describe()}")
         notices.say_cost(settings, runtime, console)
@@ -137,7 +137,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
 
 
 def _lifecycle(settings: TrainSettings, given: GivenObjects, runtime: Runtime, seen: int) -> Lifecycle:
-    """The callbacks that were handed over, those that need what is loaded last."""
+    """The callbacks that were passed, and the trackers; those that need what is loaded come last."""
     tracking = settings.run.tracking
     reports = [Tracking(tracking, given.report)] if tracking.trackers else []
     found = Lifecycle([*given.callbacks, *reports], window=settings.run.window, seen=seen)
@@ -170,15 +170,15 @@ def _info(
 def _keeping(
     journal: JournalWorkers | None, keeper: RunKeeper, live: Live, console: Console, path: Path, given: GivenObjects
 ) -> Iterator[None]:
-    """A context in which an interruption or an error leaves behind what was sampled and learned."""
+    """A context that keeps what was sampled and learned after an interruption or an error."""
     try:
         yield
     except (KeyboardInterrupt, FlowDpoError) as error:
-        # What was sampled is kept, first since it is nowhere else, and what was learned, unless it is the disk
-        # that fails. Whoever is impatient (a second Ctrl-C) is told how to resume all the same.
+        # What was sampled is kept first, since it is nowhere else, and then what was learned, unless the disk is
+        # what failed. After a second Ctrl-C the user is still shown how to resume.
         try:
             if not isinstance(error, StorageError):
-                live.doing("writing down what was done")
+                live.doing("saving what was done")
                 if journal is not None:
                     _keep_batch(journal, console, path)
                 keeper.finish()
@@ -194,18 +194,18 @@ def _summarise(
     folder: run_folder.RunFolder,
     validation: ProgressiveValidation,
 ) -> TrainResult:
-    """Print what came of a run that is at its end."""
+    """Print the results of a run that is at its end."""
     path, adapters = folder.path, folder.latest_adapters()
     rows = read_metrics(path / "metrics.jsonl")
     missing = progress.learned(rows, settings.recipe.flow.roles, settings.learner)
     console.print(progress.summary_table(validation))
     print_safe(console, f"\nPicture:  {path / 'progressive.png'}")
     if missing.startswith("nothing"):
-        print_safe(console, f"Adapters: as they were made, for {missing}")
+        print_safe(console, f"Adapters: as at the start, since {missing}")
     else:
         print_safe(console, f"Adapters: {', '.join(str(adapter) for adapter in adapters.values())}")
     if missing and not missing.startswith("nothing"):
-        print_safe(console, f"          though {missing}")
+        print_safe(console, f"          but {missing}")
     one_file = given.problems is not None or Path(settings.runtime.data.dataset_name).expanduser().is_file()
     data = "--dataset_name NAME" if one_file else "--dataset_split test"
     code = "".join(f" {shlex.quote(flag)}" for flag in code_flags(settings.sections()))
@@ -216,46 +216,46 @@ def _summarise(
 
 
 def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
-    """Write what the interrupted batch had sampled, and tell what will be done with it."""
+    """Write what the interrupted batch had sampled, and print what can be done with it."""
     try:
         num, whole = journal.keep()
     except OSError as error:
-        print_safe(console, f"What was sampled and not yet learned from could not be kept: {error}")
+        print_safe(console, f"What was sampled but not yet learned from could not be kept: {error}")
         return
     if num:
         use = (
             "the resumed run uses them"
             if whole
             else (
-                "--resume --reuse_sampled continues from all of them, to the same tokens but for the last digits of "
-                "their log-probabilities; --resume alone samples the batch again, to the same bytes"
+                "--resume --reuse_sampled continues from all of them: the same tokens, with log-probabilities that can "
+                "differ in their last digits; --resume alone samples the batch again, to the same bytes"
             )
         )
         file = path / SAMPLED
-        print_safe(console, f"Kept {num:,} turns that were sampled and not yet learned from, in {file}: {use}")
+        print_safe(console, f"Kept {num:,} turns that were sampled but not yet learned from, in {file}: {use}")
 
 
 def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
     command = f"{typed_command()} train --output_dir {shlex.quote(str(path))} --resume"
-    call = "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
+    call = "the same call of train with resume=True (for a trainer: resume_from_checkpoint=True)"
     print_safe(console, f"Resume with: {call if given.problems or given.record() else command}")
 
 
 def _learner(settings: TrainSettings, runtime: Runtime, ranks: Ranks | None) -> tuple[Learner, Learns]:
-    """The run's learner as it begins, and what the loop is given: the same, or what the objective puts before it."""
+    """The run's learner at the start, and what the loop is given: the same, or the objective's wrapper around it."""
     learner = runtime.learner(settings.learner, kept_versions=settings.run.lag, ranks=ranks)
     before: Callable[[Learner], Learns] | None = getattr(settings.recipe.objective, "learns", None)
     learns = learner if before is None else before(learner)
     if learns is not learner and settings.run.lag:
         raise ConfigError(
             f"expected run.lag 0, found {settings.run.lag}: this objective learns each batch from the run's first "
-            "adapters, which is no version that another batch was sampled with; leave out --lag"
+            "adapters, so no batch can be sampled ahead by the adapters of another; leave out --lag"
         )
     return learner, learns
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:
-    """Callbacks of every run, besides the run folder, the budget and the progress bar."""
+    """The callbacks of every run, besides the run folder, the budget and the progress bar."""
     return [StopCollapseWarning(recipe), ChosenLikelihoodWarning(recipe)]
 
 
@@ -265,7 +265,7 @@ def _begun(
 ) -> Iterator[run_folder.RunFolder]:
     """The folder, with its settings in it before anything is loaded: whatever ends the process, the run can be resumed.
 
-    Where a new run is refused before it samples, the folder is given back.
+    If a new run is refused before it samples, the folder is cleared again.
     """
     if settings.run.resume:
         folder = run_folder.RunFolder(path, begun=True)
@@ -284,7 +284,7 @@ def _begun(
 
 
 def _named_facts(settings: TrainSettings, given: GivenObjects) -> dict[str, Any]:
-    """What run.json says that is known before anything is loaded."""
+    """The facts for run.json that are known before anything is loaded."""
     facts = {
         "command": command_line(),
         **settings.code(),
@@ -299,9 +299,9 @@ def _named_facts(settings: TrainSettings, given: GivenObjects) -> dict[str, Any]
 def _opened(
     path: Path, settings: TrainSettings, given: GivenObjects, live: Live
 ) -> Iterator[tuple[Runtime, dict[str, Any]]]:
-    """Everything loaded, and what is allowed to differ from the run that is resumed, if one is.
+    """Everything loaded, and the allowed differences from the run that is resumed, if one is.
 
-    The comparison needs the problems and the device's name: it is made before the model is loaded.
+    The comparison needs only the problems and the device's name, so it is made before the model is loaded.
     """
     live.doing(f"reading the problems of {settings.runtime.data.dataset_name}")
     by_rewards = grades_by_rewards(settings.runtime.grading, given.grader)
@@ -340,8 +340,8 @@ def _restore(
     learner: Learner,
     differences: Mapping[str, Any],
 ) -> tuple[ProgressiveValidation, Sequence[Mapping[str, Any]]]:
-    """Empty counts; or those that are resumed and the batches that were in flight (`replay`), the learner and the
-    records being as the last checkpoint has them."""
+    """Progressive validation, and the batches that were in flight (`replay`): empty for a new run; for a resumed one as
+    in its last checkpoint, to which the learner and the records are restored, too."""
     facts = {
         "model": runtime.loaded.name,
         "device": str(runtime.policy.model.device),

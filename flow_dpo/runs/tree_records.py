@@ -1,10 +1,10 @@
-"""The loop's values as records: a tree, and the pairs or scored completions that credit made of it.
+"""The loop's values as records: a tree, and the pairs or scored completions that credit made from it.
 
     tree_row(tree, TokenTexts(renderer.tokenizer))                              a row of trees.jsonl
     example_row(pair, tree, {"prompt": ..., "chosen": ..., "rejected": ...})    a row of pairs.jsonl
     learned_row(learned)                                                        a row of learned.jsonl
 
-Invariant: a prompt is written by what it adds to an earlier node's, and can be put together again from the row alone.
+Invariant: a prompt is written as what it adds to an earlier node's, and can be put together again from the row alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SplitsTexts(Protocol):
     """Decodes token ids: `models.token_texts.TokenTexts`."""
 
     def split(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-        """Their text without special tokens, and the characters that each adds; none where `piece` says it."""
+        """Their text without special tokens, and the characters that each adds; () if `piece` already says so."""
         ...
 
     def piece(self, id: int) -> str:
@@ -40,8 +40,8 @@ class SplitsTexts(Protocol):
 def tree_row(tree: Tree, texts: SplitsTexts, form: TreeForm = "full") -> TreeRow:
     """One line of trees.jsonl. The texts are for people; the token ids are the truth.
 
-    But in the full form the probes at a tree's end are left out, all ids staying as they are. In the compact one so are
-    log-probabilities, and the texts that the texts of its tokens make up.
+    In the other forms the probes at the end of a tree are left out; all ids stay the same. The compact form also leaves
+    out log-probabilities, and texts that follow from the texts of the tokens.
     """
     size = len(tree.rollouts)
     while form != "full" and tree.rollouts[size - 1].probe:
@@ -97,7 +97,7 @@ def tree_row(tree: Tree, texts: SplitsTexts, form: TreeForm = "full") -> TreeRow
 
 
 def token_rows(trees: Iterable[Tree], known: set[int], texts: SplitsTexts) -> list[TokenRow]:
-    """Rows of tokens.jsonl for tokens that are not known yet, in order; they are known then."""
+    """Rows of tokens.jsonl, by id, for tokens that are not in `known` yet, to which they are added."""
     new = {id for tree in trees for node in tree.nodes for ids in _ids(node) for id in ids} - known
     known |= new
     return [TokenRow(id=id, text=texts.name(id) or texts.piece(id), special=bool(texts.name(id))) for id in sorted(new)]
@@ -108,7 +108,7 @@ def _ids(node: Node) -> tuple[TokenIds, TokenIds]:
 
 
 def _prompt_row(node: Node, tree: Tree) -> PromptRow:
-    """The prompt by what it adds to that of the last node of its role on its path, or else of the first in the tree."""
+    """The prompt as what it adds to that of the last node of its role on its path, or else of the first in the tree."""
     ids = node.request.prompt_ids
     near = tree.path(node.id)[-2::-1]
     others = [other for other in near if other.role == node.role] or [
@@ -123,7 +123,7 @@ def _prompt_row(node: Node, tree: Tree) -> PromptRow:
 
 
 def _num_equal(one: TokenIds, other: TokenIds) -> int:
-    """Tokens that two sequences begin with alike."""
+    """Length of the common prefix of two sequences, in tokens."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,13 +1,13 @@
-"""Rows of trees.jsonl, all rollouts on one problem with each node's prompt and verdicts, and of tokens.jsonl.
+"""Rows of trees.jsonl (all rollouts on one problem, with every node's prompt and the verdicts), and of tokens.jsonl.
 
-A prompt is written as what it adds to an earlier node's, so that none is written twice:
+A prompt is written as what it adds to an earlier node's, so that nothing is written twice:
 
-    node 0  answer  prompt {"kept": 0, "token_ids": [2, 105, 52, ...]}     the whole of it
+    node 0  answer  prompt {"kept": 0, "token_ids": [2, 105, 52, ...]}     all of it
     node 1  stop    prompt {"kept": 0, "token_ids": [2, 108, 52, ...]}
     node 2  answer  prompt {"after": 0, "kept": 58}                        node 0's prompt and its completion
 
-Invariant: nodes and rollouts name each other rightly, and a prompt refers to earlier nodes alone; anything else is a
-`DataError` (`records`).
+Invariant: nodes and rollouts refer to each other consistently, and a prompt refers only to earlier nodes; anything else
+is a `DataError` (`records`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class TokenRow:
     SCHEMA: ClassVar[str] = "token/1"
     id: Count
     text: str
-    """As the token stands inside a text; of a special token, its name."""
+    """The token as it stands inside a text; for a special token, its name."""
     special: bool = field(default=False, metadata={"sparse": True})
-    """Texts leave it out."""
+    """Whether it is a special token, which texts leave out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +40,11 @@ class PromptRow:
     """A node's prompt: the first tokens of an earlier node's prompt and completion, and what follows them."""
 
     after: Count | None = field(default=None, metadata={"sparse": True})
-    """The earlier node; None where nothing is shared."""
+    """The earlier node; None if nothing is shared."""
     kept: Count = 0
-    """Tokens of that node's prompt and completion, from the first."""
+    """Number of tokens taken from the beginning of that node's prompt and completion."""
     token_ids: TokenIdList = field(default=(), metadata={"sparse": True})
-    """All others, behind those."""
+    """All tokens that follow those."""
 
     def __post_init__(self) -> None:
         if self.after is None and self.kept:
@@ -61,28 +61,28 @@ class NodeRow:
     depth: Count
     role: Role
     policy_version: int
-    """Of the adapters that sampled it."""
+    """Version of the adapters that sampled it."""
     token_ids: TokenIdList
     finish_reason: FinishReason
     choice: Count | None
     choice_logprobs: tuple[float, ...]
     tags: tuple[str, ...]
     text: str = field(default="", metadata={"sparse": True})
-    """The tokens decoded, for people, special tokens left out; a compact row has it where tokens.jsonl does not say
-    it."""
+    """The tokens decoded, for people, without special tokens; a compact row has it only if it does not follow from
+    tokens.jsonl."""
     logprobs: tuple[float, ...] = field(default=(), metadata={"sparse": True})
-    """Nats, to six decimals; a compact row has none (learned.jsonl has those of what was learned)."""
+    """In nats, to six decimals; a compact row has none (learned.jsonl has those of what was learned)."""
     prompt: PromptRow | None = field(default=None, metadata={"sparse": True})
     """None in older rows."""
     piece_lengths: tuple[Count, ...] = field(default=(), metadata={"sparse": True})
-    """Characters of `text` that each token adds; empty where the texts in tokens.jsonl make up the text."""
+    """Characters of `text` that each token adds; empty if the text follows from the texts in tokens.jsonl."""
 
     def __post_init__(self) -> None:
         lengths = self.piece_lengths
         if lengths and (len(lengths) != len(self.token_ids) or sum(lengths) != len(self.text)):
             raise ValueError(
-                f"expected a number for each of the {len(self.token_ids)} tokens in 'piece_lengths', which come to the "
-                f"text's {len(self.text)} characters, found {len(lengths)} that come to {sum(lengths)}"
+                f"expected a number for each of the {len(self.token_ids)} tokens in 'piece_lengths', which add up to "
+                f"the text's {len(self.text)} characters, found {len(lengths)} that add up to {sum(lengths)}"
             )
         if len(self.choice_logprobs) == 2 and self.choice not in (0, 1):
             raise ValueError(f"expected 0 or 1 as the 'choice' between two words, found {self.choice!r}")
@@ -96,16 +96,16 @@ class RolloutRow:
     start: Count
     leaf: Count
     ended: bool
-    """Answer sampled its end token last."""
+    """Whether Answer sampled its end token last."""
     probe: bool
     value: float | None
     text: str
-    """"" in a compact row, but for the trunk: its nodes have it."""
+    """"" in a compact row, except for the trunk: the nodes have the text."""
     verdict: Verdict | None
 
     @property
     def status(self) -> Literal["correct", "wrong", "ungraded"]:
-        """Its verdict's; "ungraded" where it has none."""
+        """The verdict's status; "ungraded" if there is no verdict."""
         return "ungraded" if self.verdict is None else self.verdict.status
 
 
@@ -122,16 +122,16 @@ class TreeRow:
     choices: Mapping[Role, tuple[str, ...]] = field(
         default_factory=dict[Role, tuple[str, ...]], metadata={"sparse": True}
     )
-    """Words that roles which choose chose among first."""
+    """For each role that chooses, the words offered at its first choice."""
     first_prompt_ids: Mapping[Role, TokenIdList] = field(
         default_factory=dict[Role, TokenIdList], metadata={"sparse": True}
     )
-    """Of older rows, which have no other prompts."""
+    """The first prompts in older rows, which have no others."""
     num_left_out: Count | None = field(default=None, metadata={"sparse": True})
-    """Last rollouts, all probes, that the row leaves out with their nodes; examples may name these nodes."""
+    """Number of last rollouts, all probes, that the row leaves out with their nodes; examples can name these nodes."""
 
     def __post_init__(self) -> None:
-        """Nodes and rollouts must name each other rightly."""
+        """Check that nodes and rollouts refer to each other consistently."""
         if not self.nodes or not self.rollouts:
             raise ValueError(f"expected nodes and rollouts, found {len(self.nodes)} and {len(self.rollouts)}")
         for at, node in enumerate(self.nodes):
@@ -146,7 +146,7 @@ class TreeRow:
         self._check_prompts()
 
     def prompt_ids(self, node: int) -> TokenIds:
-        """A node's whole prompt. Raises `ValueError` where its row is an older one that has none."""
+        """A node's whole prompt. Raises `ValueError` if this is an older row, without prompts."""
         parts: list[TokenIds] = []
         kept = None
         at: int | None = node
@@ -163,7 +163,7 @@ class TreeRow:
         return tuple(id for part in reversed(parts) for id in part)
 
     def _check_prompts(self) -> None:
-        """Each refers to an earlier node, and keeps no more tokens than that has."""
+        """Check that each prompt refers to an earlier node, and keeps no more tokens than that has."""
         lengths: list[int] = []
         for at, node in enumerate(self.nodes):
             prompt = node.prompt

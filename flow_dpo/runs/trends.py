@@ -1,11 +1,11 @@
 """Trends of noisy series: the mean of the first third against that of the last, and whether they can be told apart.
 
     trend([2.1, 1.9, 1.2, 1.1, 0.4, 0.5])      Trend(first=2.0, last=0.45, low=-2.24, high=-0.86): it fell
-    trend([0.03, 0.04, 0.03, 0.04, 0.007])     an interval that holds 0: no change can be told
+    trend([0.03, 0.04, 0.03, 0.04, 0.007])     an interval that contains 0: no change can be told from noise
 
-A value alone is the noise of its batch: the last one of a fine-tuning is often of a single left-over row. Each value
-has the weight of what it is a mean of (tokens, pairs), and both thirds have the same weight in all.
-Invariant: of values that are drawn alike, `is_told` in one of twenty series.
+A single value is mostly the noise of its batch: the last one of a fine-tuning is often that of one left-over row. Each
+value is weighted by the number of things that it averages (tokens, pairs), and both thirds have the same total weight.
+Invariant: for values from one distribution, `is_told` is true in one of twenty series.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Trend:
     """Weighted mean of the first third."""
     last: float
     num: int
-    """Values of the whole series."""
+    """Number of values in the whole series."""
     low: float | None = None
-    """95 % interval of last minus first (Welch's t); None of thirds that hold one value."""
+    """95 % interval of last minus first (Welch's t); None if a third holds only one value."""
     high: float | None = None
 
     @property
@@ -35,7 +35,7 @@ class Trend:
 
 
 def trend(values: Sequence[float | None], weights: Sequence[float | None] | None = None) -> Trend | None:
-    """The trend of a series in its order. A value that is None is left out; None where none is left."""
+    """The trend of a series, in its order. Values that are None are left out; returns None if no value is left."""
     weights = [1.0] * len(values) if weights is None else weights
     there = [
         (value, weight)
@@ -58,7 +58,7 @@ def trend(values: Sequence[float | None], weights: Sequence[float | None] | None
 
 
 def _third(series: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
-    """Mean, squared standard error and degrees of freedom over the beginning that holds a third of the weight."""
+    """Mean, squared standard error and degrees of freedom of the first values, up to a third of the total weight."""
     left = sum(weight for _, weight in series) / 3
     taken: list[tuple[float, float]] = []
     for value, weight in series:
@@ -68,7 +68,7 @@ def _third(series: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
         left -= weight
     total = math.fsum(weight for _, weight in taken)
     mean = math.fsum(value * weight for value, weight in taken) / total
-    effective = total**2 / math.fsum(weight**2 for _, weight in taken)  # values of equal weight that say as much
+    effective = total**2 / math.fsum(weight**2 for _, weight in taken)  # as many values of equal weight
     if effective < 1.5:
         return mean, 0.0, 0.0
     spread = math.fsum(weight * (value - mean) ** 2 for value, weight in taken) / total * effective / (effective - 1)

@@ -1,12 +1,12 @@
-"""Export of traces and pairs to JSONL files that other trainers read as they are.
+"""Export of traces and pairs to JSONL files that other trainers read directly.
 
     messages            {"messages": [..., {"role": "assistant", ...}], ...}                  TRL's SFTTrainer
     prompt_completion   {"prompt": [...], "completion": [{"role": "assistant", ...}], ...}    TRL's SFTTrainer
     preference          {"prompt": "...", "chosen": "...", "rejected": "...", ...}            TRL's DPOTrainer
     steps               {"prompt": "...", "completions": [...], "labels": [true, ...], ...}   TRL's PRMTrainer
 
-One row a line in `train.jsonl`, with the data set's card, `README.md`. Invariant: columns that a trainer does not read
-are kept, so that nothing that is known of a row is lost.
+One row per line in `train.jsonl`, with the data set's card, `README.md`. Invariant: columns that a trainer does not
+read are kept, so nothing that is known about a row is lost.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ExportSettings:
     source: str = ""
     """A folder or file of traces (`flow-dpo generate`), a run folder, or an evaluation."""
     format: Literal["auto", "messages", "prompt_completion", "preference", "steps", "inspect"] = "auto"
-    """"auto" is "prompt_completion" for traces, "preference" for a run and "inspect" for an evaluation: a log of
-    Inspect AI. "steps" are the steps of a run's solutions, with labels for a process reward model, where the recipe
+    """"auto" is "prompt_completion" for traces, "preference" for a run and "inspect" (a log of Inspect AI) for an
+    evaluation; "steps" are the steps of a run's solutions, with labels for a process reward model, if the recipe
     sampled from the states between them."""
     output_dir: str = "runs/export"
 
@@ -50,7 +50,7 @@ class ExportSettings:
 
 
 def export(settings: ExportSettings) -> tuple[Path, int]:
-    """Write the folder; its path, and the number of rows. Raises `ConfigError` or `DataError` before it writes."""
+    """Write the folder; return its path and number of rows. Raises `ConfigError` or `DataError` before it writes."""
     source, folder = Path(settings.source), Path(settings.output_dir)
     if not settings.source or not source.exists():
         raise DataError(
@@ -79,13 +79,13 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
         files.write_whole(folder / CARD, card(wanted, rows, facts))
     except OSError as error:
         for name in (ROWS, CARD):
-            (folder / name).unlink(missing_ok=True)  # half an export is none, and another may have the folder
+            (folder / name).unlink(missing_ok=True)  # half an export is useless, and would block the folder
         raise StorageError(f"could not write the export to {folder}: {error}; make room, and export again") from error
     return folder, len(rows)
 
 
 def trace_rows(traces: Iterable[Trace], format: Format) -> list[dict[str, Any]]:
-    """The traces as conversations: whole, or as a prompt and what follows it."""
+    """The traces as conversations: whole, or split into prompt and completion."""
     rows: list[dict[str, Any]] = []
     for trace in traces:
         prompt = [dict(message) for message in trace.messages]
@@ -100,9 +100,9 @@ def trace_rows(traces: Iterable[Trace], format: Format) -> list[dict[str, Any]]:
 
 
 def pair_rows(run: Path) -> list[dict[str, Any]]:
-    """A run's pairs, every column of them.
+    """A run's pairs, with all columns.
 
-    Raises `DataError` where there are none, and for the first row that is no pair.
+    Raises `DataError` if there are none, and for the first row that is not a pair.
     """
     file = run / "pairs.jsonl"
     rows = [typed_json.write(row) for row in read_rows(file, PairRow)]
@@ -112,8 +112,8 @@ def pair_rows(run: Path) -> list[dict[str, Any]]:
 
 
 def card(format: Format, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], *, repo_id: str = "") -> str:
-    """The data set's card: a YAML header that the hub reads, and how the rows were made. `repo_id`: of the hub, where
-    it is read from there."""
+    """The data set's card: a YAML header that the hub reads, and how the rows were made. `repo_id` is its id on the
+    hub, if it is to be loaded from there."""
     header = DatasetCardData(
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": ROWS}]}],
         task_categories=["text-generation"],
@@ -162,42 +162,42 @@ _TITLES: Mapping[Format, str] = {
     "steps": "solutions with a label for every step",
 }
 _TRACE_COLUMNS = (
-    "`solution` is the attempt that produced the answer, `token_ids` are the very tokens that were sampled, "
-    "`verdict` is the verifier's on this attempt alone, `draws_used` and `tokens_spent` count all draws on the problem."
+    "`solution` is the attempt that produced the answer, `token_ids` are exactly the tokens that were sampled, "
+    "`verdict` is the verdict on this attempt alone, `draws_used` and `tokens_spent` count all draws on the problem."
 )
 _COLUMNS: Mapping[Format, str] = {
     "messages": _TRACE_COLUMNS,
     "prompt_completion": _TRACE_COLUMNS,
     "preference": (
-        "`prompt` is the rendered chat with its special tokens. `role` sampled the completions: train one adapter a "
-        "role, on its own rows. `prompt_ids`, `chosen_ids` and `rejected_ids` are the very tokens that were sampled; a "
-        "trainer that encodes the texts again, and closes each with an end token, as TRL's does, trains on slightly "
-        "others. `node`, `rejected_node` and `depth` place the pair in its problem's tree (`trees.jsonl` of the run)."
+        "`prompt` is the rendered chat with its special tokens. `role` sampled the completions: train one adapter per "
+        "role, on its own rows. `prompt_ids`, `chosen_ids` and `rejected_ids` are exactly the tokens of the run; a "
+        "trainer that encodes the texts again and adds an end token to each, as TRL's does, trains on slightly "
+        "different ones. `node`, `rejected_node` and `depth` locate the pair in the tree (`trees.jsonl` of the run)."
     ),
     "steps": (
         "`prompt` is the question, `completions` are the steps of one solution. `labels` are hard estimates "
         "(Math-Shepherd, arXiv 2312.08935): whether any completion from the state after a step ended right; `values` "
-        "are soft ones, the share that did, of `num_completions`. The last step of a solution has the verdict on it. A "
-        "row ends before the first step of which nothing is known. A value is of the policy of `policy_version`, which "
-        "sampled all. `step_ids` are the very tokens that were sampled, without the ends' spaces "
-        "stripped; `roles` sampled them; `rollout` and `nodes` place them in `trees.jsonl` of the run."
+        "are soft ones, the share that did, of `num_completions`. The last step gets the verdict on the solution. A "
+        "row ends before the first step about which nothing is known. Values are those of the policy of "
+        "`policy_version`, which sampled everything. `step_ids` are exactly the tokens that were sampled, before "
+        "spaces at the ends were stripped; `roles` sampled them; `rollout` and `nodes` locate them in `trees.jsonl`."
     ),
 }
 _LOAD = 'rows = load_dataset("json", data_files="train.jsonl", split="train")\n'
 _USE: Mapping[Format, str] = {
     "messages": f"```python\n{_LOAD}SFTTrainer(model, train_dataset=rows)\n```\n\nThe loss is on the whole "
-    "conversation; the prompt and completion format has it on the solution only.",
+    "conversation; in the format prompt_completion it is on the solution only.",
     "prompt_completion": f"```python\n{_LOAD}SFTTrainer(model, train_dataset=rows)  # loss on the completion\n```",
     "preference": f'```python\n{_LOAD}rows = rows.filter(lambda row: row["role"] == "answer")\n'
     "DPOTrainer(model, train_dataset=rows)\n```",
     "steps": f"```python\n{_LOAD}PRMTrainer(model, processing_class=tokenizer, train_dataset=rows)\n```\n\n"
-    "`PRMTrainer` is experimental in TRL, and not in every version; it puts a newline after each step, and learns "
+    "`PRMTrainer` is experimental in TRL, and not in every version. It puts a newline after each step and learns "
     "`labels` there. `values` are for trainers that take soft labels.",
 }
 
 
 def trace_facts(file: TraceFile) -> dict[str, Any]:
-    """What a card says of traces."""
+    """What a card says about traces."""
     header, cost, counts = file.header, file.header.get("cost", {}), file.header.get("counts", {})
     return {
         "written by": ", ".join(sorted({trace.source for trace in file.traces})),
@@ -211,6 +211,6 @@ def trace_facts(file: TraceFile) -> dict[str, Any]:
 
 
 def run_facts(run: Path) -> dict[str, Any]:
-    """What a card says of a run's pairs."""
+    """What a card says about a run's pairs."""
     facts = run_folder.read_facts(run)
     return {"model": facts.get("model"), "problems": facts.get("num_problems"), "command": facts.get("command")}

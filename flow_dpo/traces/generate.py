@@ -1,14 +1,14 @@
-"""Generation of traces: correct rollouts, sampled within a budget of draws a problem and verified again.
+"""Generation of traces: correct rollouts, sampled within a budget of draws per problem and verified again.
 
 Problems are taken a batch at a time. Those of a batch that still need a trace are drawn once more, together, until the
-budget is used or none is left; then the batch's traces are handed over, so that a caller can write them down:
+budget is used or none is left; then the batch's traces are yielded, so that the caller can write them:
 
     draw 1   p1 p2 p3    p2 right: done
     draw 2   p1    p3    p1 right: done
     draw 3         p3    wrong: the budget of 3 is used, and p3 has no trace
 
-Where there are many workers several batches are drawn side by side. Invariant: which traces a problem gets depends on
-the problem, the seed and the adapters alone, and which come out in all not on how many batches were under way.
+With many workers, several batches are drawn at the same time. Invariant: the traces of a problem depend only on the
+problem, the seed and the adapters, and all traces together do not depend on how many batches were under way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Tally:
 
     num_problems_sampled: int = 0
     problems_solved: int = 0
-    """Problems with a trace at least."""
+    """Problems with at least one trace."""
     traces: int = 0
     draws: int = 0
     correct_draws: int = 0
@@ -49,10 +49,10 @@ class Tally:
     unsound_attempts: int = 0
     """Right rollouts that gave no trace: the attempt that counts was not right by itself."""
     tokens_sampled: int = 0
-    """Sampled tokens of all roles, failed draws counted."""
+    """Sampled tokens of all roles, including failed draws."""
     verdicts_used: int = 0
-    """Times that a solution was compared with the gold answer: once a rollout, and once more for an attempt that is
-    not the whole rollout."""
+    """Number of comparisons with a gold answer: one per rollout, and one more for an attempt that is not the whole
+    rollout."""
     started: float = field(default_factory=time.perf_counter)
 
     def __str__(self) -> str:
@@ -83,14 +83,14 @@ class Tally:
         return {"counts": numbers, "cost": cost | {"seconds": round(time.perf_counter() - started, 3)}}
 
     def add(self, more: Tally) -> None:
-        """Add the counts of some problems more."""
+        """Add the counts of further problems."""
         for name, value in asdict(more).items():
             if name != "started":
                 setattr(self, name, getattr(self, name) + value)
 
     @classmethod
     def of(cls, header: Mapping[str, Any]) -> Tally:
-        """The counts that `facts` put into a header; none where it has none yet."""
+        """The counts that `facts` put into a header; zero if it has none yet."""
         cost = dict(header.get("cost", {}))
         started = time.perf_counter() - cost.pop("seconds", 0.0)
         return cls(
@@ -100,11 +100,11 @@ class Tally:
 
 @dataclass(kw_only=True)
 class _Drawn:
-    """One problem while it is drawn."""
+    """One problem while solutions of it are drawn."""
 
     problem: Problem
     prompt: tuple[Mapping[str, str], ...]
-    """Its chat in one pass."""
+    """Its chat for one pass."""
     draws: int = 0
     tokens: int = 0
     found: list[Trace] = field(default_factory=list[Trace])
@@ -125,11 +125,11 @@ def generate(
     *,
     batches_at_once: int = 1,
 ) -> Iterator[tuple[list[Trace], Tally]]:
-    """Batch by batch, the traces of its problems and the counts of all so far, until there are enough.
+    """Yield, batch by batch, the traces of its problems and the counts of all so far, until there are enough.
 
-    `flow` is sampled; the chat of a trace is the first prompt of `one_pass`. `tally` has the counts of the problems
-    that were done before, the first of all. Of batches at once those after there were enough are dropped, and not
-    counted: what comes out is the same for any number of them.
+    `flow` is sampled; the chat of a trace is the first prompt of `one_pass`. `tally` counts the first problems, which
+    were done before. Of `batches_at_once`, those after the one that completes the traces are dropped and not counted:
+    the result is the same for any number of them.
     """
     most, tally = settings.max_traces, Tally() if tally is None else tally
     problems = problems[tally.num_problems_sampled :]
@@ -158,7 +158,7 @@ def generate(
 
 @dataclass(kw_only=True)
 class _Batch:
-    """Problems that are drawn together, and the counts of theirs alone."""
+    """Problems that are drawn together, and the counts of these alone."""
 
     drawn: list[_Drawn]
     tally: Tally = field(default_factory=Tally)
@@ -176,8 +176,8 @@ def _from_rollouts(
     tally: Tally,
     at_once: int,
 ) -> Iterator[tuple[list[Trace], Tally]]:
-    """Traces of the right rollouts: `sample` returns, for some problems of each batch, a graded tree of each for one
-    draw, counted from 0."""
+    """Traces of the right rollouts. For the given problems of each batch and the number of the draw, from 0, `sample`
+    returns one graded tree per problem."""
     batches = batched(problems, settings.batch_problems)
     while several := [
         _Batch(drawn=[_Drawn(problem=problem, prompt=_prompt(one_pass, renderer, problem)) for problem in batch])
@@ -206,7 +206,7 @@ def _from_data(
     settings: GenerateSettings,
     tally: Tally,
 ) -> Iterator[tuple[list[Trace], Tally]]:
-    """The data set's own solutions: one a problem, nothing is sampled."""
+    """The data set's own solutions, one per problem; nothing is sampled."""
     for batch in batched(problems, settings.batch_problems):
         texts = [(problem, text) for problem in batch if (text := worked_solution(problem))]
         verdicts = grader.check_texts([(problem, text, True) for problem, text in texts])
@@ -236,10 +236,10 @@ def _from_data(
 
 
 def worked_solution(problem: Problem) -> str:
-    """A data set's own solution; "" where there is none.
+    """A data set's own solution; "" if there is none.
 
-    One that states no answer of its own gets the gold one on a last line, in the form that the prompts ask for; GSM8K's
-    calculator notes ("<<3*4=12>>") are left out.
+    If it does not state its answer, the gold answer is added on a last line, in the form that the prompts ask for.
+    GSM8K's calculator notes ("<<3*4=12>>") are left out.
     """
     text = re.sub(r"<<[^<>]*>>", "", problem.solution).strip()
     stated = last_box(text) is not None or after_answer_is(text) is not None
@@ -247,7 +247,7 @@ def worked_solution(problem: Problem) -> str:
 
 
 def _problem_columns(problem: Problem) -> dict[str, str]:
-    """The columns of a trace that are its problem's."""
+    """The columns of a trace that describe its problem."""
     return {
         "problem_id": problem.id,
         "question": problem.question,
@@ -305,9 +305,9 @@ def _take(
 
 
 def verify_attempts(trees: Sequence[Tree], renderer: Renderer, grader: Grader) -> list[tuple[str, Verdict]]:
-    """The attempt that counts of each trunk, as text, and the verdict on it alone.
+    """For each trunk the attempt that counts, as text, and the verdict on it alone.
 
-    It is read as a finished solution: that is how it is learned, with the end token after it.
+    The attempt is read as a finished solution, since it is learned with the end token after it.
     """
     texts = [renderer.to_text(tree.trunk.solution.attempt) for tree in trees]
     items = [(tree.problem, text, True) for tree, text in zip(trees, texts, strict=True)]
@@ -315,7 +315,7 @@ def verify_attempts(trees: Sequence[Tree], renderer: Renderer, grader: Grader) -
 
 
 def _done(drawn: Sequence[_Drawn], selection: SelectionSettings, tally: Tally) -> list[Trace]:
-    """The traces of problems that will not be drawn again, with what they cost in all."""
+    """The traces of problems that will not be drawn again, with their total cost."""
     chosen: list[Trace] = []
     for one in drawn:
         kept = selection.choose(one.found)

@@ -70,9 +70,9 @@ def generate_traces(
 ) -> TraceFile:
     """Sample verified solutions into `output_dir`, as `flow-dpo generate` does, and read them back.
 
-    `source` is a run folder, whose newest adapters are sampled on the data set that they were trained on unless another
-    is given, or a model's name. `recipe` and `flow` are those of a run that was trained with objects. Any setting of
-    the command may be given by its name: `num_samples=4`.
+    `source` is a run folder or a model's name. A run's newest adapters are sampled on the data set that they were
+    trained on, unless another is given. `recipe` and `flow` are those of a run that was trained with such objects. Any
+    setting of the command can be given by its name: `num_samples=4`.
     """
     grader = grader_of(grader, reward_funcs, reward_weights)
     given = GivenObjects(grader=grader, engine=engine, recipe=recipe, flow=flow)
@@ -96,10 +96,10 @@ def generate_run(
     report: Callable[[str], None] = lambda _: None,
     console: Console | None = None,
 ) -> Path:
-    """Load everything, sample, and write a folder of traces; on a console it shows how far it is.
+    """Load everything, sample, and write a folder of traces; `console` shows the progress.
 
-    `parsed` holds the command's groups of settings. Traces are written batch by batch: interrupted, the same command
-    continues. Raises `ConfigError` for a folder in use or that cannot be written to, before anything is loaded.
+    `parsed` holds the command's groups of settings. Traces are written batch by batch: after an interruption the same
+    command continues. Raises `ConfigError`, before anything is loaded, if the folder is in use or not writable.
     """
     console = Console(quiet=True) if console is None else console
     settings: GenerateSettings = parsed["generate"]
@@ -126,7 +126,7 @@ def generate_run(
         header |= {"num_problems": len(problems)}
         tally = before = _tally_so_far(path, header)
         if before.num_problems_sampled:
-            report(f"going on after {before.num_problems_sampled} problems and {before.traces} traces")
+            report(f"continuing after {before.num_problems_sampled} problems and {before.traces} traces")
             header |= before.facts()
         live.begin(len(problems), "problems", before.num_problems_sampled)
         kept = kept_workers(path, recordable(parsed), runtime, adapters, live, console, counts=False)
@@ -145,14 +145,14 @@ def generate_run(
             folder.note({"complete": True})
     if not tally.traces:
         raise DataError(
-            f"expected a trace at least, found none on {len(problems)} problems: {tally.shortfall()}; the counts are "
+            f"expected at least one trace, found none on {len(problems)} problems: {tally.shortfall()}; the counts are "
             f"in {path}; {_ADVICE[settings.mode == 'ground_truth']}"
         )
     return path
 
 
 _ADVICE = {
-    False: "give a larger budget of draws (--num_samples), a model or adapters that solve some, or easier problems",
+    False: "allow more draws (--num_samples), or use a model or adapters that solve some, or easier problems",
     True: "name a data set with worked solutions, or sample them with --mode single",
 }
 
@@ -160,7 +160,7 @@ _ADVICE = {
 def _header(
     parsed: Mapping[str, Any], runtime: Runtime, adapters: Mapping[Role, Adapter], dataset: str
 ) -> dict[str, Any]:
-    """What traces.json says of how the traces are made."""
+    """What traces.json says about how the traces are made."""
     settings = parsed["generate"]
     return {
         "source": settings.source(trained=any(map(is_trained, adapters.values()))),
@@ -189,9 +189,9 @@ def _digest(adapter: Adapter) -> str:
 
 
 def _tally_so_far(path: Path, header: Mapping[str, Any]) -> Tally:
-    """The counts of an interrupted folder of traces, which the same command continues with; none of a new one.
+    """The counts of an interrupted folder of traces, with which the same command continues; zero for a new folder.
 
-    Raises `ConfigError` where it was made otherwise, or by other adapters: of a run that has learned since.
+    Raises `ConfigError` if it was made differently, or by other adapters, as of a run that has learned since.
     """
     known = interrupted(path)
     if known is None:
@@ -206,14 +206,14 @@ def _tally_so_far(path: Path, header: Mapping[str, Any]) -> Tally:
     ]
     if differing:
         raise ConfigError(
-            f"output_dir {path} holds traces that were interrupted and made otherwise ({', '.join(differing)}); give "
+            f"output_dir {path} holds interrupted traces that were made differently ({', '.join(differing)}); give "
             "the same command to continue with them, or name another folder with --output_dir"
         )
-    # Of a folder from before they were noted, the files are those of the same path.
+    # An older folder has no digests: its adapters are taken to be the files at the same path.
     if known.get("adapters", {}) != now["adapters"] or known.get(_DIGESTS, now[_DIGESTS]) != now[_DIGESTS]:
         then, found = (", ".join(each.get("adapters", {}).values()) or "none" for each in (known, now))
         raise ConfigError(
-            f"output_dir {path} holds traces that were interrupted, of the adapters {then}, found "
+            f"output_dir {path} holds interrupted traces of the adapters {then}, found "
             f"{'other files there' if found == then else found}: the run has learned since; name another folder with "
             "--output_dir for traces of the adapters as they are now"
         )
@@ -221,7 +221,7 @@ def _tally_so_far(path: Path, header: Mapping[str, Any]) -> Tally:
 
 
 def _only_of(problems: Sequence[Problem], traces: str) -> list[Problem]:
-    """The problems that these traces are of; all where none are named."""
+    """The problems of these traces; all problems if no traces are named."""
     if not traces:
         return list(problems)
     ids = {trace.problem_id for trace in read_traces(Path(traces)).traces}

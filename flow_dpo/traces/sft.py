@@ -1,12 +1,12 @@
-"""Supervised fine-tuning of a model on traces, by TRL's stable `SFTTrainer` with LoRA.
+"""Supervised fine-tuning of a model on traces, with TRL's stable `SFTTrainer` and LoRA.
 
 The token ids are made here, and the loss is on the solution and its end token:
 
     input_ids   <chat of `evaluate --mode single`> 4 5 6 E
     labels      -100 ...                      -100 4 5 6 E
 
-Invariant: the prompt's ids are those of the evaluation's request, and the solution's are those that were sampled. Only
-where the traces come from another vocabulary is their text encoded.
+Invariant: the prompt's ids are those of the evaluation's request, and the solution's ids are those that were sampled.
+The text of a trace is encoded only if the trace comes from another vocabulary.
 """
 
 from __future__ import annotations
@@ -50,18 +50,17 @@ IGNORED = -100
 
 
 def check_trl() -> None:
-    """Raise `ConfigError` where TRL is not installed."""
+    """Raise `ConfigError` if TRL is not installed."""
     try:
         import trl.trainer.sft_trainer  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"flow-dpo sft needs TRL, found that it cannot be imported ({error}); install it with "
-            f"pip install -e '.[trl]'"
+            f"flow-dpo sft needs TRL, which cannot be imported ({error}); install it with pip install -e '.[trl]'"
         ) from error
 
 
 def choose(file: TraceFile, settings: SftSettings) -> tuple[Trace, ...]:
-    """The traces to learn from. Raises `DataError` where there are fewer than are wanted."""
+    """The traces to learn from. Raises `DataError` if there are fewer than `num_traces`."""
     wanted = settings.num_traces
     if wanted is None:
         return file.traces
@@ -76,13 +75,13 @@ def choose(file: TraceFile, settings: SftSettings) -> tuple[Trace, ...]:
 def example_ids(
     trace: Trace, flow: Flow[Any], renderer: Renderer, *, end_id: int, sampled: bool
 ) -> dict[str, TokenIds]:
-    """One trace as `input_ids` and `labels`. `flow` makes the prompt; `sampled`: its ids are this vocabulary's.
+    """One trace as `input_ids` and `labels`. `flow` makes the prompt; `sampled`: its ids are of this vocabulary.
 
-    A text is learned as the chat template writes an answer: with what stands in front of it, and before its end token.
+    Otherwise its text is encoded as the chat template writes an answer: with what comes before it and its end token.
     """
     problem = Problem(id=trace.problem_id, question=trace.question, gold=trace.gold)
     turn = flow.turn(flow.start(problem))
-    assert turn is not None, "a flow has a turn at least"
+    assert turn is not None, "a flow has at least one turn"
     prompt = renderer.render(turn).prompt_ids
     if sampled:
         learned = (*trace.token_ids, end_id)
@@ -95,7 +94,7 @@ def example_ids(
 def examples(
     traces: Sequence[Trace], header: Mapping[str, Any], flow: Flow[Any], loaded: LoadedModel
 ) -> list[dict[str, TokenIds]]:
-    """Training examples, one row a trace.
+    """Training examples, one row per trace.
 
     Raises `DataError` for a trace that exceeds the context window, or has token ids that the model does not know.
     """
@@ -112,8 +111,8 @@ def examples(
             )
         if len(row["input_ids"]) > loaded.context_tokens:
             raise DataError(
-                f"expected traces that fit into the context window of {loaded.context_tokens} tokens, found that of "
-                f"{trace.problem_id} with {len(row['input_ids'])}; leave it out, or take a model with a longer window"
+                f"expected traces that fit into the context window of {loaded.context_tokens} tokens, found "
+                f"{len(row['input_ids'])} for {trace.problem_id}; leave it out, or use a model with a longer window"
             )
     return rows
 
@@ -125,8 +124,8 @@ def fine_tune(
     training: SftTrainingSettings,
     settings: SftSettings,
 ) -> tuple[PeftModel, list[dict[str, Any]]]:
-    """The model with its trained adapter, and TRL's log. `rows` are those of `examples`; where `lora` names an adapter
-    to begin with, that continues."""
+    """The model with its trained adapter, and TRL's log. `rows` are those of `examples`; if `lora` names an adapter to
+    begin with, that one is trained further."""
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
@@ -156,7 +155,7 @@ def fine_tune(
 
 @contextmanager
 def _no_telemetry() -> Iterator[None]:
-    """TRL's trainers report that they were made to the hub; ours do not, whatever the environment sets."""
+    """TRL's trainers report their creation to the hub; here they do not, whatever the environment sets."""
     before, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
     try:
         yield
@@ -165,7 +164,7 @@ def _no_telemetry() -> Iterator[None]:
 
 
 def _arguments(loaded: LoadedModel, training: SftTrainingSettings, settings: SftSettings) -> dict[str, Any]:
-    """TRL's settings: the values of the updates, and that nothing is cut, saved or reported on the way."""
+    """TRL's settings: the values of the updates, with nothing truncated, saved or reported during training."""
     values = {field.name: getattr(training, field.name) for field in fields(training)}
     values["warmup_steps"] = values.pop("warmup_ratio")  # transformers 5 takes a share below 1 there
     return values | {
@@ -183,7 +182,7 @@ def _arguments(loaded: LoadedModel, training: SftTrainingSettings, settings: Sft
 
 
 def write(model: PeftModel, loaded: LoadedModel, folder: Path, *, chat_template: str | None, merge: bool) -> None:
-    """The adapter in PEFT's layout and the tokenizer, and the merged model in `merged/` where it is wanted."""
+    """Write the adapter in PEFT's layout and the tokenizer and, with `merge`, the merged model in `merged/`."""
     tokenizer = loaded.renderer.tokenizer
     if chat_template is not None:
         tokenizer.chat_template = loaded.renderer.template.source
@@ -203,7 +202,7 @@ def summarise(
     log: Sequence[Mapping[str, Any]],
     started: float,
 ) -> dict[str, Any]:
-    """Facts of a fine-tuning: its examples, cost and losses, which are means over as many tokens each."""
+    """Facts of a fine-tuning run: its examples, cost and losses, each a mean over the same number of tokens."""
     learned = sum(label != IGNORED for row in rows for label in row["labels"])
     losses = loss_trend(log)
     return {
@@ -223,24 +222,24 @@ def summarise(
 
 
 def loss_trend(log: Sequence[Mapping[str, Any]]) -> Trend | None:
-    """The loss over the first and the last third of the tokens, from TRL's log; None where nothing was learned."""
+    """The loss over the first and the last third of the tokens, from TRL's log; None if nothing was learned."""
     found = [row for row in log if "loss" in row]
-    read = [float(row["num_tokens"]) for row in found if row.get("num_tokens") is not None]  # all of them so far
+    read = [float(row["num_tokens"]) for row in found if row.get("num_tokens") is not None]  # cumulative
     weights = [now - before for before, now in pairwise([0.0, *read])] if len(read) == len(found) else None
     return trend([row["loss"] for row in found], weights)
 
 
 def loss_words(facts: Mapping[str, Any]) -> str:
-    """How the loss went, in one sentence, and nothing that is noise: a single update's loss is that of its rows."""
+    """How the loss changed, in one sentence, without single updates, whose losses are mostly noise."""
     first, last, change = facts["first_loss"], facts["last_loss"], facts.get("loss_change")
     num = facts.get("num_updates") or 0
     if first is None:
         return "no update was made"
     if change is None:
-        return f"loss {first:.4g} to {last:.4g}, of {num} updates: too few to tell a change"
+        return f"loss {first:.4g} to {last:.4g} over {num} updates: too few to tell a change"
     low, high = change
     told = f"changed by {low:+.3g} to {high:+.3g}" if not low <= 0 <= high else (
-        f"no change can be told ({low:+.3g} to {high:+.3g})"
+        f"no change can be shown ({low:+.3g} to {high:+.3g})"
     )  # fmt: skip
     return f"loss {first:.4g} over the first third of {num} updates' tokens, {last:.4g} over the last: {told}, 95 %"
 
@@ -287,7 +286,7 @@ flow-dpo evaluate --mode single --adapter {{ quoted }}
 
 
 def record(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> None:
-    """config.yaml, run.json and metrics.jsonl of a fine-tuning."""
+    """Write config.yaml, run.json and metrics.jsonl of a fine-tuning run."""
     write_whole(folder / "config.yaml", yaml.safe_dump(run_folder.plain(config), sort_keys=False, allow_unicode=True))
     headers.write_header(folder / "run.json", headers.RunFacts, {**run_folder.environment(), **facts})
     (folder / "metrics.jsonl").write_bytes(b"")

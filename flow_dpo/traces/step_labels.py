@@ -1,14 +1,14 @@
-"""Labels of steps for process reward models, from the trees of a run that probed the states between them.
+"""Labels of steps for process reward models, from the trees of a run that probed the states between steps.
 
-Math-Shepherd's labels (arXiv 2312.08935): a step is right where any completion from the state after it ended right
-(hard estimate), or as right as their share (soft estimate); after the last step the solution's own verdict is both. A
-row of what TRL's `PRMTrainer` reads:
+Math-Shepherd's labels (arXiv 2312.08935): the hard estimate of a step is whether any completion from the state after it
+ended right, the soft estimate the share that did; for the last step both are the solution's own verdict. A row, as
+TRL's `PRMTrainer` reads it:
 
     {"prompt": "Anna has 12 ...?", "completions": ["She buys 7: 12 + 7 = 19", "Answer: 19"], "labels": [true, true],
      "values": [0.75, 1.0], "num_completions": [4, 1], ...}
 
-Invariant: labels, values and steps are as many as one another; a row ends before the first step of which nothing is
-known, and equal solutions of a problem are one row.
+Invariant: a row has as many labels and values as steps; it ends before the first step about which nothing is known, and
+equal solutions of a problem make one row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ State = tuple[Role, TokenIds]
 
 
 def step_rows(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's trees, solution by solution. Raises `DataError` where no tree has probes, or no prompts."""
+    """The rows of a run's trees, solution by solution. Raises `DataError` without graded probes, or without prompts."""
     file, num_probes = run / "trees.jsonl", 0
     rows: list[dict[str, Any]] = []
     for line, tree in iter_rows(file, TreeRow):
@@ -38,7 +38,7 @@ def step_rows(run: Path) -> list[dict[str, Any]]:
     if not rows:
         why = "no rollout from a state between steps was recorded" if not num_probes else "none of them was graded"
         raise DataError(
-            f"expected probes in {file}, from which steps are labelled, found none that tell: {why}; train with "
+            f"expected probes in {file}, from which steps are labelled, found none to use: {why}; train with "
             "--recipe vineppo, or another that samples from the states between steps"
         )
     return rows

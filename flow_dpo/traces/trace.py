@@ -1,14 +1,14 @@
-"""Traces: their files, and which of a problem's correct rollouts become one.
+"""Traces: their files, and which of a problem's correct rollouts become traces.
 
-A trace is the attempt that produced a right answer, and nothing else: what a rollout gave up and started again is cut
-off at the piece that the flow marked, never by searching the text, and the attempt is verified again by itself. With E
-the end token and "..." sampled ids:
+A trace is the attempt that produced a right answer, and nothing else. What a rollout abandoned before it started again
+is cut off at the piece that the flow marked, never by searching the text, and the attempt is verified again by itself.
+With sampled ids in parentheses, and the flow's own text in quotes:
 
     pieces      (7 8 9)  "Wait, that is wrong."  (4 5)  (6)  "\\n"        Stop answered No once, then Yes
     trace                                         4 5    6                its ids; text and verdict are of these alone
 
-A file of traces is `traces.jsonl`, one trace a line, with `traces.json` beside it: how they were made and what it cost.
-Invariant: each trace in a file is right by itself, as a finished solution.
+A file of traces is `traces.jsonl`, one trace per line. `traces.json` beside it says how they were made and at what
+cost. Invariant: each trace in a file is right by itself, as a finished solution.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ class SelectionSettings:
     """Selection of the traces among a problem's right rollouts."""
 
     take: Literal["first", "shortest"] = "first"
-    """"first" stops drawing as soon as a problem has its traces; "shortest" uses the whole budget and takes those of
+    """"first" stops drawing as soon as a problem has its traces; "shortest" makes all draws and takes the traces with
     the fewest tokens (the paper keeps correct traces and does not state which)."""
     traces_per_problem: int = 1
-    """At most so many of one problem."""
+    """Maximum number of traces per problem."""
     deduplicate: bool = True
-    """Count traces of the same text once."""
+    """Keep only the first of several traces with the same text."""
 
     def __post_init__(self) -> None:
         if self.traces_per_problem < 1:
-            raise ConfigError(f"expected traces_per_problem of 1 at least, found {self.traces_per_problem}")
+            raise ConfigError(f"expected traces_per_problem of at least 1, found {self.traces_per_problem}")
 
     def distinct(self, found: Sequence[Trace]) -> list[Trace]:
-        """The traces without repetitions, the earliest of each."""
+        """The traces without repetitions: the earliest of each text."""
         if not self.deduplicate:
             return list(found)
         first: dict[str, Trace] = {}
@@ -98,15 +98,14 @@ class TraceFile:
     path: Path
     traces: tuple[Trace, ...]
     header: Mapping[str, Any]
-    """The content of traces.json; empty where there is none."""
+    """The content of traces.json; empty if there is none."""
 
 
 def read_traces(path: Path, *, none_allowed: bool = False) -> TraceFile:
     """The traces of a file, or of the folder that `flow-dpo generate` wrote.
 
-    A last line that was torn off is left out, with a warning. Raises `DataError` where there are none (unless that is
-    allowed and a header says how none were found), and for the first row, or field of the header, that is not what it
-    should be.
+    An incomplete last line is left out, with a warning. Raises `DataError` if there are no traces (unless
+    `none_allowed` is set and a header says how none were found), and for the first invalid row or header field.
     """
     file = path / ROWS if path.is_dir() else path
     if not file.is_file():
@@ -121,12 +120,12 @@ def read_traces(path: Path, *, none_allowed: bool = False) -> TraceFile:
 
 
 class TraceFolder:
-    """An open folder of traces. Rows are only added at the end; the header follows them batch by batch."""
+    """An open folder of traces. Rows are only appended; the header is updated batch by batch."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, num_traces: int = 0) -> None:
-        """Start the folder, or continue with one that was interrupted after so many traces.
+        """Start the folder, or continue one that was interrupted after `num_traces` traces.
 
-        Raises `ConfigError` where it holds traces already that are complete.
+        Raises `ConfigError` if it already holds a complete set of traces.
         """
         refuse_used(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -138,13 +137,13 @@ class TraceFolder:
         self.note({"complete": False})
 
     def append(self, traces: Sequence[Trace], facts: Mapping[str, Any]) -> None:
-        """Add one batch's traces, and the header's facts on all so far. Raises `StorageError`."""
+        """Append one batch's traces, and update the header's facts on all so far. Raises `StorageError`."""
         with self._writing():
             append_rows(self.path / ROWS, traces)
         self.note(facts)
 
     def note(self, facts: Mapping[str, Any]) -> None:
-        """Put facts into the header. Raises `StorageError`."""
+        """Write facts to the header. Raises `StorageError`."""
         self._header.update(facts)
         with self._writing():
             headers.write_header(self.path / HEADER, headers.TracesHeader, self._header)
@@ -161,8 +160,7 @@ class TraceFolder:
 
 
 def refuse_used(path: Path) -> None:
-    """Raise `ConfigError` where `path` cannot become a folder of traces: one that was interrupted can be
-    resumed."""
+    """Raise `ConfigError` if `path` cannot become a folder of traces; an interrupted one can be continued."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
     if ((path / ROWS).exists() or (path / HEADER).exists()) and interrupted(path) is None:
@@ -170,6 +168,6 @@ def refuse_used(path: Path) -> None:
 
 
 def interrupted(path: Path) -> dict[str, Any] | None:
-    """The header of a folder of traces that were not all drawn; None where there is none, or they were."""
+    """The header of an interrupted folder of traces; None if there is no folder, or if it is complete."""
     header = headers.read_header(path / HEADER, headers.TracesHeader, absent={})
     return header if header.get("complete") is False else None

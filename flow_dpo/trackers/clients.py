@@ -4,8 +4,8 @@
     id = tracker.begin(folder=path, project="flow-dpo", name="first", id=None, settings={"objective.beta": 0.1})
     tracker.log({"progressive/accuracy": 0.5}, step=16)
 
-A tracker of one's own is a class without arguments that has these five methods (`Tracker`). Invariant: `begin` with the
-id that it returned continues in the same curve; text that a model wrote is sent so that it is shown, never run.
+Your own tracker is a class without constructor arguments that has these five methods (`Tracker`). Invariant: `begin`
+with the id that it returned continues the same curve; text that a model wrote is displayed, never interpreted.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from flow_dpo.plugins.load import load_object
 COLUMNS = ("problem", "question", "gold", "verdict", "answer", "solution")
 """The columns of a table of solutions."""
 TABLE = "solutions"
-"""Its name."""
+"""The table's name."""
 
 
 class Tracker(Protocol):
-    """Receives a run's numbers. Whatever it raises is reported once (`guard`)."""
+    """Receives a run's metrics. Any error that it raises is reported once (`guard`)."""
 
     def begin(self, *, folder: Path, project: str, name: str, id: str | None, settings: Mapping[str, Any]) -> str:
-        """Open the run of this id, or a new one where it is None; returns the id by which it is opened again."""
+        """Open the run with this id, or a new one if it is None. Returns the id with which to open the run again."""
         ...
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Numbers by name at a step: the problems seen."""
+        """Log metrics by name; `step` is the number of problems seen."""
         ...
 
     def table(self, rows: Sequence[Sequence[str]], step: int) -> None:
-        """Solutions, a row each (`COLUMNS`). The text is hostile: a model wrote it."""
+        """Log solutions, one per row (`COLUMNS`). Treat the text as untrusted: a model wrote it."""
         ...
 
     def attach(self, path: Path) -> None:
-        """A file to keep with the run."""
+        """Store a file with the run."""
         ...
 
     def end(self, *, failed: bool) -> None:
-        """Send what is left."""
+        """Send what is pending, and close the run."""
         ...
 
 
 def make(name: str) -> Tracker:
-    """A built-in tracker, or that of a file or an installed plug-in. Raises `ConfigError` where it lacks a method."""
+    """A built-in tracker, or one from a file or an installed plug-in. Raises `ConfigError` if a method is missing."""
     if name in _BUILT_IN:
         return _BUILT_IN[name]()
     made = load_object(name, kind="tracker")()
@@ -61,7 +61,7 @@ def make(name: str) -> Tracker:
 
 
 class Trackio:
-    """trackio: an SQLite file in TRACKIO_DIR, or a Space. Its `name` is what a run is found by."""
+    """trackio: writes to an SQLite file in TRACKIO_DIR, or to a Space. A run is identified by its `name`."""
 
     def begin(self, *, folder: Path, project: str, name: str, id: str | None, settings: Mapping[str, Any]) -> str:
         import trackio  # pyright: ignore[reportMissingImports]
@@ -78,7 +78,7 @@ class Trackio:
         self._trackio.log(dict(numbers), step=step)
 
     def table(self, rows: Sequence[Sequence[str]], step: int) -> None:
-        cells = [[as_code(cell) for cell in row] for row in rows]  # it reads cells as Markdown
+        cells = [[as_code(cell) for cell in row] for row in rows]  # trackio renders cells as Markdown
         self._trackio.log({TABLE: self._trackio.Table(columns=[*COLUMNS], data=cells)}, step=step)
 
     def attach(self, path: Path) -> None:
@@ -89,7 +89,7 @@ class Trackio:
 
 
 class Wandb:
-    """wandb: WANDB_MODE=offline writes into the run folder."""
+    """wandb: with WANDB_MODE=offline it writes to the run folder."""
 
     def begin(self, *, folder: Path, project: str, name: str, id: str | None, settings: Mapping[str, Any]) -> str:
         import wandb  # pyright: ignore[reportMissingImports]
@@ -142,14 +142,14 @@ class TensorBoard:
         self._writer.add_text(TABLE, as_code("\n\n".join(shown)), step)
 
     def attach(self, path: Path) -> None:
-        """TensorBoard keeps no files: they lie beside it in the run folder."""
+        """Does nothing: TensorBoard stores no files, and they are in the run folder already."""
 
     def end(self, *, failed: bool) -> None:
         self._writer.close()
 
 
 class MLflow:
-    """mlflow: MLFLOW_TRACKING_URI, or what mlflow takes where that is not set. A project is an experiment."""
+    """mlflow: writes to MLFLOW_TRACKING_URI, or to mlflow's default if that is not set. A project is an experiment."""
 
     def begin(self, *, folder: Path, project: str, name: str, id: str | None, settings: Mapping[str, Any]) -> str:
         import mlflow  # pyright: ignore[reportMissingImports]
@@ -163,7 +163,7 @@ class MLflow:
         known = self._client.get_experiment_by_name(project)
         experiment = self._client.create_experiment(project) if known is None else known.experiment_id
         self._id = self._client.create_run(experiment, run_name=name).info.run_id
-        # mlflow takes a hundred at once, and texts of limited length.
+        # mlflow accepts a hundred parameters at once, and limits their length.
         params = [entities.Param(key, str(value)[:500]) for key, value in settings.items()]
         for at in range(0, len(params), 100):
             self._client.log_batch(self._id, params=params[at : at + 100])
@@ -189,5 +189,5 @@ _BUILT_IN: dict[str, type[Any]] = {"trackio": Trackio, "wandb": Wandb, "tensorbo
 
 
 def as_code(text: str) -> str:
-    """A text as an indented block of Markdown: nothing in it is markup, and nothing in it can end the block."""
+    """A text as an indented block of Markdown, in which nothing is markup and nothing can end the block."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,10 +1,10 @@
-"""One place where whatever a tracker raises is caught: it is reported once, and the tracker is left alone from then on.
+"""Catches any error that a tracker raises: it is reported once, and the tracker is not used again in this run.
 
     guard = Guard("wandb")
     with guard:
         wandb.log(...)        # a lost connection: one warning; guard.failed is True, and the run continues
 
-Invariant: a tracker never ends a run. Interruptions are no failures, and pass.
+Invariant: a tracker never ends a run. Interruptions such as Ctrl-C are not caught.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ log = logging.getLogger("flow_dpo")
 
 
 class Guard:
-    """A context that may be entered again; after the first failure its owner enters it no more."""
+    """A context manager that can be entered repeatedly. After the first failure its owner must not enter it again."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -30,7 +30,7 @@ class Guard:
             return False
         self.failed = True
         log.warning(
-            "%s failed and gets nothing more of this run, which continues: %s: %s; all of it is in metrics.jsonl",
+            "%s failed and gets nothing more from this run, which continues: %s: %s; metrics.jsonl has all metrics",
             self.name, type(error).__name__, str(error)[:500],
         )  # fmt: skip
         return True

@@ -1,8 +1,8 @@
-"""Which trackers a run reports to, and what they are called: settings, and the refusal of a package that is missing.
+"""Settings of experiment trackers, and the check that their packages are installed.
 
     flow-dpo train --report_to wandb,trackio --project arithmetic --run_name first
 
-Invariant: nothing of a tracker is imported before it is asked for, and nothing is sent anywhere without that.
+Invariant: no tracker is imported before it is requested, and nothing is sent anywhere without a request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.plugins.load import installed, is_source
 
 NAMES = ("trackio", "wandb", "tensorboard", "mlflow")
-"""The built-in trackers; each is also the name of the package that it needs."""
+"""The built-in trackers; each is named like the package that it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +23,16 @@ class TrackingSettings:
     """Settings of experiment trackers."""
 
     report_to: str = "none"
-    """Trackers that get the run's metrics, separated by commas: trackio, wandb, tensorboard, mlflow, the name of an
-    installed plug-in, or path/to/file.py:Name. Addresses and keys come from each one's own environment variables."""
+    """Trackers that receive the run's metrics, separated by commas: trackio, wandb, tensorboard, mlflow, the name of an
+    installed plug-in, or path/to/file.py:Name. Each reads addresses and keys from its own environment variables."""
     project: str = "flow-dpo"
-    """What trackers group runs by; mlflow calls it the experiment."""
+    """Name by which trackers group runs; in mlflow, the experiment."""
     run_name: str = ""
-    """What the run is called there; the name of its folder where it is empty."""
+    """Name of the run in the trackers. Empty takes the name of the run folder."""
     table_batches: int = 16
-    """Batches between two tables of solutions with their verdicts; 0 sends none."""
+    """Batches between two tables of solutions with their verdicts; 0 sends no tables."""
     table_rows: int = 8
-    """Solutions in a table."""
+    """Maximum number of solutions in a table."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "table_batches", "table_rows")
@@ -40,19 +40,19 @@ class TrackingSettings:
 
     @property
     def trackers(self) -> tuple[str, ...]:
-        """The trackers one by one."""
+        """The names of the trackers, each once."""
         names = (name.strip() for name in self.report_to.split(","))
         return tuple(dict.fromkeys(name for name in names if name and name != "none"))
 
 
 def check(settings: TrackingSettings) -> None:
-    """Raise `ConfigError` for a tracker that does not exist, or whose package is missing."""
+    """Raise `ConfigError` for an unknown tracker, or one whose package is missing."""
     for name in settings.trackers:
         if name in NAMES:
             if importlib.util.find_spec(name) is None:
                 raise ConfigError(
-                    f"expected the package {name} for --report_to {name}, found none; pip install {name}, or in this "
-                    "repository pip install -e '.[trackers]'"
+                    f"expected the package {name} for --report_to {name}, found that it is not installed; install it "
+                    f"with pip install {name}, or in this repository with pip install -e '.[trackers]'"
                 )
         elif not is_source(name) and name not in installed("tracker"):
             known = [*NAMES, "none", *installed("tracker")]

@@ -1,14 +1,14 @@
-"""The callback behind `--report_to`: a run's numbers, some solutions and its report, to one or several trackers.
+"""The callback behind `--report_to`: sends a run's metrics, some solutions and its report to one or several trackers.
 
     Tracking(TrackingSettings(report_to="wandb,tensorboard"))
 
-The step of every point is the number of problems seen: each row has its own, it means the same in every recipe, and two
-runs are compared at the same data; the learner's version may stand still or jump in a batch, and is a curve of its own
-("learn/version"). A resumed run continues the same curve: the ids and the last step that each tracker got are kept in
-trackers.json, what it has is not sent again, and what it lacks is taken from metrics.jsonl. An evaluation is of a
-version of the adapters, and is sent where a tracker has got none of that version or a later one.
+The step of every point is the number of problems seen: it differs in every row, means the same in every recipe, and
+compares runs at the same data. The learner's version can stand still or jump within a batch; it is a curve of its own
+("learn/version"). A resumed run continues the same curves: trackers.json keeps each tracker's id and the last step that
+was sent to it. What a tracker has is not sent again, and what it lacks is read from metrics.jsonl. An evaluation
+belongs to a version of the adapters; it is sent unless the tracker has one of that version or a later one.
 
-Invariant: no point is sent twice, whatever ended the run; a tracker that fails ends nothing (`guard`).
+Invariant: no point is sent twice, however the run ended; a tracker that fails does not end the run (`guard`).
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
     from flow_dpo.runs.callbacks.lifecycle import RunInfo
 
 MARKS = "trackers.json"
-"""By tracker: {"id": what it continues by, "step": the last that it got, "evaluated": by the name of an evaluation the
-version of the last that it got}, the last where there was one."""
+"""By tracker: {"id": with which to continue, "step": the last one sent, "evaluated": for each name of an evaluation,
+the version of the last one sent}. "evaluated" is missing before the first evaluation."""
 _SHOWN = 2000
-"""Characters of a text in a table."""
+"""Maximum number of characters of a text in a table."""
 
 
 class Tracking:
     """One callback for all trackers of a run."""
 
     def __init__(self, settings: TrackingSettings, report: Callable[[Path], Sequence[Path]] | None = None) -> None:
-        """`report` writes a page on a run that is at its end, and returns its files: they are attached."""
+        """`report` writes a report on a finished run and returns its files, which are attached."""
         self._settings, self._report = settings, report
         self._trackers: dict[str, tuple[Tracker, Guard]] = {}
         self._marks: dict[str, dict[str, Any]] = {}
         self._done: dict[str, int] = {}
         self._path, self._seen, self._batches = Path(), 0, 0
         self._unmarked = set[str]()
-        """Of a run from before evaluations were marked: what they may have got is known by its step alone."""
+        """Trackers of a run that did not record evaluations yet: what they received is known from the step only."""
 
     def on_run_begin(self, run: RunInfo) -> None:
-        """Open every tracker, and send what it lacks of a run that is resumed."""
+        """Open every tracker. For a resumed run, send it the rows that it lacks."""
         self._path, self._seen = run.path, run.problems_seen
         goes_on = run.settings["run"]["resume"] and (run.path / MARKS).exists()
         self._marks = strict_json.parse_object((run.path / MARKS).read_bytes(), MARKS) if goes_on else {}
@@ -71,8 +71,8 @@ class Tracking:
                     folder=run.path, project=self._settings.project, name=self._settings.run_name or run.path.name,
                     id=known.get("id"), settings=dict(flat(run.settings)),
                 )  # fmt: skip
-                if not isinstance(id, str):  # it is written, and read by the run that continues
-                    raise TypeError(f"expected a text from begin, by which the run is opened again, found {id!r:.80}")
+                if not isinstance(id, str):  # it is stored as JSON, and read by a resumed run
+                    raise TypeError(f"expected begin to return an id as text, to open the run again, found {id!r:.80}")
                 self._marks[name] = {**known, "id": id, "step": known.get("step", 0)}
             self._done[name] = known.get("step", 0)
         self._write()
@@ -82,7 +82,7 @@ class Tracking:
             )
 
     def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
-        """Send one row, and a table where one is due."""
+        """Send one row, and a table if one is due."""
         self._seen = step = int(row["problems_seen"])
         self._batches += 1
         every, num_rows = self._settings.table_batches, self._settings.table_rows
@@ -96,7 +96,7 @@ class Tracking:
         self._send(step, send)
 
     def on_evaluation(self, name: str, metrics: Mapping[str, Any], version: int) -> None:
-        """Send an evaluation as "eval/<name>/<metric>"; the progressive one is in every row."""
+        """Send an evaluation as "eval/<name>/<metric>", except the progressive one, which is in every row."""
         if name == "progressive":
             return
         found = {f"eval/{name}/{key}": value for key, value in _finite(metrics).items()}
@@ -111,7 +111,7 @@ class Tracking:
                 tracker.log(found, self._seen)
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
-        """Attach the picture and the report of a run that is at its end, and close every tracker."""
+        """Attach the plot and the report of a run that ended without an error, and close every tracker."""
         files = [run.path / "progressive.png"] if error is None else []
         if error is None and self._report is not None:
             writing = Guard("the report for trackers")
@@ -127,7 +127,7 @@ class Tracking:
                 tracker.end(failed=error is not None)
 
     def _send(self, step: int, send: Callable[[Tracker], None]) -> None:
-        """Send to whoever has not got this step; it is marked first, since a point may be missing but never double."""
+        """Send to the trackers that lack this step. It is recorded first, so a point can get lost but not doubled."""
         wanting = [
             name for name, (_, guard) in self._trackers.items() if not guard.failed and step > self._done.get(name, 0)
         ]

@@ -1,9 +1,9 @@
-"""What transformers' callbacks read of `args`: transformers' own defaults, over them the run's, over them the user's.
+"""The `args` that transformers' callbacks read: transformers' defaults, then the run's values, then the user's.
 
     made = CallbackArguments(given, defaults={"output_dir": "runs/x"}, settings={"objective": {"beta": 0.1}})
     made.logging_steps, made.metric_for_best_model, made.to_dict()
 
-Invariant: `TrainingArguments` is read and never made: making one initialises devices and accelerate.
+Invariant: no `TrainingArguments` object is created, since that initialises devices and accelerate.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 
 class CallbackArguments:
-    """Attributes of `transformers.TrainingArguments`."""
+    """An object with the attributes of `transformers.TrainingArguments`."""
 
     def __init__(self, given: object, *, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """`given` is any object with some of the attributes (None is "not given"), `settings` are what is recorded."""
+        """`given` is any object with some of the attributes (None means not given); trackers record `settings`."""
         from transformers import TrainingArguments
 
         for each in fields(TrainingArguments):
@@ -35,20 +35,20 @@ class CallbackArguments:
         self._given, self._settings = given, settings
 
     def __getattr__(self, name: str) -> Any:
-        """What is neither a field nor set: properties and methods of the user's own arguments."""
+        """An attribute that is neither a field nor set: a property or method of the user's arguments."""
         given = self.__dict__.get("_given")
         if given is None or name.startswith("__"):
             raise AttributeError(name)
         return getattr(given, name)
 
     def to_dict(self) -> dict[str, Any]:
-        """What trackers record: the user's arguments as these tell them, and every setting of the run by its name."""
+        """What trackers record: the user's arguments, by their own `to_dict`, and every setting of the run by name."""
         theirs = getattr(self._given, "to_dict", None)
         told: Any = theirs() if callable(theirs) else {}
         return {**{name: value for name, value in told.items() if not name.endswith("token")}, **self._settings}
 
     def to_sanitized_dict(self) -> dict[str, Any]:
-        """The same in texts and numbers."""
+        """The same, with all values as text or numbers."""
         plain = (str, int, float, bool)
         return {name: value if isinstance(value, plain) else str(value) for name, value in self.to_dict().items()}
 

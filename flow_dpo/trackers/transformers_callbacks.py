@@ -2,18 +2,18 @@
 
     flow_dpo.train("seed", callbacks=[TransformersCallbacks([WandbCallback(), EarlyStoppingCallback(3)])])
 
-They are called, with a real `TrainerState` and `TrainerControl`:
+They are called with a real `TrainerState` and `TrainerControl`:
 
     on_init_end, on_train_begin, on_epoch_begin   the run begins
     on_step_begin, on_step_end                    once an update; `state.global_step` is the learner's version
     on_log                                        once a batch that made an update: loss, reward, ... and our own names
     on_log, on_evaluate                           an evaluation: "eval_<name>_<metric>", such as
                                                   eval_progressive_accuracy whenever a window of problems is full
-    on_epoch_end, on_save, on_train_end           the run ends and is written
+    on_epoch_end, on_save, on_train_end           the run ends and is saved
 
 `control.should_training_stop` ends the run after the batch. `state.best_metric` follows `args.metric_for_best_model`,
-after `on_evaluate` as in `Trainer`. What `EarlyStoppingCallback` counted is kept in trainer_state.jsonl, for a resumed
-run. Invariant: a callback of `transformers.integrations` never ends a run by failing (`guard`); any other's error does.
+updated after `on_evaluate` as in `Trainer`. The counts of `EarlyStoppingCallback` are saved in trainer_state.jsonl for
+a resumed run. Invariant: a failing callback of `transformers.integrations` never ends a run (`guard`); others do.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
     from flow_dpo.runs.callbacks.lifecycle import RunInfo
 
 STATE = "trainer_state.jsonl"
-"""One line an evaluation: the state after it, and those of callbacks that have one."""
+"""One line for each evaluation: the trainer's state after it, and the state of each callback that has one."""
 _KEPT = ("best_metric", "best_global_step")
 
 
 class TransformersCallbacks:
-    """One callback of flow-dpo that drives callbacks of transformers."""
+    """A callback of flow-dpo that drives callbacks of transformers."""
 
     def __init__(self, callbacks: Sequence[Any], args: object = None, processing_class: Any = None) -> None:
-        """`callbacks` are `TrainerCallback`s or their classes; `args` any object with fields of `TrainingArguments`.
+        """`callbacks` are `TrainerCallback`s or their classes; `args` is any object with fields of `TrainingArguments`.
 
-        Raises `ConfigError` for an object that is none.
+        Raises `ConfigError` for any other object among the callbacks.
         """
         from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -55,13 +55,13 @@ class TransformersCallbacks:
         for callback in made:
             if not isinstance(callback, TrainerCallback):
                 raise ConfigError(
-                    "expected callbacks of transformers (TrainerCallback), or flow-dpo's, which have "
+                    "expected callbacks of transformers (TrainerCallback), or of flow-dpo, with "
                     f"on_batch(row, trees, examples); found {callback!r:.80}"
                 )
         self._callbacks = [(callback, _guard_of(callback)) for callback in made]
         self._given, self._processing_class = args, processing_class
         self.running = ""
-        """The callback, and its event, that was called last: the one that an error is of."""
+        """The callback and event that were called last, to which an error belongs."""
         self._model: Any = None
         self._path = Path()
         self._num_problems = self._seen = 0
@@ -70,11 +70,11 @@ class TransformersCallbacks:
 
     @property
     def wants_stop(self) -> bool:
-        """Whether one of them has set `control.should_training_stop`."""
+        """Whether a callback has set `control.should_training_stop`."""
         return self.control.should_training_stop
 
     def on_run_begin(self, run: RunInfo) -> None:
-        """Make args and state of the run, and begin."""
+        """Create the run's args and state, and send the first events."""
         self._path, self._num_problems, self._seen = run.path, run.num_problems, run.problems_seen
         self._model = run.model
         if self._processing_class is None:
@@ -108,12 +108,12 @@ class TransformersCallbacks:
             self._tell(event)
 
     def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
-        """Tell of the batch's updates, and log its row where it made any."""
+        """Report the batch's updates, and log its row if there were any."""
         self._seen = int(row["problems_seen"])
         self.state.epoch = self._seen / max(self._num_problems, 1)
         before = self.state.global_step
         for step in range(int(row["learn/version"]), int(row["learn/version"]) + int(row["learn/updates"])):
-            if step < before:  # of before the checkpoint that the run continues from
+            if step < before:  # before the checkpoint that the run continues from
                 continue
             self._tell("on_step_begin")
             self.state.global_step = step + 1
@@ -124,7 +124,7 @@ class TransformersCallbacks:
             self._log(usual(row, rewards=rewards, num_problems=self._num_problems) | numbers(row))
 
     def on_evaluation(self, name: str, metrics: Mapping[str, Any], version: int) -> None:
-        """Tell of an evaluation, and keep the best of `metric_for_best_model`."""
+        """Report an evaluation, and keep the best value of `metric_for_best_model`."""
         args = self.args
         if args is None or getattr(args.eval_strategy, "value", args.eval_strategy) == "no":
             return
@@ -139,9 +139,8 @@ class TransformersCallbacks:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def _waiting(self, name: str, metrics: Mapping[str, float]) -> tuple[type, ...]:
-        """Who is not told of an evaluation: early stopping, of progressive accuracies, where it follows a metric of the
-        held-out problems that are evaluated besides. It would take each of them for an evaluation without the metric,
-        and say so."""
+        """The callbacks that skip an evaluation: early stopping skips progressive accuracies if it follows a metric of
+        the held-out problems. It would take them for evaluations that lack the metric, and warn."""
         from transformers import EarlyStoppingCallback
 
         given = getattr(self._given, "eval_strategy", None)
@@ -149,7 +148,7 @@ class TransformersCallbacks:
         return (EarlyStoppingCallback,) if name == "progressive" and others and self._best not in metrics else ()
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
-        """End, whatever ended the run."""
+        """Send the last events, however the run ended."""
         if self.args is None:
             return
         self._tell("on_epoch_end")
@@ -168,12 +167,12 @@ class TransformersCallbacks:
 
     @property
     def _best(self) -> str:
-        """The metric that says which version is best, as evaluations name it."""
+        """The metric that decides which version is best, by its name in evaluations."""
         name = str(getattr(self.args, "metric_for_best_model", None))
         return name if name.startswith("eval_") else f"eval_{name}"
 
     def _take_up(self) -> None:
-        """Put state and callbacks back to where the resumed run's last evaluation before its checkpoint left them."""
+        """Restore state and callbacks as the last evaluation before the resumed run's checkpoint left them."""
         path = self._path / STATE
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]
@@ -194,8 +193,8 @@ class TransformersCallbacks:
         self._tell("on_log", logs=finite)
 
     def _tell(self, event: str, *, but: tuple[type, ...] = (), **more: Any) -> None:
-        """Call an event of every callback but those of some classes, with the keywords that `Trainer` passes; `logs`
-        are each one's own."""
+        """Call an event of every callback, except instances of `but`, with the keywords that `Trainer` passes. Each
+        callback gets a copy of `more`."""
         for callback, guard in self._callbacks:
             if isinstance(callback, but):
                 continue
@@ -211,19 +210,19 @@ class TransformersCallbacks:
                     self._take(getattr(callback, event)(self.args, self.state, self.control, **given))
 
     def _take(self, control: Any) -> None:
-        """A callback may return another control, or nothing."""
+        """Callbacks can return another control, or nothing."""
         if control is not None:
             self.control = control
 
 
 def _guard_of(callback: object) -> Guard | None:
-    """A guard for transformers' own trackers."""
+    """A guard for one of transformers' own trackers, otherwise None."""
     own = type(callback).__module__.startswith("transformers.integrations")
     return Guard(type(callback).__name__) if own else None
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Settings by their dotted names."""
+    """Nested settings as a flat list of dotted names and values."""
     found: list[tuple[str, Any]] = []
     for name, value in values.items():
         inner = flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]

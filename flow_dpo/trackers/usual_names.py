@@ -3,7 +3,7 @@
     usual(row, rewards=[1.0, 0.0], num_problems=512)
     {"loss": 0.61, "learning_rate": 0.0005, "reward": 0.5, "epoch": 0.06, "rewards/margins": ..., ...}
 
-Invariant: a mean over roles is weighted by the examples that each learned from; what no role measured is left out.
+Invariant: a mean over roles is weighted by the examples that each role learned from; unmeasured values are left out.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _OF_ROLES = {
     "logps/chosen": ("chosen_logprobs",),
     "logps/rejected": ("rejected_logprobs",),
 }
-"""The usual name, and ours in "learn/<role>/...", the first that a role has."""
+"""The usual name, and our names in "learn/<role>/..." for it: the first that a role has is taken."""
 
 
 def usual(row: Mapping[str, Any], *, rewards: Sequence[float], num_problems: int) -> dict[str, float]:
-    """The usual names of a row; `rewards` are those of the batch's graded trunks."""
+    """A row's metrics under the usual names; `rewards` are those of the batch's graded trunks."""
     roles: dict[str, dict[str, float]] = {}
     for name, value in row.items():
         parts = name.split("/")
@@ -46,5 +46,5 @@ def usual(row: Mapping[str, Any], *, rewards: Sequence[float], num_problems: int
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The row's own names, without those that hold nothing."""
+    """The row's metrics under our own names, without those that have no value."""
     return {name: value for name, value in row.items() if isinstance(value, (int, float))}

@@ -1,9 +1,9 @@
-"""`peft.LoraConfig` as settings of a role's adapter.
+"""Converts a `peft.LoraConfig` into settings of the roles' adapters.
 
     lora_settings(LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"]))
     -> {"lora.lora_r": 16, "lora.lora_alpha": 32, "lora.lora_target_modules": ("q_proj", "v_proj")}
 
-Invariant: a field that is set and has no setting is refused by name; none is dropped.
+Invariant: a field that is set and has no setting is refused by name; no field is silently dropped.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _SETTINGS = {
 }
 _NO_EFFECT = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
               "inference_mode")  # fmt: skip
-"""What PEFT sets by itself, or what does not concern the shape."""
+"""Fields that PEFT sets itself, or that do not concern the adapter's shape."""
 
 
 def lora_settings(config: Any) -> dict[str, Any]:
-    """The settings that a `peft.LoraConfig` becomes, one adapter of this shape a role. Raises `ConfigError`."""
+    """The settings that a `peft.LoraConfig` becomes; each role gets an adapter of this shape. Raises `ConfigError`."""
     from peft import LoraConfig
 
     if not isinstance(config, LoraConfig):
@@ -56,8 +56,8 @@ def lora_settings(config: Any) -> dict[str, Any]:
     names = {*(modules if isinstance(modules, (list, set, tuple)) else ()), *(config.target_parameters or ())}
     if isinstance(modules, str) and modules != "all-linear":
         raise ConfigError(
-            f"peft_config.target_modules={modules!r:.80} has no place here: a regular expression is not read; give the "
-            'names of layers, ["q_proj", "v_proj"], or "all-linear"'
+            f"peft_config.target_modules={modules!r:.80} has no place here: regular expressions are not supported; "
+            'give the names of layers, such as ["q_proj", "v_proj"], or "all-linear"'
         )
     if isinstance(modules, str):
         found["lora.lora_target_modules"] = modules

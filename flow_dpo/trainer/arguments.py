@@ -1,9 +1,9 @@
-"""Arguments of a trainer: its config and callbacks as they may be given, and what is refused by name.
+"""Arguments of a trainer: reads the config and the callbacks, and refuses unsupported arguments by name.
 
-    config_of(GRPOConfig(learning_rate=1e-4))       a `FlowDPOConfig`, of what was set there
+    config_of(GRPOConfig(learning_rate=1e-4))       a `FlowDPOConfig` with what was set there
     refuse({"data_collator": print})                `ConfigError`: rows are packed by the learner: leave it out
 
-Invariant: what TRL's trainers take and this one does not is refused with what to use instead.
+Invariant: an argument that TRL's trainers take and this one does not is refused with what to use instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flow_dpo.trainer.habits import ARGUMENTS
 
 
 def refuse(others: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for arguments that are not ours: TRL's own with what to use instead."""
+    """Raise `ConfigError` for arguments that the trainer does not have; for TRL's, say what to use instead."""
     for name, value in others.items():
         known = FIELDS.get(name)
         if known is not None and known.fate == "refused" and value is None:
@@ -31,25 +31,25 @@ def refuse(others: Mapping[str, Any]) -> None:
 
 
 def made(callbacks: Any) -> list[Any]:
-    """The callbacks of a list, of which a class stands for an object of it, as in transformers."""
+    """The callbacks of a list; a class is instantiated, as in transformers. Raises `ConfigError` for another type."""
     if callbacks is not None and not isinstance(callbacks, list | tuple):
-        raise ConfigError(f"expected a list of callbacks, found {callbacks!r:.80}; put it into a list")
+        raise ConfigError(f"expected a list of callbacks, found {callbacks!r:.80}; pass a list")
     return [each() if isinstance(each, type) else each for each in callbacks or ()]
 
 
 def config_of(args: Any) -> FlowDPOConfig:
-    """The config that `args` are."""
+    """`args` as a `FlowDPOConfig`. Raises `ConfigError` if it is no config."""
     if args is None:
         return FlowDPOConfig()
     if isinstance(args, FlowDPOConfig):
         return args
     if hasattr(args, "__dataclass_fields__") and hasattr(args, "per_device_train_batch_size"):
         return FlowDPOConfig.from_trl(args)
-    raise ConfigError(f"expected args to be a FlowDPOConfig, or a config of TRL's, found {args!r:.80}")
+    raise ConfigError(f"expected args to be a FlowDPOConfig or one of TRL's configs, found {args!r:.80}")
 
 
 def refuse_repository(config: FlowDPOConfig) -> None:
-    """Raise `ConfigError` for a repository that a push at the end of the run would refuse."""
+    """Raise `ConfigError` now for a repository name that the push at the end of the run would refuse."""
     if not config.push_to_hub:
         return
     try:

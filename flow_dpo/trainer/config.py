@@ -1,10 +1,10 @@
-"""`FlowDPOConfig`: the settings of a `FlowDPOTrainer`, by the names that TRL and transformers have for them.
+"""`FlowDPOConfig`: the settings of a `FlowDPOTrainer`, under the names that TRL and transformers use.
 
     FlowDPOConfig(output_dir="runs/a", learning_rate=1e-4, settings={"flow.max_attempts": 2})
-    FlowDPOConfig.from_trl(GRPOConfig(learning_rate=1e-4))         # what was set there, where it makes sense here
+    FlowDPOConfig.from_trl(GRPOConfig(learning_rate=1e-4))         # the fields that were set there
 
-What is not given (None) is as the recipe's preset has it, not as TRL has it. Invariant: a field of TRL's that makes no
-sense here is refused by name with what to use instead (`fields.FIELDS`), a misspelled one with the nearest.
+A field that is not given (None) has the value of the recipe's preset, not TRL's default. Invariant: a field of TRL that
+has no meaning here is refused by name with what to use instead (`fields.FIELDS`), a misspelled one with the nearest.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ C = TypeVar("C")
 
 
 def _knows_trl(config: type[C]) -> type[C]:
-    """The class, whose constructor answers names that are TRL's and not its own."""
+    """A class decorator: the constructor also accepts or refuses field names of TRL that the class does not have."""
     make = config.__init__
     own = [each.name for each in fields(config)]  # pyright: ignore[reportArgumentType]
 
     @functools.wraps(make)
     def checked(self: Any, *folder: Any, **given: Any) -> None:
         if len(folder) > 1 or (folder and "output_dir" in given):
-            raise ConfigError("FlowDPOConfig takes output_dir alone without its name, as TrainingArguments does")
+            raise ConfigError("FlowDPOConfig takes output_dir alone by position, as TrainingArguments does")
         given |= {"output_dir": folder[0]} if folder else {}
         make(self, **{name: value for name, value in given.items() if not _is_settled(name, value, own)})
 
@@ -42,7 +42,7 @@ def _knows_trl(config: type[C]) -> type[C]:
 
 
 def _is_settled(name: str, value: Any, own: Sequence[str]) -> bool:
-    """Whether a name needs no field: it has no effect, or asks for nothing. Raises `ConfigError` for one that does."""
+    """Whether a name can be dropped: it has no effect or asks for nothing. Raises `ConfigError` if it is refused."""
     if name in own:
         return False
     known = FIELDS.get(name)
@@ -50,7 +50,7 @@ def _is_settled(name: str, value: Any, own: Sequence[str]) -> bool:
         raise ConfigError(f"FlowDPOConfig has no field {name!r}: {FORMER[name]}")
     if known is None:
         near = difflib.get_close_matches(name, [*own, *FIELDS], n=1)
-        hint = f"; did you mean {near[0]}?" if near else '; other settings go into settings={"learner.name": value}'
+        hint = f"; did you mean {near[0]}?" if near else '; pass other settings as settings={"learner.name": value}'
         raise ConfigError(f"FlowDPOConfig has no field {name!r}{hint}")
     if known.fate == "refused" and not any(type(value) is type(one) and value == one for one in known.harmless):
         raise ConfigError(f"{name}={value!r:.80} has no place here: {known.words}")
@@ -60,42 +60,42 @@ def _is_settled(name: str, value: Any, own: Sequence[str]) -> bool:
 @_knows_trl
 @dataclass(frozen=True, kw_only=True)
 class FlowDPOConfig:
-    """Settings of a `FlowDPOTrainer`. A field of None is as the recipe's preset has it."""
+    """Settings of a `FlowDPOTrainer`. A field that is None has the value of the recipe's preset."""
 
     output_dir: str | Path | None = None
-    """The run folder; runs/train where it is not given."""
+    """The run folder; default: runs/train."""
     preset: str | None = None
-    """"paper", "chat", "small" or "seed": all values for a size of model; by the model where not given."""
+    """"paper", "chat", "small", "seed" or, for flow-dpo, "gpu": all values for a model size. Default: by the model."""
     settings: Mapping[str, Any] | None = None
     """Any other setting by its name on the command line: {"learner.warmup_updates": 4, "evaluation.greedy": False,
-    "generate.num_samples": 8}. It comes before a field that sets the same."""
+    "generate.num_samples": 8}. It takes precedence over a field that sets the same."""
     max_problems: int | None = None
-    """Take so many problems of the data set, after shuffling."""
+    """Take only this many problems of the data set, after shuffling."""
     seed: int | None = None
-    """Every random number of the run derives from it; 0 where not given."""
+    """The seed from which every random number of the run is derived; default: 0."""
 
     # updates
     learning_rate: float | None = None
     beta: float | Sequence[float] | None = None
     """Strength of the pull towards the reference policy."""
     per_device_train_batch_size: int | None = None
-    """With `gradient_accumulation_steps`: the examples of one update, over all processes together."""
+    """Times `gradient_accumulation_steps`: the examples of one update, across all processes."""
     gradient_accumulation_steps: int | None = None
     max_steps: int | None = None
-    """Updates after which the run ends; -1 sets none. It ends before where the problems do."""
+    """Updates after which the run ends; -1 sets no limit. The run ends earlier if the problems run out."""
     num_train_epochs: float | None = None
-    """The share of the problems that is taken, 1 at most."""
+    """The fraction of the problems to use, at most 1."""
     max_grad_norm: float | None = None
     warmup_steps: int | float | None = None
     lr_scheduler_type: str | None = None
-    """"constant", "constant_with_warmup" or "inverse_sqrt"."""
+    """"constant", "constant_with_warmup", "inverse_sqrt" or, with max_steps, "linear" or "cosine"."""
     num_iterations: int | None = None
-    """Updates on each batch of examples."""
+    """Passes over each batch of examples."""
     gradient_checkpointing: bool | None = None
     activation_checkpointing: bool | None = None
-    """The same, by transformers' newer name."""
+    """The same, under transformers' newer name."""
     loss_type: str | Sequence[str] | None = None
-    """Only what the recipe's objective is."""
+    """The loss; it must be one that the recipe's objective has."""
     epsilon: float | None = None
     epsilon_high: float | None = None
     scale_rewards: str | bool | None = None
@@ -109,9 +109,9 @@ class FlowDPOConfig:
     num_generations: int | None = None
     """Completions that are compared with one another."""
     max_completion_length: int | None = None
-    """Tokens of the longest solution."""
+    """The longest solution, in tokens."""
     max_new_tokens: int | None = None
-    """The same, by OnlineDPOConfig's name."""
+    """The same, under OnlineDPOConfig's name."""
     mask_truncated_completions: bool | None = None
     use_vllm: bool | None = None
     vllm_mode: str | None = None
@@ -141,7 +141,7 @@ class FlowDPOConfig:
     eval_on_start: bool = False
     eval_delay: float = 0
     per_device_eval_batch_size: int | None = None
-    """Problems under way at once in an evaluation. Changes timing only."""
+    """Problems that an evaluation works on at once. Changes timing only."""
     num_generations_eval: int | None = None
     metric_for_best_model: str | None = None
     greater_is_better: bool | None = None
@@ -153,9 +153,9 @@ class FlowDPOConfig:
     report_to: str | Sequence[str] | None = None
     run_name: str | None = None
     project: str | None = None
-    """What trackers group runs by."""
+    """The project under which trackers group runs."""
     disable_tqdm: bool | None = None
-    """True prints nothing while training."""
+    """True prints nothing during training."""
     push_to_hub: bool = False
     hub_model_id: str | None = None
     hub_private_repo: bool | None = None
@@ -171,8 +171,8 @@ class FlowDPOConfig:
             raise ConfigError(f'expected eval_strategy of "no", "steps" or "epoch", found {self.eval_strategy!r}')
         if self.eval_steps is not None and (self.eval_steps < 1 or self.eval_steps != int(self.eval_steps)):
             raise ConfigError(
-                f"expected eval_steps to be a number of updates, found {self.eval_steps}: how many updates a stream of "
-                "problems gives is not known before, so that a share has no meaning"
+                f"expected eval_steps to be a number of updates, found {self.eval_steps}: a fraction has no meaning, "
+                "because the total number of updates is not known in advance"
             )
         if self.eval_strategy == "steps" and self.eval_steps is None:
             raise ConfigError('expected eval_steps with eval_strategy="steps", found none: updates between evaluations')
@@ -182,7 +182,7 @@ class FlowDPOConfig:
 
     @property
     def run_folder(self) -> Path:
-        """Where the run is written."""
+        """The folder that the run is written to."""
         return Path("runs/train" if self.output_dir is None else self.output_dir)
 
     def given(self) -> dict[str, Any]:
@@ -191,33 +191,33 @@ class FlowDPOConfig:
         return {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as trackers record them; without the token."""
+        """All fields except the token, as trackers record them."""
         return {name: value for name, value in asdict(self).items() if name != "hub_token"}
 
     @classmethod
     def from_trl(cls, config: Any, **more: Any) -> FlowDPOConfig:
-        """What was set in a `GRPOConfig`, `OnlineDPOConfig` or `TrainingArguments`: every field that is not at its
-        default there. `more` comes on top.
+        """The config with what was set in a `GRPOConfig`, `OnlineDPOConfig` or `TrainingArguments`, which is every
+        field that differs from its default there. `more` overrides these.
 
-        Raises `ConfigError` for a field that was set and makes no sense here.
+        Raises `ConfigError` for a field that was set and has no meaning here.
         """
         return cls(**{**_set_in(config), **more})
 
 
 _SHAPES = ("output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations",
            "logging_steps", "eval_strategy", "bf16", "fp16", "use_cpu", "deepspeed")  # fmt: skip
-"""Fields of TRL's configs from which these derive others, once they are made."""
+"""Fields of TRL's configs from which their constructors derive others."""
 
 
 def _set_in(config: Any) -> dict[str, Any]:
     """The fields of one of TRL's configs that differ from what its class makes of its defaults.
 
-    Such a config derives fields from others when it is made (generation_batch_size of three). It is compared with one
-    that has the same of those, so that what was derived does not count as set.
+    Its constructor derives some fields from others (generation_batch_size from three). The config is compared with one
+    whose `_SHAPES` are the same, so a derived field does not count as set.
     """
     every = {each.name: each for each in fields(config) if each.init}
     shapes = {name: getattr(config, name) for name in _SHAPES if name in every}
-    with warnings.catch_warnings(action="ignore"):  # of defaults that are deprecated
+    with warnings.catch_warnings(action="ignore"):  # about deprecated defaults
         like = type(config)(**{name: value for name, value in shapes.items() if value is not None})
     found = {name: getattr(config, name) for name in every if getattr(config, name) != getattr(like, name)}
     for name, value in shapes.items():
@@ -225,7 +225,7 @@ def _set_in(config: Any) -> dict[str, Any]:
         if default is not MISSING and value != default:
             found[name] = value
     if getattr(config.eval_strategy, "value", config.eval_strategy) == "steps":
-        found["eval_steps"] = config.eval_steps  # also where it is what is derived of logging_steps
-    if "bf16" in every and every["bf16"].default is None:  # derived of fp16, whatever was set
+        found["eval_steps"] = config.eval_steps  # even if it was derived from logging_steps
+    if "bf16" in every and every["bf16"].default is None:  # always derived from fp16
         found.pop("bf16", None)
     return found

@@ -1,9 +1,9 @@
-"""Problems from what a trainer is handed: a name, problems or rows, and the share of them that an epoch takes.
+"""Problems from a trainer's data: a name, problems or rows, and the share of them that `num_train_epochs` takes.
 
     problems([{"prompt": [{"role": "user", "content": "2 + 3 = ?"}], "solution": "5"}], DataSettings())
     -> ProblemSet of Problem(id="given/0", question="2 + 3 = ?", gold="5")
 
-Invariant: rows are read as everywhere (`data.rows`).
+Invariant: rows are read as everywhere else (`data.rows`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from flow_dpo.data.rows import problems_from
 def problems(
     data: Any, settings: DataSettings, *, share: float | None = None, columns: bool = False
 ) -> ProblemSet | None:
-    """The problems of what was handed over, chosen and shuffled as the settings say; None where a data set is named
-    and all of it is taken, which is loaded later. `share` takes that share of the problems.
+    """The problems of `data`, chosen and shuffled by the settings; None for a named data set without a `share`, which
+    is loaded later. `share` takes that fraction of the problems.
 
-    Raises `ConfigError` and `DataError` as `problems_from`.
+    Raises `ConfigError` and `DataError` as `problems_from` does.
     """
     if isinstance(data, str):
         if share is None or share == 1:

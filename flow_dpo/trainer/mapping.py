@@ -1,10 +1,10 @@
-"""From the fields of a `FlowDPOConfig` to settings by their names, over the values of a recipe and its preset.
+"""Converts the fields of a `FlowDPOConfig` into named settings, which override a recipe's preset.
 
-    settings_of(FlowDPOConfig(learning_rate=1e-4, max_steps=50), recipe="flow-dpo", preset="seed")
+    settings_of(FlowDPOConfig(learning_rate=1e-4, max_steps=50), load_recipe("flow-dpo", "seed"))
     -> {"learner.learning_rate": 1e-4, "run.budget.budget_updates": 50}
 
-Invariant: only what was given is among them, so that a config with nothing in it is the recipe's preset, and the run
-that of `flow-dpo train`; a value that cannot be meant here is a `ConfigError` that names the field.
+Invariant: only fields that were given become settings, so an empty config is the recipe's preset and gives the run of
+`flow-dpo train`. A value that has no meaning here is a `ConfigError` that names the field.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from flow_dpo.trainer.fields import FIELDS
 
 Settings = dict[str, Any]
 _PER_DEVICE = 8
-"""transformers' per_device_train_batch_size, where only gradient_accumulation_steps is given."""
+"""transformers' default of per_device_train_batch_size, used if only gradient_accumulation_steps is given."""
 
 
 def settings_of(config: FlowDPOConfig, recipe: Recipe) -> Settings:
-    """The settings that a config's fields become; those in its `settings` come last.
+    """The settings that a config's fields become. Those in its `settings` take precedence.
 
-    `recipe` is the one in force, whose flow, exploration and objective say what a field can mean.
+    `recipe` is the one in force: its flow, exploration and objective decide what a field means.
     """
     given = config.given()
     found: Settings = {}
@@ -42,7 +42,7 @@ def settings_of(config: FlowDPOConfig, recipe: Recipe) -> Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """What a field's meaning may depend on."""
+    """What a field's meaning can depend on."""
 
     config: FlowDPOConfig
     recipe: Recipe
@@ -53,7 +53,7 @@ class _Asked:
         return hasattr(getattr(self.recipe, section), name)
 
     def first(self, field: str, *settings: str) -> str:
-        """The first of these settings that the recipe has. Raises `ConfigError` where it has none."""
+        """The first of these settings that the recipe has. Raises `ConfigError` if it has none."""
         for setting in settings:
             if self.has(setting):
                 return setting
@@ -72,7 +72,7 @@ def _refuse(field: str, value: Any, words: str) -> ConfigError:
 def _examples(value: int, asked: _Asked) -> Settings:
     config = asked.config
     if value < 1:
-        raise ConfigError(f"expected examples of an update in per_device_train_batch_size and its like, found {value}")
+        raise ConfigError(f"expected per_device_train_batch_size and accumulation of at least 1, found {value}")
     per_device = _PER_DEVICE if config.per_device_train_batch_size is None else config.per_device_train_batch_size
     return {"learner.examples_per_update": per_device * (config.gradient_accumulation_steps or 1)}
 
@@ -83,7 +83,7 @@ def _max_steps(value: int, asked: _Asked) -> Settings:
 
 def _warmup(value: float, asked: _Asked) -> Settings:
     if value != int(value):
-        raise _refuse("warmup_steps", value, "how many updates a stream of problems gives is not known; give a number")
+        raise _refuse("warmup_steps", value, "the total number of updates is not known in advance; give a number")
     return {"learner.warmup_updates": int(value)}
 
 
@@ -100,7 +100,7 @@ def _schedule(value: str, asked: _Asked) -> Settings:
 def _beta(value: Any, asked: _Asked) -> Settings:
     if isinstance(value, (list, tuple)):
         if len(value) != 1:
-            raise _refuse("beta", value, "a stream of problems has no epochs with a beta each; give one")
+            raise _refuse("beta", value, "a stream of problems has no epochs to give a beta each; give one value")
         value = value[0]
     return {asked.first("beta", "objective.beta", "objective.kl_coef"): value}
 
@@ -108,7 +108,7 @@ def _beta(value: Any, asked: _Asked) -> Settings:
 def _epsilon(value: float, asked: _Asked) -> Settings:
     asked.first("epsilon", "objective.clip_high")
     if _is_cispo(asked):
-        return {}  # TRL's has an upper limit alone
+        return {}  # TRL's cispo has only an upper limit
     return {"objective.clip_low": value, "objective.clip_high": value} | _epsilon_high(asked.config.epsilon_high, asked)
 
 
@@ -130,7 +130,7 @@ def _scale(value: Any, asked: _Asked) -> Settings:
 
 
 _REDUCTIONS = {"grpo": "answer", "bnpo": "tokens", "dapo": "tokens", "dr_grpo": "constant", "cispo": "tokens"}
-"""Of TRL's losses that are a clipped policy gradient."""
+"""`objective.reduction` for each of TRL's losses that is a clipped policy gradient."""
 _LOSSES = {"sigmoid": ("Dpo", "DpoAndVerdicts"), "ipo": ("Ipo",)} | dict.fromkeys(
     _REDUCTIONS, ("ClippedPolicyGradient",)
 )
@@ -140,7 +140,7 @@ def _loss(value: Any, asked: _Asked) -> Settings:
     own, names = type(asked.recipe.objective).__name__, [value] if isinstance(value, str) else list(value)
     if len(names) != 1 or own not in _LOSSES.get(names[0], ()):
         there = ", ".join(name for name, kinds in _LOSSES.items() if own in kinds) or "none by a name of TRL's"
-        raise _refuse("loss_type", value, f"the recipe brings its objective, {own} ({there}); choose another recipe")
+        raise _refuse("loss_type", value, f"the recipe's objective is {own} ({there}); choose another recipe")
     if names[0] not in _REDUCTIONS:
         return {}
     cut = {"objective.surrogate": "weight", "objective.clip_low": 1.0} if names[0] == "cispo" else {}
@@ -148,7 +148,7 @@ def _loss(value: Any, asked: _Asked) -> Settings:
 
 
 def _temperature(value: float, asked: _Asked) -> Settings:
-    """TRL's GRPO and RLOO divide logits by it where they learn, too; its trainers on pairs do not."""
+    """TRL's GRPO and RLOO divide logits by the temperature in training too; its trainers on pairs do not."""
     learned = {"learner.logit_temperature": value} if asked.has("objective.clip_high") else {}
     return {"explore.temperature": value, **learned}
 
@@ -177,7 +177,7 @@ def _length(value: int, asked: _Asked) -> Settings:
 
 def _generations(value: int, asked: _Asked) -> Settings:
     if value < 2:
-        raise _refuse("num_generations", value, "completions are compared with one another, so that two are the fewest")
+        raise _refuse("num_generations", value, "completions are compared with one another; give 2 or more")
     if asked.has("explore.num_alternatives"):
         return {"explore.num_alternatives": value - 1}
     return {asked.first("num_generations", "explore.num_rollouts"): value}
@@ -200,7 +200,7 @@ def _vllm(value: Any, asked: _Asked) -> Settings:
         wide = config.vllm_tensor_parallel_size not in (None, 1)
         return {"engine_kind": "vllm", **({"engine.engine_args": more} if wide else {})}
     if config.vllm_mode != "server":
-        raise _refuse("vllm_mode", config.vllm_mode, 'there are "colocate" and "server"')
+        raise _refuse("vllm_mode", config.vllm_mode, 'give "colocate" or "server"')
     host, port = config.vllm_server_host or "127.0.0.1", config.vllm_server_port or 8000
     url = config.vllm_server_base_url or f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     patience = {} if config.vllm_server_timeout is None else {"engine.patience_s": config.vllm_server_timeout}
@@ -230,7 +230,7 @@ def _model_init(value: Mapping[str, Any], asked: _Asked) -> Settings:
     found: Settings = {}
     for name, each in value.items():
         if name not in _MODEL:
-            raise _refuse("model_init_kwargs", {name: each}, f"{', '.join(_MODEL)} are taken, others are settings")
+            raise _refuse("model_init_kwargs", {name: each}, f"only {', '.join(_MODEL)} are read; use settings={{...}}")
         found[_MODEL[name]] = str(each).removeprefix("torch.") if _MODEL[name] == "model.dtype" else each
     return found
 
@@ -251,14 +251,14 @@ def _saving(value: Any, asked: _Asked) -> Settings:
         raise _refuse("save_strategy", config.save_strategy, FIELDS["save_total_limit"].words)
     steps = 500 if config.save_steps is None else config.save_steps  # transformers'
     if steps != int(steps) or steps < 1:
-        raise _refuse("save_steps", steps, "how many updates a stream of problems gives is not known; give a number")
+        raise _refuse("save_steps", steps, "the total number of updates is not known in advance; give a number")
     return {"run.save_updates": int(steps)}
 
 
 def _report_to(value: Any, asked: _Asked) -> Settings:
     names = [value] if isinstance(value, str) else list(value)
     if "all" in names:
-        raise _refuse("report_to", value, "nothing is sent anywhere that was not named; name the trackers")
+        raise _refuse("report_to", value, "nothing is sent to a tracker that you did not name; name the trackers")
     return {"run.tracking.report_to": ",".join(names) or "none"}
 
 

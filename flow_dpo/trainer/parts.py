@@ -1,8 +1,8 @@
-"""Settings of a trainer, sorted by who needs them: the run, what samples without a run, and how held-out data is read.
+"""A trainer's settings, sorted by use: the training run, sampling without a run, and reading held-out data.
 
     Parts.of({"beta": 0.5, "evaluation.greedy": False}, recipe)     .run {"objective.beta": 0.5}
 
-Invariant: every setting is under its full name, so that none is lost for being given by its short one.
+Invariant: every setting has its full name, so one that was given by its short name is not lost.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from flow_dpo.traces.settings import GenerateSettings
 from flow_dpo.traces.trace import SelectionSettings
 
 _AFTERWARDS = ("evaluation", "generate", "selection")
-"""Groups of settings of what comes after training."""
+"""Groups of settings for what follows training."""
 _SAMPLES = ("model", "lora", "grading", "engine", "engine_kind", "workers", "flow", "flow_source", "explore")
-"""Groups of settings of what samples."""
+"""Groups of settings that sampling needs."""
 _CHOICE = ("dataset_name", "dataset_split", "max_problems", "skip_problems", "shuffle_seed")
-"""Settings of which problems are taken; the others say how they are read."""
+"""Data settings that choose the problems; the others say how rows are read."""
 
 
 def of_data(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of these settings that say which problems are taken and how they are read, without their group's name."""
+    """The data settings among these (which problems are chosen, how rows are read), without their group's name."""
     known = {each.name for each in fields(DataSettings)}
     named = {name.removeprefix("data."): value for name, value in settings.items()}
     return {name: value for name, value in named.items() if name in known}
@@ -37,26 +37,26 @@ def of_data(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The settings by their full names."""
+    """A trainer's settings by their full names: for the run, and for what follows it."""
 
     run: Mapping[str, Any]
     afterwards: Mapping[str, Any]
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], recipe: Recipe) -> Parts:
-        """The settings of a trainer of this recipe, under full or short names."""
+        """Sort the settings of a trainer with this recipe; they can have full or short names."""
         short = Names(replace(default_settings("flow-dpo", "seed"), recipe=recipe).sections()).short
         full = {short.get(name, name): value for name, value in settings.items()}
         after = {name: value for name, value in full.items() if name.partition(".")[0] in _AFTERWARDS}
         return cls(run={name: value for name, value in full.items() if name not in after}, afterwards=after)
 
     def group(self, *groups: str) -> dict[str, Any]:
-        """Those of what comes after training, of these groups."""
+        """The settings of these groups, for what follows training."""
         return {name: value for name, value in self.afterwards.items() if name.partition(".")[0] in groups}
 
     def evaluation(self) -> EvaluationSettings:
-        """The settings of evaluations. Raises `ConfigError` for a name or a value of what comes after training that is
-        none."""
+        """The settings of evaluations. Raises `ConfigError` for an unknown name or an invalid value among the settings
+        for what follows training."""
         sections = {
             "evaluation": EvaluationSettings(),
             "generate": GenerateSettings(),
@@ -65,17 +65,17 @@ class Parts:
         return resolve("FlowDPOTrainer", "", (), sections, values=dict(self.afterwards))["evaluation"]
 
     def sampling(self) -> dict[str, Any]:
-        """What an evaluation of a model needs that no run folder describes yet."""
+        """The settings that an evaluation needs while there is no run folder to take them from."""
         read = {f"data.{each.name}" for each in fields(DataSettings) if each.name not in _CHOICE}
         return {n: value for n, value in self.run.items() if n.partition(".")[0] in _SAMPLES or n in read}
 
     def data(self, **more: Any) -> DataSettings:
-        """The settings of the data that is trained on."""
+        """The settings of the training data."""
         known = {each.name for each in fields(DataSettings)}
         own = {n.removeprefix("data."): value for n, value in self.run.items() if n.startswith("data.")}
         return DataSettings(**{**{name: value for name, value in own.items() if name in known}, **more})
 
     def held_out(self, **more: Any) -> DataSettings:
-        """The same of held-out data: read in the same way, another split, and all of it."""
+        """The settings of held-out data: read in the same way, but from the test split, and all of it."""
         plain = {each.name: each.default for each in fields(DataSettings) if each.name in _CHOICE}
         return replace(self.data(), **{**plain, "dataset_split": "test", **more})

@@ -49,15 +49,15 @@ def train(
 ) -> TrainResult:
     """Train a model's adapters on a stream of problems, as `flow-dpo train` does, into the same run folder.
 
-    `model` and `dataset` are folders, hub ids or "seed", which both are by default; a data set may also be problems, or
-    rows with columns (a list of mappings, a `datasets.Dataset`). `recipe` ("flow-dpo" by default) and `engine` are
-    names or objects, `flow`, `callbacks` and `grader` (or its class, which is handed the renderer) objects that are
-    used as they are; `watchers` make callbacks of the runtime, once it is open. `reward_funcs`, a reward function as
-    TRL's or several with `reward_weights`, grade in the verifier's place (`verify.rewards`). `report_to` names trackers
-    (docs/trackers.md). `settings` holds any other setting by its name on the command line, such as
-    {"learner.learning_rate": 1e-3}; a short name is a keyword as well: `train(beta=0.5)`. With `resume` the run in
-    `output_dir` continues, with what is not given as it was there; what differs is refused by name. Under torchrun all
-    processes but rank 0 follow that one and end here.
+    `model` and `dataset` are folders, hub ids or "seed" (the default of both); `dataset` can also be problems, or rows
+    with columns (a list of mappings, a `datasets.Dataset`). `recipe` ("flow-dpo" by default) and `engine` are names or
+    objects. `flow`, `callbacks` and `grader` (or its class, which is called with the renderer) are objects that are
+    used as they are. `watchers` make callbacks from the runtime, once it is open. `reward_funcs`, one reward
+    function as in TRL or several with `reward_weights`, grade in place of the verifier (`verify.rewards`). `report_to`
+    names trackers (docs/trackers.md). `settings` holds any other setting by its name on the command line, such as
+    {"learner.learning_rate": 1e-3}; a short name can be a keyword: `train(beta=0.5)`. `resume` continues the run in
+    `output_dir` with its settings; those given here that differ are refused by name. Under torchrun all processes but
+    rank 0 follow rank 0 and end here.
     """
     follow_rank_0()
     path = Path(output_dir)
@@ -87,14 +87,14 @@ def train(
 
 
 def _page(path: Path) -> list[Path]:
-    """The report on the run, for trackers; imported where a run has such."""
+    """Write the report on the run, for trackers. Imported only when needed."""
     from flow_dpo.report.page_of_run import page_of_run
 
     return page_of_run(path)
 
 
 def follow_rank_0() -> None:
-    """Where this process is one of several and not the first: do its share of the first one's run, and end here."""
+    """If this process is a rank other than 0, do its share of rank 0's run, then raise `SystemExit`."""
     if environment.place().follows:
         following.follow()
-        raise SystemExit(0)  # what the script does with a result is done where there is one
+        raise SystemExit(0)  # only rank 0 has a result, so only it runs the rest of the script

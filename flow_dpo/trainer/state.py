@@ -1,8 +1,8 @@
-"""Where a trainer's run stands, by the names of transformers, as its folder says.
+"""The state of a trainer's run, read from its folder, under the names of transformers.
 
     state_of(Path("runs/a"), None).log_history[-1]["eval_accuracy"]
 
-Invariant: nothing is kept that is not in the folder.
+Invariant: the state has nothing that is not in the folder.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from flow_dpo.runs.records import read_metrics
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Where a run stands, by the names of `transformers.TrainerState`."""
+    """The state of a run, under the names of `transformers.TrainerState`."""
 
     global_step: int = 0
     """Updates so far: the version of the learner."""
     max_steps: int = -1
-    """Updates after which the run ends; -1 where none are set."""
+    """Updates after which the run ends; -1 for no limit."""
     log_history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """The rows of metrics.jsonl, and "eval_..." of evaluations.jsonl, each with its "step"."""
+    """The rows of metrics.jsonl, and those of evaluations.jsonl as "eval_...", each with its "step"."""
 
 
 def state_of(folder: Path, max_steps: int | None) -> TrainState:
-    """Where the run in a folder stands, of which at most so many updates are to be made."""
+    """The state of the run in `folder`; `max_steps` is its limit of updates."""
     path = folder / "metrics.jsonl"
     rows = read_metrics(path) if path.exists() else []
     history = [{**row, "step": int(row["learn/version"] + row["learn/updates"])} for row in rows]
@@ -47,6 +47,6 @@ def state_of(folder: Path, max_steps: int | None) -> TrainState:
 
 
 def prefixed(summaries: Mapping[str, Mapping[str, Any]], prefix: str) -> dict[str, Any]:
-    """Summaries as one mapping: "eval_accuracy" of the flow, "eval_single_accuracy" of the single pass."""
+    """Summaries as one mapping: "eval_accuracy" for the flow, "eval_single_accuracy" for the single pass."""
     names = {"flow": prefix, "single": f"{prefix}_single"}
     return {f"{names[kind]}_{name}": value for kind, found in summaries.items() for name, value in found.items()}

@@ -1,8 +1,8 @@
 """The table of TRL's fields as Markdown: what each becomes here, or what to use instead.
 
-    markdown()      docs/trl-fields.md, whole; written by: python -m flow_dpo.trainer.table > docs/trl-fields.md
+    markdown()      all of docs/trl-fields.md, written by: python -m flow_dpo.trainer.table > docs/trl-fields.md
 
-Invariant: made of `fields.FIELDS` alone, so that the page says what the code does; a test compares them.
+Invariant: the page is made only from `fields.FIELDS`, so it says what the code does; a test compares them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from flow_dpo.trainer.fields import FIELDS, Fate, Field
 _HEAD = """# Fields of TRL's configs
 
 What becomes of every field of TRL's `GRPOConfig` and `OnlineDPOConfig` and of transformers' `TrainingArguments` in a
-`FlowDPOConfig` ([how to use it](trainer.md)). A field that is not given is as the recipe's preset has it, not as TRL
-has it. This page is written from the table that the code uses: `python -m flow_dpo.trainer.table > docs/trl-fields.md`.
+`FlowDPOConfig` ([how to use it](trainer.md)). A field that is not given has the value of the recipe's preset, not TRL's
+default. This page is generated from the code's own table: `python -m flow_dpo.trainer.table > docs/trl-fields.md`.
 """
 _PARTS: tuple[tuple[Fate, str, str], ...] = (
     ("setting", "Settings by another name", "setting"),
     ("computed", "Computed into settings", "settings, and how"),
     ("trainer", "What the trainer acts on", "what it does"),
-    ("no effect", "Let pass, without an effect", "why"),
-    ("refused", "Refused but at their defaults", "what to use instead, and why"),
+    ("no effect", "Accepted, without effect", "why"),
+    ("refused", "Refused at any value but the default", "what to use instead, and why"),
 )
 
 
@@ -37,7 +37,7 @@ def markdown() -> str:
 
 
 def _grouped(fields: Iterable[Field]) -> list[tuple[str, list[str]]]:
-    """The fields of the same words together, in their order."""
+    """Fields that share a description grouped together, in order of first appearance."""
     found: dict[str, list[str]] = {}
     for field in fields:
         found.setdefault(_cell(field), []).append(field.name)

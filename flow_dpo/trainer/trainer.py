@@ -1,12 +1,12 @@
-"""`FlowDPOTrainer`: a flow is trained, evaluated and sampled from as with a trainer of TRL's.
+"""`FlowDPOTrainer`: train, evaluate and sample from a flow, with the interface of a TRL trainer.
 
     trainer = FlowDPOTrainer("seed", args=FlowDPOConfig(output_dir="runs/a"), train_dataset="seed")
     trainer.train()
     trainer.evaluate()["eval_accuracy"]
 
-A facade over `flow_dpo.train`, the evaluation and the traces, not a subclass of `transformers.Trainer`, whose loop,
-optimizer and checkpoints are others. Invariant: the same settings give the run folder, to the byte, that
-`flow-dpo train` gives with the same flags; nothing is kept here that is not in that folder.
+It is a facade over `flow_dpo.train`, evaluation and traces. It is no subclass of `transformers.Trainer`, whose loop,
+optimizer and checkpoints differ. Invariants: the same settings give the same run folder, to the byte, as
+`flow-dpo train` with the same flags; the trainer keeps no state that is not in that folder.
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ class FlowDPOTrainer:
         callbacks: Sequence[Any] | None = None,
         **others: Any,
     ) -> None:
-        """Check and keep what is given; nothing is loaded and no folder is made before it is used.
+        """Check and keep the arguments. Nothing is loaded and no folder is created until it is needed.
 
         `model` is a hub id, a folder or "seed". `reward_funcs` are called as TRL calls them; without them the verifier
-        compares with the gold answer. `args` is a `FlowDPOConfig`, or one of TRL's, which is read by
-        `FlowDPOConfig.from_trl`. `train_dataset` and `eval_dataset` are names, problems, or rows with a prompt (a text
-        or messages) and a gold answer. `processing_class` is the model's tokenizer, which may have a chat template of
-        its own. `peft_config` is a `peft.LoraConfig`, of which every role gets an adapter. `flow` and `recipe` are as
-        in `flow_dpo.train`; `callbacks` are flow-dpo's or transformers', in any order. `others` are arguments that
-        TRL's trainers have and this one has not.
+        compares with the gold answer. `args` is a `FlowDPOConfig`, or one of TRL's configs, which
+        `FlowDPOConfig.from_trl` converts. `train_dataset` and `eval_dataset` are names, problems, or rows with a prompt
+        (a text or messages) and a gold answer. `processing_class` is the model's tokenizer; it can have its own chat
+        template. `peft_config` is a `peft.LoraConfig` that gives the shape of every role's adapter. `flow` and `recipe`
+        are as in `flow_dpo.train`; `callbacks` are flow-dpo's or transformers', in any order. `others` catches
+        arguments that TRL's trainers have and this one does not.
 
-        Raises `ConfigError` for what cannot be meant here, with what to use instead.
+        Raises `ConfigError` for arguments that have no meaning here, with what to use instead.
         """
         refuse(others)
         self.args = config = config_of(args)
@@ -98,19 +98,19 @@ class FlowDPOTrainer:
         refuse_unmeasured(self._evaluation)
         self._grader = grader_of(None, reward_funcs, config.reward_weights)
         self._columns = self._grader is not None or bool(self._parts.run.get("grading.rewards"))
-        """Whether reward functions grade, which read the data set's columns."""
+        """Whether reward functions grade; they read the data set's columns."""
         if config.eval_strategy in ("steps", "epoch") and eval_dataset is None:
             raise ConfigError(f"expected an eval_dataset with eval_strategy={config.eval_strategy!r}, found none")
 
     # ---- train -------------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainResult:
-        """Train to the end of the problems, or of `max_steps`.
+        """Train until the problems are used up, or for `max_steps` updates.
 
-        With `resume_from_checkpoint` the run in `output_dir` (True), or in that folder, is resumed; interrupted or
-        not, its bytes are those of a run at one go. Under torchrun or `accelerate launch` every process but the first
-        takes its share of the updates and ends here with `SystemExit`. Raises `ConfigError` where there is nothing to
-        continue with, and for an `output_dir` that holds a run already.
+        `resume_from_checkpoint` resumes the run in `output_dir` (True) or in the given folder; a resumed run writes the
+        same bytes as an uninterrupted one. Under torchrun or `accelerate launch` every process but the first takes its
+        share of the updates and ends here with `SystemExit`. Raises `ConfigError` if there is no run to resume, or if
+        `output_dir` holds a run already.
         """
         python_api.follow_rank_0()
         config = self.args
@@ -118,8 +118,8 @@ class FlowDPOTrainer:
         path = self._resumed_folder(resume) if resume else config.run_folder
         if not resume and (path / "config.yaml").is_file():
             raise ConfigError(
-                f"output_dir {path} already holds a run: train(resume_from_checkpoint=True) continues it, another "
-                "output_dir starts one"
+                f"output_dir {path} already holds a run: use train(resume_from_checkpoint=True) to continue it, or "
+                "another output_dir to start a new one"
             )
         self._path = path
         plan, problems = self._plan(), self._train_problems()
@@ -155,12 +155,12 @@ class FlowDPOTrainer:
         **more: Any,
     ) -> dict[str, Any]:
         """Measure the flow and a single pass of its Answer role on held-out problems, with the run's newest adapters,
-        or without any before it was trained.
+        or with none before training.
 
-        The accuracies are `eval_accuracy` and `eval_single_accuracy`; each has its interval and counts beside it, as
-        `flow-dpo evaluate` writes them; with `trained_on` the overlap is `eval_overlap`. The data set is
-        `eval_dataset`, the trainer's, or the test split of the one that was trained on by name. `more` are settings by
-        name: `evaluate(greedy=False, num_samples=4)`. Raises `ConfigError` for those of which nothing is made here,
+        Returns the accuracies as `eval_accuracy` and `eval_single_accuracy`, each with its interval and counts, as in
+        the summary of `flow-dpo evaluate`; with `trained_on`, the overlap as `eval_overlap`. The data set is this
+        `eval_dataset`, else the trainer's, else the test split of the named training set. `more` are settings by name:
+        `evaluate(greedy=False, num_samples=4)`. Raises `ConfigError` for settings that this method does not support,
         such as `draws`, which `flow_dpo.evaluate_flow` takes.
         """
         given, chosen, overrides = self._held_out(eval_dataset, {"max_problems": max_problems, **of_data(more)})
@@ -192,8 +192,8 @@ class FlowDPOTrainer:
         max_problems: int | None = None,
         **more: Any,
     ) -> TraceFile:
-        """Sample verified solutions of the trained flow into a folder, `traces` beside the run's where none is named,
-        and read them back. `more` are settings of `flow-dpo generate` by name: `num_samples=4`."""
+        """Sample verified solutions of the trained flow into a folder (default: RUN-traces beside the run folder) and
+        return them. `more` are settings of `flow-dpo generate` by name: `num_samples=4`."""
         if dataset is None:
             problems: str | ProblemSet | None = self._train_problems()
         else:
@@ -214,8 +214,8 @@ class FlowDPOTrainer:
         )
 
     def save_model(self, output_dir: str | Path | None = None) -> Path:
-        """The newest adapter of every role as `output_dir/ROLE`, each in PEFT's layout; the run folder keeps its
-        own, and is what is returned where no folder is named. `push_to_hub` writes a model card."""
+        """Copy the newest adapter of every role to `output_dir/ROLE`, in PEFT's layout, and return the folder. Without
+        `output_dir` nothing is copied and the run folder is returned. The model card is written by `push_to_hub`."""
         if output_dir is None:
             return self._folder
         for role, adapter in run_folder.latest_adapters(self._folder).items():
@@ -223,8 +223,8 @@ class FlowDPOTrainer:
         return Path(output_dir)
 
     def push_to_hub(self, repo_id: str | None = None, **more: Any) -> Any:
-        """Push the adapters with a model card; private unless `hub_private_repo` is False. `more` are arguments of
-        `flow_dpo.hub.push.push_to_hub`."""
+        """Push the adapters with a model card; the repository is private unless `hub_private_repo` is False. `more` are
+        arguments of `flow_dpo.hub.push.push_to_hub`."""
         from flow_dpo.hub.push import push_to_hub
 
         config = self.args
@@ -234,7 +234,7 @@ class FlowDPOTrainer:
         return push_to_hub(self._folder, name, **{**given, **more})
 
     def add_callback(self, callback: Any) -> None:
-        """One more callback of flow-dpo or of transformers, or its class, for the next `train`."""
+        """Add a callback of flow-dpo or transformers, or its class, for the next `train`."""
         self.callbacks += made([callback])
 
     def __getattr__(self, name: str) -> Any:
@@ -243,10 +243,10 @@ class FlowDPOTrainer:
 
     @property
     def state(self) -> TrainState:
-        """Where the run in the folder stands, as it is on the disk now."""
+        """The state of the run, read from its folder."""
         return state_of(self._folder, self.args.max_steps)
 
-    # ---- what is handed on -------------------------------------------------------------------------------------------
+    # ---- what is passed on -------------------------------------------------------------------------------------------
 
     @property
     def _folder(self) -> Path:
@@ -254,7 +254,7 @@ class FlowDPOTrainer:
 
     @property
     def _run(self) -> str | None:
-        """The run folder, once something was learned in it."""
+        """The run folder, once it holds adapters."""
         return str(self._folder) if (self._folder / "adapters").is_dir() else None
 
     @property
@@ -270,7 +270,7 @@ class FlowDPOTrainer:
         return load_recipe(name, self.args.preset or default_preset(self.model), flow=self.flow)
 
     def _max_problems(self) -> int | None:
-        """Of a data set that is named; what was handed over is cut already."""
+        """`max_problems` for a data set that is given by name; one that is given as an object is cut already."""
         return self.args.max_problems if isinstance(self.train_dataset, str | None) else None
 
     def _train_problems(self) -> str | ProblemSet | None:
@@ -281,15 +281,15 @@ class FlowDPOTrainer:
         share = config.num_train_epochs
         if share is not None and not 0 < share <= 1:
             raise ConfigError(
-                f"num_train_epochs={share} has no meaning here: every problem is answered before anything was learned "
-                "from it, and the run's accuracy is made of that. Give more problems, or 1 at most"
+                f"num_train_epochs={share} has no meaning here: every problem is answered before it is learned from, "
+                "and the run's accuracy is measured on those answers. Give more problems, or 1 at most"
             )
         cut = {} if config.max_problems is None else {"max_problems": config.max_problems}
         found = data.problems(self.train_dataset, self._parts.data(**cut), share=share, columns=self._columns)
         return self.train_dataset if found is None else found
 
     def _given(self) -> GivenObjects:
-        """Recipe, flow and grader that are objects, with what the run has calibrated of the flow."""
+        """The recipe, flow and grader that are objects; the flow has the run's calibration."""
         recipe = self.recipe if isinstance(self.recipe, Recipe) else None
         flow = recipe.flow if self.flow is None and recipe is not None else self.flow
         if flow is not None and self._run:
@@ -299,30 +299,30 @@ class FlowDPOTrainer:
     def _held_out(
         self, eval_dataset: Any, choice: Mapping[str, Any]
     ) -> tuple[GivenObjects, ProblemSet | None, dict[str, Any]]:
-        """The problems of an evaluation, as objects or by name in settings, and a recipe and flow that are objects."""
+        """An evaluation's problems, as objects or by name in the settings, with a recipe and flow that are objects."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         given = self._given()
         overrides: dict[str, Any] = {"data.dataset_split": "test"}
         if dataset is None and not isinstance(self.train_dataset, str | None):
-            raise ConfigError("expected an eval_dataset, for the problems that were trained on have no other split")
+            raise ConfigError("expected an eval_dataset, found none: the training problems have no other split")
         if dataset is None or isinstance(dataset, str):
-            # Also of a run's: a share of a named set is handed over, and the run's own name of it is none.
+            # Also with a run: if it got a share of a named set as objects, its own config has no usable name.
             overrides |= {"data.dataset_name": dataset or self.train_dataset}
             return given, None, overrides | {"data.max_problems": choice["max_problems"]}
         found = self._held_out_problems(dataset, **choice)
         return replace(given, problems=found), found, overrides
 
     def _basis(self) -> dict[str, Any]:
-        """The settings of what samples, where no run folder has them yet."""
+        """The settings for sampling, if no run folder has them yet."""
         recipe = self.recipe if isinstance(self.recipe, str) else None
         return {} if self._run else {"recipe": recipe, "preset": self.args.preset, **self._parts.sampling()}
 
     def _held_out_problems(self, dataset: Any, **more: Any) -> ProblemSet | None:
-        """The problems of data that was handed over and is not trained on."""
+        """The problems of held-out data that was given as an object."""
         return data.problems(dataset, self._parts.held_out(**more), columns=self._columns)
 
     def _plan(self) -> EvaluationPlan | None:
-        """What is evaluated while the run is under way; None where nothing is."""
+        """What to evaluate during training; None for no evaluation."""
         config = self.args
         if config.eval_strategy not in ("steps", "epoch"):
             return None
@@ -345,7 +345,7 @@ class FlowDPOTrainer:
         )
 
     def _every_callback(self) -> list[Any]:
-        """flow-dpo's callbacks as they are, transformers' driven by one of flow-dpo's."""
+        """flow-dpo's callbacks unchanged, and one callback that drives those of transformers."""
         ours = [each for each in self.callbacks if hasattr(each, "on_batch")]
         theirs = [each for each in self.callbacks if each not in ours]
         if not theirs:
@@ -356,8 +356,8 @@ class FlowDPOTrainer:
         return [*ours, TransformersCallbacks(theirs, args, self.processing_class)]
 
     def _resumed_folder(self, resume: str | Path | bool) -> Path:
-        """The run folder to resume: a path's, or the newest in `output_dir`. Raises `ConfigError` where there is
-        none."""
+        """The run folder to resume: the given one, or `output_dir`, or the newest run inside it. Raises `ConfigError`
+        if there is none."""
         folder = self.args.run_folder if resume is True else Path(str(resume))
         if (folder / "config.yaml").is_file():
             return folder

@@ -1,4 +1,4 @@
-"""Was it right? An answer is extracted, compared with the gold one in killable worker processes, and graded.
+"""Was it right? An answer is extracted, compared with the gold answer in killable worker processes, and graded.
 
 May import core.
 """

@@ -1,11 +1,11 @@
-r"""Boxes: the answer in the last \boxed or \fbox of a text, with what is offered or denied beside it.
+r"""Boxes: the answer in the last \boxed or \fbox of a text, with alternatives or denials beside it.
 
     "so \boxed{6} and \boxed{8}."       -> "6, 8"      one sentence joins them
     "\boxed{28} or \boxed{28_9}"        -> "28_9"      two forms of one value
     "\boxed{5} hours", "\boxed{42}, or maybe 41"       -> "5 hours", "42, 41"
-    "I put it in \boxed{}: \boxed{7}"   -> "7"         a box that is only mentioned is none
+    "I put it in \boxed{}: \boxed{7}"   -> "7"         a box that is only mentioned does not count
 
-Invariant: boxes are looked for from the end, and at most `MAX_BOX` characters of one and `MAX_BOXES` boxes are read.
+Invariant: the search starts at the end, and reads at most `MAX_BOX` characters of a box and `MAX_BOXES` boxes.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _BOX_TAIL = re.compile(
 _EITHER = re.compile(r"\beither\s+([^.\n]{1,60}?)\s+or\s+[$\\(\[]{0,4}\Z", re.IGNORECASE)
 _EITHER_WILL_DO = re.compile(r"[\s$.)\]\\]{0,8}\(?Either\b")
 MAX_BOX = 20_000
-"""Characters of a box; a longer one counts as never closed."""
+"""The most characters of a box; a longer one counts as never closed."""
 MAX_BOXES = 100
-"""Boxes that one sentence may join."""
+"""The most boxes that one sentence can join."""
 
 
 def _find_box(text: str, start: int, end: int) -> int:
@@ -45,7 +45,7 @@ def _find_box(text: str, start: int, end: int) -> int:
 
 
 def _box_span(text: str, start: int, stop: int) -> tuple[str, int] | None:
-    """Contents and end of the box that starts at `start`; None where its brace is not closed before `stop`."""
+    """Contents and end of the box that starts at `start`; None if its brace is not closed before `stop`."""
     at = start + (6 if text.startswith("\\boxed", start) else 5)
     stop = min(stop, at + MAX_BOX)
     while at < stop and text[at].isspace():
@@ -71,18 +71,18 @@ def box_is_open(text: str) -> bool:
 
 
 def last_box(text: str, *, joined: bool = True) -> str | None:
-    r"""Contents of the last \boxed or \fbox; "" where it is empty or unclosed, None where there is no box.
+    r"""Contents of the last \boxed or \fbox; "" if it is empty or unclosed, None if there is no box.
 
-    Boxes that one sentence joins are one answer, "\boxed{6} and \boxed{8}" is "6, 8": who boxes two numbers has not
-    chosen the second. Not so where "or" joins two forms of one value ("\boxed{28} or \boxed{28_9}" is the second), or
-    where the text says that either will do; nor with `joined` off.
+    Boxes joined in one sentence are one answer: "\boxed{6} and \boxed{8}" is "6, 8", because a writer who boxes two
+    numbers has not chosen the second. The last box alone counts if "or" joins two forms of one value ("\boxed{28} or
+    \boxed{28_9}"), if the text says that either will do, or with `joined` off.
     """
     found = _boxes(text, len(text), joined=joined)
     return found[0] if found else None
 
 
 def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int] | None:
-    """What the last boxes before `stop` hold together, and where they begin and end."""
+    """The joint contents of the last boxes before `stop`, and where they begin and end."""
     last = start = _find_box(text, 0, stop)
     if start < 0:
         return None
@@ -114,8 +114,8 @@ _ODD_BOX = re.compile(r"\b(?:is|are|was|not)\b")
 
 
 def boxed(text: str) -> tuple[str, int] | None:
-    """The answer in the last boxes, with a magnitude or unit behind them, and another that is offered beside them."""
-    # The common shape: one box, nothing but signs behind it, nothing that denies it in front or in it.
+    """The answer in the last boxes, with a unit or magnitude after them and an alternative beside them, and its end."""
+    # 1. The common case: one box, only signs after it, and nothing in it or before it that denies it.
     last = _find_box(text, 0, len(text))
     if last < 0:
         return None

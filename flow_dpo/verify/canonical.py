@@ -1,4 +1,4 @@
-r"""One spelling for answers that differ in spelling alone.
+r"""The canonical spelling of an answer: answers that differ only in spelling get the same text.
 
     canonical("$1,\\!200.00$"), canonical("1\\,200")      "1200.00", "1200"
     canonical("\\dfrac12\\text{ cm}")                    "\\frac{1}{2} cm"
@@ -6,7 +6,7 @@ r"""One spelling for answers that differ in spelling alone.
     canonical("x = \\pm 2")                               "x=2,x=-2"
     canonical("2√12"), canonical("sqrt(3)")               "2\\sqrt{12}", "\\sqrt{3}"
 
-Invariant: what a space parts is never joined ("1 1/2" is not "11/2"), and no word that changes a value is dropped.
+Invariant: text separated by a space is never joined ("1 1/2" is not "11/2"), and no word that changes a value is lost.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _TYPED = tuple(
         (r"(?<![\\A-Za-z])(?:infinity|infty|inf)(?![A-Za-z])", r"\\infty "),
         (r"(?<=\d)\^?\{? ?(?:st|nd|rd|th)\b ?\}?", ""), (r"(?<=\d) ?[xX] ?(?=10\^)", "*"),
         (r"(?i)\b(?:the set of )?all real(?:s| numbers)\b", r"\\mathbb{R}"), (r"^([A-Za-z]) (?:is|equals) ", r"\1="),
-        (r"(?<=\d) ?\bmin$", " minutes"), (r"(?<=\d) ?\bsec$", " seconds"),  # no functions behind a number
+        (r"(?<=\d) ?\bmin$", " minutes"), (r"(?<=\d) ?\bsec$", " seconds"),  # after a number these are not functions
         (r"(\w)\)? ?(?:in )?\bbase ?\{?(\w+)\}?", r"\1_{\2}"),
     )
 )  # fmt: skip
@@ -75,29 +75,29 @@ _ROOT = re.compile(r"(?<![\\A-Za-z])(sqrt|cbrt)(?![A-Za-z])|\\(surd|cbrt|sqrt)(?
 _RADICAND = re.compile(r" ?(\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])|\\pi\b)")
 _FRACTION = re.compile(r" ?(\\frac ?(?:\{[^{}]{1,50}\}|\d) ?(?:\{[^{}]{1,50}\}|\d))")
 MAX_ROOTS = 50
-"""Of one text; further ones stay as they are written."""
+"""The most roots of one text that are rewritten; later ones stay unchanged."""
 _INDEX = re.compile(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z])\([^()]*\)")
 
 
 @lru_cache(maxsize=4_096)
 def canonical(text: str) -> str:
-    """One spelling for answers that differ in spelling alone. Never joins what a space parts: "1 1/2" is not "11/2"."""
+    """The canonical spelling of an answer. Text separated by a space is never joined: "1 1/2" is not "11/2"."""
     text = text.translate(_UNICODE)
-    # 1. Thousands ("1,\!000", "1\,000"), prices ("$5", where "$5$" is a formula between delimiters), escapes.
+    # 1. Thousands ("1,\!000", "1\,000"), prices ("$5", but "$5$" is a formula between delimiters), escapes.
     if any(not re.match(r"\$ ?[-+]?\.?\d", text[found.start() :]) for found in re.finditer(r"(?<!\\)\$", text)):
         text = re.sub(r"(?<!\\)\$", "", text)
     text = _GAPPED.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
     text = re.sub(r"\\(?:text|mbox|mathrm)\{ ?((?:thousand|[mbtr]+illion)) ?\}", r" \1", text)
     text = _PRICE.sub(_price, text).replace("$", "")
     if "matrix" not in text and "array" not in text:
-        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # an escape too many: "\\frac"
+        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # one backslash too many: "\\frac"
     text = re.sub(r"(?<!\\)(?:\\\\)*\\[()\[\]]", lambda match: "\\\\" * (match[0].count("\\") // 2), text)
     # 2. Numerals: repeating decimals, degrees inside sin and cos.
     text = _REPEATING.sub(_repeated, re.sub(r"\\!\s*", "", text.replace("{,}", ",")))
     if re.search(r"(?:sin|cos|tan|cot|sec|csc)\b", text):
         text = re.sub(rf"(\d+(?:\.\d+)?)\s*{_DEGREES}", r"(\1*\\pi/180)", text)
     text = re.sub(_DEGREES, " degrees ", text)
-    # 3. Wrappers, commands, and what is typed without a backslash.
+    # 3. Wrappers, commands, and commands typed without a backslash.
     text = _WRAPPED.sub(lambda match: f" {match[1]} ", _WRAPPED.sub(lambda match: f" {match[1]} ", text))
     text = " ".join(_COMMAND.sub(_command, text).replace("~", " ").split())
     text = _rooted(text.strip('*_`" ').rstrip(" .,;:"))
@@ -107,12 +107,12 @@ def canonical(text: str) -> str:
     if approximately and (not text or is_name(text.strip())):
         text = f"{text}={decimal}".removeprefix(
             "="
-        ).strip()  # "x \approx 3.14"; of "1/3 \approx 0.33" the first is meant
+        ).strip()  # "x \approx 3.14" is x = 3.14; in "1/3 \approx 0.33" the left side is the value
     # 4. Words.
     if re.search(r"(?<!\\)\b[A-Za-z]{2}", text):
         text = spelled(text)
     text = _MIXED.sub(r"(\1+\2)", text)
-    # 5. Separators. "81, 256" is a list, "81,256" a number, but in brackets a comma parts unless others have spaces.
+    # 5. Separators. "81, 256" is a list, "81,256" a number; in brackets it is a list unless other commas have spaces.
     if ", " in text or text[:1] not in ("(", "[", "{", "\\"):
         text = _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
     text = _SEPARATOR.sub(",", " ".join(text.split())).strip().strip(",")
@@ -127,12 +127,12 @@ def canonical(text: str) -> str:
 
 
 def _rooted(text: str) -> str:
-    r"""The text with every root's radicand in braces: "√12", "sqrt 12", "\sqrt(12)" and "∛8" as \sqrt{12}, \sqrt[3]{8}.
+    r"""The text with every radicand in braces: "√12", "sqrt 12" and "\sqrt(12)" as \sqrt{12}, "∛8" as \sqrt[3]{8}.
 
-    Of `\sqrt12`, as in TeX, the first digit is the radicand; of a sign or a typed name the whole numeral is.
+    For `\sqrt12`, as in TeX, only the first digit is the radicand; after "√" or a typed "sqrt" the whole numeral is.
     """
     found = list(_ROOT.finditer(text))[:MAX_ROOTS]
-    for root in reversed(found):  # from the last, so that one inside another's brackets is done first
+    for root in reversed(found):  # from the last, so a root inside another's brackets is rewritten first
         name, start = root[1] or root[2], root.end()
         begin = start + (text[start : start + 1] == " ")
         radicand, end = None, start
@@ -149,7 +149,7 @@ def _rooted(text: str) -> str:
 
 
 def _closing(text: str, start: int) -> int:
-    """The position of the bracket that closes the one at `start`; -1 where none does."""
+    """The position of the bracket that closes the one at `start`; -1 if there is none."""
     depth = 0
     for at in range(start, len(text)):
         depth += (text[at] == "(") - (text[at] == ")")
@@ -159,7 +159,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _rate(found: re.Match[str]) -> str:
-    """The unit of "10\\frac{m}{s}", where it is one."""
+    """The unit of "10\\frac{m}{s}" as " m/s"; the text unchanged if it is no unit."""
     return f" {found[1]}/{found[2]}" if is_unit(found[1]) and is_unit(found[2]) else found[0]
 
 
@@ -184,6 +184,6 @@ def _command(match: re.Match[str]) -> str:
 
 
 def is_name(side: str) -> bool:
-    """Whether a side of "=" names a value: letters, and numerals only in an index or an argument."""
+    """Whether a side of "=" is a name: it has letters, and numerals only in an index or an argument."""
     bare = re.sub(r"\\[A-Za-z]+", lambda found: "0" if found[0] in ("\\infty", "\\pi") else "a", _INDEX.sub("", side))
     return bool(re.search("[A-Za-z]", bare)) and not re.search(r"[\d<>^!,]|\\[a-z]", bare)

@@ -1,8 +1,8 @@
 r"""Claim grammar: the value that one sentence claims as the answer, as it is written.
 
-One value is chosen by its place in the sentence, and grows by what changes it: a sign or comparison in words in front
-("minus", "at least"), a value that is offered beside it ("42 or 41"), a unit or magnitude behind it ("5 million").
-Explanations are left behind. What is equal to what, `equivalence` decides.
+One value is chosen by its place in the sentence, and extended by what changes it: a sign or comparison in words before
+it ("minus", "at least"), an alternative beside it ("42 or 41"), a unit or magnitude after it ("5 million").
+Explanations are left out. `equivalence` decides which values are equal.
 
     "7, so Tom has 7 left."               -> "7"
     "$180 + $300 = $480"                  -> "$480"
@@ -10,7 +10,7 @@ Explanations are left behind. What is equal to what, `equivalence` decides.
     "$42$ (or $41$)"                      -> "42, 41"    two values are a list, equal only to a list
     "not 42", "42 is wrong"               -> None
 
-Invariant: at most `MAX_SENTENCE` characters are looked at for one sentence.
+Invariant: at most `MAX_SENTENCE` characters are read for one sentence.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ MAX_SENTENCE = 2_000
 
 _END = re.compile(
     rf"(?P<formula>{FORMULA})|(?P<end>"
-    # a full stop, but none of an abbreviation, and none before a second thought
+    # a full stop, but not that of an abbreviation, nor one before a second thought
     r"(?<!\\)[.!?](?=[\s*_)\"\u201d]|$)(?!(?<=\d!) ?(?:\\(?:cdot|times|div)"
     r"|[-+/=] ?\d))(?<!\bapprox\.)(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\b[RN][so]\.)"
     r"(?![\s*]+(?:[Oo]r|[Aa]lternatively|[Mm]aybe|[Pp]erhaps|[Pp]ossibly|(?:[Bb]ut i|I)t (?:could|might|may))\b)"
     r"|\n|\u3002|<\|)"
 )
-_MARKS = re.compile(  # what only looks: Markdown, a few tags, a calculator's notes; and what was struck out
+_MARKS = re.compile(  # formatting: Markdown, a few tags, calculator annotations; also text that is struck out
     r"~~[^~\n]{1,200}~~|<<[^<>\n]{1,100}>>|[`\u200b\ufe0f]|</?(?:b|strong|i|em|u|code|span|p|br|div|mark|answer) ?/?>"
     r"|(?<![\w)}$*])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w({$\\*])|(?<![\w)}])_{1,3}(?=\w)|(?<=\w)_{1,3}(?![\w{\\])"
 )
@@ -73,7 +73,7 @@ _PLAIN = re.compile(r"[\s*_]{0,9}(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)[\s*_]{
 
 
 def sentence_at(text: str, start: int) -> tuple[str, int]:
-    """The sentence that starts at a position, and the position behind it."""
+    """The sentence that starts at a position, and the position after it."""
     stop = min(len(text), start + MAX_SENTENCE)
     for match in _END.finditer(text, start, stop):
         end = match.end()
@@ -91,12 +91,12 @@ def sentence_at(text: str, start: int) -> tuple[str, int]:
 
 
 def claim(sentence: str, *, stated: bool, opens_line: bool = False) -> str | None:
-    """The value that a sentence claims, as it is written; None where it claims none, or takes it back.
+    """The value that a sentence claims, as it is written; None if it claims none, or denies it.
 
-    "" where it is no claim but a question, a task or a first step, so that none before it is the last word either.
-    `stated`: the sentence follows "the answer is", so its first value or a name may be meant; otherwise the last value.
-    `opens_line`: it begins its line, so that a dash at its start is a bullet; elsewhere, "the answer is - 12", it is a
-    sign.
+    "" if it is a question, a task or a first step, so an earlier claim is not the last word either. `stated`: the
+    sentence follows "the answer is", so it can mean its first value or a name; otherwise the last value is meant.
+    `opens_line`: the sentence begins its line, so a dash at its start is a bullet; elsewhere ("the answer is - 12") it
+    is a sign.
     """
     if opens_line and (bullet := _BULLET.match(sentence)):
         sentence = sentence[bullet.end() :]
@@ -124,7 +124,7 @@ def claim(sentence: str, *, stated: bool, opens_line: bool = False) -> str | Non
 
 
 def _with_words(sentence: str, items: list[Item], stated: bool) -> list[Item]:
-    """The items, with number words as values: "twenty-five"."""
+    """The items, with number words such as "twenty-five" as values."""
     for found in SPELLED.finditer(sentence):
         if found[0].lower() != "one" or stated:
             before = [item for item in items if item.end <= found.start()]
@@ -134,7 +134,7 @@ def _with_words(sentence: str, items: list[Item], stated: bool) -> list[Item]:
 
 
 def _name(sentence: str) -> str | None:
-    """A sentence without numbers as a name: "Evelyn", "yes", "(C)"."""
+    """The name in a sentence without numbers: "Evelyn", "yes", "(C)"; None if there is none."""
     letters = re.match(r"\W{0,4}([A-Z](?:(?:, | and |, and )[A-Z]\b)+)", sentence)
     if letters:
         return letters[1]
@@ -152,7 +152,7 @@ def _name(sentence: str) -> str | None:
 
 
 def alike(one: str, other: str) -> bool:
-    """Do two expressions have one value: "1/2" and "0.5", "x+1" and "1+x"?"""
+    """Whether two expressions have the same value, as "1/2" and "0.5", or "x+1" and "1+x"."""
     if same(one, other) is True:
         return True
     here, there = (closed_form(for_algebra(each)) for each in (one, other))
@@ -160,7 +160,7 @@ def alike(one: str, other: str) -> bool:
 
 
 def offered(values: Sequence[str]) -> str:
-    """What these values together offer: the first, where the others only repeat it; otherwise their list."""
+    """The answer that several values give: the first if the others only repeat it, otherwise their list."""
     unique = list(dict.fromkeys(values))
     if 1 < len(unique) <= 8 and all(alike(unique[0], other) for other in unique[1:]):
         return unique[0]
@@ -172,19 +172,19 @@ class _Sentence:
     text: str
     items: list[Item]
     places: list[int]
-    """Of the values among the items."""
+    """The indices of the values among the items."""
     stated: bool
     denies: bool
-    """A word in it may deny a value."""
+    """Whether the sentence has a word that can deny a value."""
 
     def chosen(self) -> int | None:
-        """The place of the value that is meant; None where there is none that is not denied."""
+        """The index of the value that is meant; None if every value is denied."""
         first = self.places[0]
         if self.stated and not any(item.text in (",", ";") for item in self.items[:first]):
             words = [item.word for item in self.items[:first] if item.word]
             if len(words) <= 1 or PREFIX.search(" ".join(words) + " ") or set(words) <= LEAD:
                 return None if self.denied(first) else self.worked_out(first)
-        # 1. What explains the value, or stands in brackets behind it, is left out.
+        # 1. Leave out explanations of the value, and brackets after it.
         kept: list[int] = []
         depth, verbs, results = 0, [-1], self.results() if len(self.places) > 1 else set[int]()
         for at, item in enumerate(self.items):
@@ -199,7 +199,7 @@ class _Sentence:
                 verbs.append(at)
         kept = [at for at in kept if not _NUMERIC.isdisjoint(self.items[at].text)] or kept
         kept = [at for at in kept if not (self.is_rate(at) or self.is_bound(at))] or kept
-        # 2. The first value behind the last verb or equation sign, with those that belong to it.
+        # 2. Take the first value after the last verb or equals sign, with those that belong to it.
         verb = next((verb for verb in reversed(verbs) if kept and verb < kept[-1]), -1)
         behind = [at for at in kept if at > verb]
         if verb < 0:
@@ -213,7 +213,7 @@ class _Sentence:
         return chosen
 
     def results(self) -> set[int]:
-        """The places of the items behind the words that introduce a result."""
+        """The indices of the items that follow words that introduce a result."""
         ends = [found.end() for found in RESULT.finditer(self.text)]
         return {next((at for at, item in enumerate(self.items) if item.start >= end), -1) for end in ends}
 
@@ -221,7 +221,7 @@ class _Sentence:
         return self.denies and denied(self.text, self.items[at].start, self.items[at].end)
 
     def worked_out(self, at: int) -> int:
-        """The result of a sum with words in it, "3 boxes * 4 = 12"; the place itself where none is worked out."""
+        """The index of the result of a calculation with words in it, "3 boxes * 4 = 12"; `at` itself without one."""
         for place, item in enumerate(self.items[at + 1 :], start=at + 1):
             if item.kind == "mark" or item.text == "(" or item.word in EXPLAINS | CONCLUDES | {"which", "and", "or"}:
                 break
@@ -230,11 +230,11 @@ class _Sentence:
         return at
 
     def concludes(self, at: int) -> bool:
-        """Does a conclusion still follow: "since there are 6 of them, then each has 4"?"""
+        """Whether a conclusion still follows: "since there are 6 of them, then each has 4"."""
         return any(item.worked or item.text == "=" or item.word in CONCLUDES for item in self.items[at + 1 :])
 
     def restates(self, which: Item) -> bool:
-        """Does "which is 7" give the value once more, rather than a remark about it?"""
+        """Whether "which is 7" restates the value, rather than remarking on it."""
         behind = self.text[which.end : which.end + 80]
         return bool(
             re.search(r"\b(?:to get|giving|to give|we get|leaving)\b[^.]*\d", behind)
@@ -254,7 +254,7 @@ class _Sentence:
         )
 
     def grown(self, at: int) -> str | None:
-        """The chosen value with what changes it."""
+        """The chosen value, extended by what changes it."""
         # 1. Neighbours: "3, 4 and 5", "42 or 41", "5 hours and 30 minutes", "42 less than 50".
         items, places = self.items, self.places
         first = last = places.index(at)
@@ -276,7 +276,7 @@ class _Sentence:
                 break
             links.insert(0, link)
             first -= 1
-        # 2. Words in front and behind.
+        # 2. Words before and after it.
         start = items[places[first]].start
         before = self.text[max(0, start - 40) : start]
         front = ""
@@ -291,7 +291,7 @@ class _Sentence:
         plus = re.match(r"\+(?!\S)|\+\.?$", self.text[items[places[last]].end :])
         if front.lower().startswith("between") or plus:  # "12+"
             return None
-        # 3. The parts of one value as they stand; several values as a list.
+        # 3. The parts of one value as they are written; several values as a list.
         values, begin = [], first
         for which in range(first, last + 1):
             if which == last or links[which - first] != "whole":
@@ -300,7 +300,7 @@ class _Sentence:
                 tail = changed[0] if changed and not items[places[which]].worked else self.tail(places[which])
                 values.append((whole if which > begin else items[places[which]].text) + tail)
                 begin = which + 1
-        # 4. A share of the value beside another's, and what a conclusion makes of it.
+        # 4. A second value ("12 for adults, 8 for children"), or what a conclusion makes of this one.
         if self.stated and first == last:
             end = items[places[last]].end
             shared, then = SHARED.match(self.text, end), THEN.search(self.text, end)
@@ -310,7 +310,7 @@ class _Sentence:
         return (front + (offered(values) if "offer" in links else ", ".join(values))).strip()
 
     def is_rate(self, at: int) -> bool:
-        """Does a value only say for how much: "$500 each", "every 3 weeks", "over the 2 months", "the 10th term"?"""
+        """Whether a value only qualifies: "$500 each", "every 3 weeks", "over the 2 months", "the 10th term"."""
         item, after = self.items[at], self.items[at + 1].word if at + 1 < len(self.items) else ""
         then = self.items[at + 2].word if at + 2 < len(self.items) else ""
         if (
@@ -326,23 +326,23 @@ class _Sentence:
         return bool(timed and after in TIMES) or before[-1:] in (["every"], ["per"])
 
     def is_bound(self, at: int) -> bool:
-        """Is a value an end of a range, as both are of "17 primes between 1 and 60"?"""
+        """Whether a value is an end of a range, as 1 and 60 in "17 primes between 1 and 60"."""
         before = [item.word if item.kind != "value" else "#" for item in self.items[max(0, at - 3) : at]]
         return before[-1:] == ["between"] or before == ["between", "#", "and"]
 
     def link(self, at: int, other: int) -> str:
-        """How two values belong together (`_link`); two measures only where they are of one kind."""
+        """How two values belong together (`_link`); two measures only if they are of the same kind."""
         found, first = _link(self.items[at + 1 : other]), self.items[at + 1].word if at + 1 < other else ""
         after = self.items[other + 1].word if other + 1 < len(self.items) else ""
         return "" if found == "whole" and is_unit(first) and not same_measure(first, after) else found
 
     def is_remark(self, place: int) -> bool:
-        """Does a remark begin with the value behind a comma, as in "7, 3 more than before"?"""
+        """Whether a value after a comma begins a remark, as in "7, 3 more than before"."""
         after = self.items[place + 1].word if place + 1 < len(self.items) else ""
         return self.items[place - 1].text == "," and after not in ("", "and", "or")
 
     def tail(self, place: int) -> str:
-        """The unit or magnitude behind a value: up to four words that are no explanation."""
+        """The unit or magnitude after a value: up to four words that are no explanation."""
         words: list[str] = []
         end = self.items[place].end
         for item in self.items[place + 1 :]:
@@ -370,7 +370,7 @@ _NUMERIC = frozenset("0123456789π∞√\\")
 
 
 def _link(between: Sequence[Item]) -> str:
-    """How two values belong together: "list", "offer" (only one can be meant), "whole" (parts of one), or not: ""."""
+    """How two values belong together: "list", "offer" (alternatives), "whole" (parts of one value), or "" (not)."""
     if not between:
         return "list"
     marks = {item.text for item in between if not item.word}

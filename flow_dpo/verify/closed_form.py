@@ -1,15 +1,15 @@
 r"""Value of a formula: sums, products, fractions, powers, roots, pi, factorials, and variables at one fixed point.
 
-The one arithmetic reader: `equivalence` compares answers by it, `evaluate.step_validity` checks equations with it. A
-rational number is exact. Square roots and pi are held to 200 digits and a variable stands for a fixed number, so two
-such values that differ are different, and two that agree prove nothing: computer algebra decides.
+The only reader of arithmetic: `equivalence` compares answers with it, `evaluate.step_validity` checks equations. A
+rational number is exact. Roots have 200 digits, pi about 110, and a variable stands for a fixed number. So two values
+that differ are different, but two inexact ones that agree prove nothing: computer algebra decides.
 
     closed_form("\\frac{1}{2}+1")     Formula(3/2, exact=True)
     closed_form("2\\sqrt{3}")         Formula(3.4641..., exact=False)
-    closed_form("9^9^9"), closed_form("\\sin 1")    None, None    larger than this file computes; not of this kind
+    closed_form("9^9^9"), closed_form("\\sin 1")    None, None    too large to compute here; not supported
 
-Invariant: every intermediate value is bounded before it is computed (40,000 bits), so are depth and length, and nothing
-is evaluated as code.
+Invariant: every intermediate value is bounded (40,000 bits; powers before they are computed), as are depth and length.
+Nothing is evaluated as code.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import NamedTuple
 MAX_CHARS = 200
 MAX_DEPTH = 40
 MAX_BITS = 40_000
-"""2004! has 19,000."""
+"""For comparison, 2004! has 19,000 bits."""
 DIGITS = 200
-"""Of a square root."""
+"""Digits of a square root."""
 MAX_RADICAND_BITS = 200
-"""So that no cancellation eats them all."""
+"""Larger radicands are refused, so that no cancellation uses up all digits of the root."""
 
 PI = Fraction(
     "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798214808651"
@@ -40,14 +40,14 @@ _CLOSING = {"(": ")", "{": "}", "[": "]"}
 
 
 class Formula(NamedTuple):
-    """A value: exact where it is a rational number, else close to it, or that of an expression at one point."""
+    """A value: an exact rational number, or an approximation, or the value of an expression at one fixed point."""
 
     value: Fraction
     exact: bool
     variables: bool = False
 
     def same(self, other: Formula, scale: Fraction = Fraction(1)) -> bool | None:
-        """Whether this is `scale` times the other; None where the digits that are held cannot tell."""
+        """Whether this is `scale` times the other; None if the available digits cannot tell."""
         a, b = self.value, other.value * scale
         if self.exact and other.exact:
             return a == b
@@ -55,7 +55,7 @@ class Formula(NamedTuple):
 
 
 def closed_form(text: str) -> Formula | None:
-    """The value of a canonical string, or None where it is no formula of this kind or too large to look at."""
+    """The value of a canonical string, or None if it is no supported formula, or too large."""
     if len(text) > MAX_CHARS or _WORD.search(text):
         return None
     reader = _Reader(_TOKEN.findall(text)[::-1])
@@ -67,22 +67,22 @@ def closed_form(text: str) -> Formula | None:
 
 
 class _NotClosedForm(ValueError):
-    """The text is no formula of this kind, or one too large to look at."""
+    """The text is no supported formula, or too large."""
 
 
 class _Reader:
-    """A recursive descent over the tokens of one canonical string. Numbers are bounded before they are computed."""
+    """A recursive-descent parser over the tokens of one canonical string."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
-        """What is left to read, the next one last."""
+        """The tokens still to be read, with the next one last."""
         self.depth, self.exact, self.variables = 0, True, False
 
     def next_is(self, *wanted: str) -> bool:
         return bool(self.tokens) and self.tokens[-1] in wanted
 
     def take(self, *wanted: str) -> str:
-        """The next token where it is one of these; "" where it is another."""
+        """Consume and return the next token if it is one of these; otherwise return ""."""
         return self.tokens.pop() if self.next_is(*wanted) else ""
 
     def sum(self) -> Fraction:
@@ -152,13 +152,13 @@ class _Reader:
         if token == "\\pi":
             self.exact = False
             return PI
-        if _VARIABLE.fullmatch(token) and token not in ("e", "i"):  # these may be the constants
+        if _VARIABLE.fullmatch(token) and token not in ("e", "i"):  # "e" and "i" can be the constants
             self.exact, self.variables = False, True
             return 1 + Fraction(int.from_bytes(re.sub(r"[{}]", "", token).encode()) % 99_991, 99_991)
         raise _NotClosedForm
 
     def argument(self) -> Fraction:
-        r"""What a command takes: a group, or one token, of a numeral its first digit ("\frac12")."""
+        r"""The argument of a command: a group, or one token; of a numeral only the first digit ("\frac12")."""
         if self.tokens and self.tokens[-1].isdecimal() and len(self.tokens[-1]) > 1:
             digits = self.tokens.pop()
             self.tokens += [digits[1:], digits[0]]

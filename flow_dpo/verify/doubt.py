@@ -1,4 +1,4 @@
-r"""Doubt about a claim: is an answer denied, only supposed, taken back, or does the text break off before it?
+r"""Doubt about a claim: whether an answer is denied, only supposed or taken back, or the text breaks off before it.
 
     "42 is wrong", "neither 12 nor 18"             denied
     "Let's assume the answer is", "If the answer"  introduces no answer: `supposes`
@@ -6,7 +6,7 @@ r"""Doubt about a claim: is an answer denied, only supposed, taken back, or does
     "The answer is 10. Oops, I meant 12."          10 is taken back
     "So the total is 15 +"                         `breaks_off`
 
-Invariant: a text in doubt gives no answer, since a reward must be earned; patterns look at bounded windows.
+Invariant: a text in doubt gives no answer, because a reward must be earned; patterns look at bounded windows.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ _DENYING = _vocabulary(
 
 
 def may_deny(text: str) -> bool:
-    """Is there a word that `denied` looks for? Far cheaper than to look for it at each value."""
+    """Whether the text has a word that `denied` looks for: a cheap test before looking at each value."""
     return not _DENYING.isdisjoint(_words(text)) or "≠" in text
 
 
 def denied(text: str, start: int, end: int) -> bool:
-    """Is what stands at a place said not to be the answer: "not 42", "42 is wrong"?"""
+    """Whether the text denies the value at a place: "not 42", "42 is wrong"."""
     return bool(_DENIED_BEFORE.search(text[max(0, start - 40) : start]) or _DENIED_BEHIND.match(text[end : end + 80]))
 
 
-# ---- introduced as no answer ----------------------------------------------------------------------------------------
+# ---- not introduced as an answer -------------------------------------------------------------------------------------
 
 _CLAUSE = re.compile(
     r"[.!?\n,;:\u2014]|\b(?:so|then|therefore|thus|hence|but|and|because|since|see|shows?|means)\b",
@@ -86,11 +86,11 @@ _SUPPOSING = _vocabulary(
     "doubtful deny denies assume assuming suppose supposing imagine pretend if whether unless until might may could "
     "say think guess guessed conclude tempted tempting some people everyone is was t"
 )
-"""One of these words is in every clause that only supposes."""
+"""Every clause that only supposes has one of these words."""
 
 
 def supposes(text: str, start: int) -> bool:
-    """Is what begins at a place ("the answer is 20") denied or only supposed by the words before it in its clause?"""
+    """Whether the words before a place deny or only suppose what begins there ("the answer is 20"), in its clause."""
     before = text[max(0, start - 80) : start]
     if _SUPPOSING.isdisjoint(_words(before)):
         return False
@@ -147,11 +147,11 @@ _TRIGGERS = _vocabulary(
     "chance one nobody doubt impossible wrong incorrect false untrue mistake not true t tempting might may could "
     "common under means previously if assuming know"
 )
-"""One of these words is in every sentence that claims nothing and is no question."""
+"""Every sentence that claims nothing and is no question has one of these words, or "to" with "have" or "has"."""
 
 
 def claims_nothing(sentence: str) -> bool:
-    """Is a sentence a question, a task ("find the cost of 12 pens") or a first step, rather than a claim?"""
+    """Whether a sentence is a question, a task ("find the cost of 12 pens") or a first step, rather than a claim."""
     if sentence.rstrip(" \t\r\n*_\"'\u201d)$").endswith("?"):
         return True
     words = _words(sentence)
@@ -184,7 +184,7 @@ _CONCLUSION = re.compile(r"(?:=|:|\b(?:so|therefore|thus|hence|then|we get|gives
 
 
 def _concludes(sentence: str) -> bool:
-    """Does a sentence state something behind what is given: "Given that there are 5 boxes of 17, there are 85."?"""
+    """Whether a sentence states something after what is given: "Given that there are 5 boxes of 17, there are 85."."""
     given, _, clause = sentence.rpartition(", ")
     return bool(_GIVEN.match(given)) and not _TASKED.match(clause) and _STATED.search(clause) is not None
 
@@ -196,7 +196,7 @@ _NEXT = re.compile(r"\W*(?:now|next|then|after that)\b,? (?:we|i|you|let)\b", re
 
 
 def plans_on(text: str) -> bool:
-    """Does a text without numbers go on with a task: "Now add the second day's."?"""
+    """Whether a text without numbers continues with a task: "Now add the second day's."."""
     found = _NO_CLAIM.match(text) or _NEXT.match(text)
     return bool(found) and not re.search(
         r"\A\W*(?:which|who|where|when|note|please)\b|\b(?:let me know|hope|feel free|make sense)\b",
@@ -246,7 +246,7 @@ _SECOND_THOUGHTS = _DENYING | _vocabulary(
     "no nope unsure guess guessing sure certain confident off likely take ignore disregard wait sorry "
     "edit update perhaps maybe probably back did does didn doesn"
 )
-"""One of these words is in everything that takes an answer back."""
+"""Most phrases that take an answer back have one of these words; `_PARTS` covers the others."""
 _PARTS = (
     "In fact",
     "reflection",
@@ -274,7 +274,7 @@ _AFFIRMED = re.compile(
 
 
 def taken_back(text: str, at: int, answer: str) -> int:
-    """The position behind the words that take back an answer read at `at`; -1 where none do."""
+    """The position after the words that take back an answer read at `at`; -1 if there are none."""
     window = text[at : at + 4_000]
     words = _words(window)
     if _SECOND_THOUGHTS.isdisjoint(words) and not any(part in window for part in _PARTS):
@@ -306,7 +306,7 @@ _OPEN_WORDS = _vocabulary(
 
 
 def breaks_off(text: str) -> bool:
-    """Does a text end inside a sum or a sentence: "15 +", "multiply 6 by", "so the answer is"?"""
+    """Whether a text ends inside a calculation or a sentence: "15 +", "multiply 6 by", "so the answer is"."""
     tail = text[-200:].rstrip(" \t\r\n$`~")
     words = tail.rsplit(maxsplit=2)
     if len(words) > 1 and words[-1] in _OPEN_ENDS and words[-2][-1] not in "*-":

@@ -1,18 +1,18 @@
 r"""Equivalence of two final answers, as far as it can be decided without computer algebra.
 
-Each answer is read by itself: a number with its unit, a list, tuple or interval, a named value ("x = 3"), a numeral in
-a base, a ratio or time, a name. Two readings are then compared. `same(gold, answer)` is True or False where that is
-certain and None where computer algebra has to look. The conventions are in the table of docs/verifier.md.
+Each answer is read separately: a number with its unit, a list, tuple or interval, a named value ("x = 3"), a numeral in
+a base, a ratio or time, a name. Then the two readings are compared. `same(gold, answer)` is True or False if certain,
+and None if computer algebra has to decide. The conventions are in the table of docs/verifier.md.
 
     same("1,000", "$1000.0")                     True           the same number
     same("18", "18 apples")                      True           a unit that one side leaves out is ignored
     same("36 m/s", "36 km/h")                    False          two measured units are converted
     same("x = 5", "5"), same("-5", "minus 5")    True, True
     same("81, 256", "(256, 81)")                 False          brackets keep their order
-    same("x+1", "1+x"), same("4", "2x = 4")      None, None     algebra has to look
+    same("x+1", "1+x"), same("4", "2x = 4")      None, None     computer algebra has to decide
 
-Invariant: symmetric; no two different rationals are the same but by the stated conventions for decimals and percent
-signs; no input takes longer than its length; nothing is evaluated as code.
+Invariant: symmetric; two different rationals are the same only by the stated conventions for decimals, units and
+percent signs; time is linear in the input's length; nothing is evaluated as code.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from flow_dpo.verify.closed_form import Formula, closed_form
 from flow_dpo.verify.words import Unit, is_unit, unit
 
 MAX_CHARS = 1_000
-"""Longer answers are not compared at all, unless their texts are equal."""
+"""Longer answers are not compared, unless their texts are equal."""
 
 _PLAIN = re.compile(r"-?\d{1,9}(?:\.\d{1,5})?", re.ASCII)
 
 
 def for_algebra(text: str) -> str:
-    """A text as computer algebra gets it: its canonical spelling without the unit that follows a formula."""
+    """A text for computer algebra: its canonical spelling, without the unit that follows a formula."""
     text = canonical(text)
     head, tail = _without_unit(text)
     try:
@@ -48,7 +48,7 @@ def for_algebra(text: str) -> str:
 
 
 class Quantity(NamedTuple):
-    """A formula's value, its unit, whether it is a percentage, and its decimals where it is a decimal number."""
+    """A formula's value, its unit, whether it is a percentage, and its number of decimal places (0 if none)."""
 
     formula: Formula
     unit: Unit | None
@@ -56,25 +56,25 @@ class Quantity(NamedTuple):
     decimals: int
     text: str
     first: Unit | None = None
-    """Of a sum of measures the unit of its first part, in which a bare number may state it too."""
+    """For a sum of measures, the unit of its first part; a bare number can be in that unit too."""
 
 
 class Group(NamedTuple):
-    """Several answers. Kinds: "" for a bare list, "{}" for a set; "()", "[]", "(]" and "[)" keep their order."""
+    """Several answers. Kinds: "" for a bare list, "{}" for a set; "()", "[]", "(]" and "[)" are ordered."""
 
     kind: str
     parts: tuple[Answer | None, ...]
 
 
 class Named(NamedTuple):
-    """A value with its name: "x = 3"."""
+    """A value with a name: "x = 3"."""
 
     name: str
     body: Answer | None
 
 
 class Ratio(NamedTuple):
-    """A ratio, "11:21", or where it looks like one a time of day, "3:30 pm"."""
+    """A ratio, "11:21", or, if it looks like one, a time of day, "3:30 pm"."""
 
     parts: tuple[int, ...]
     clock: bool
@@ -105,7 +105,7 @@ _MEASURES = re.compile(r"(\d[\d./]* ?[A-Za-z]+) (\d[\d./]* ?[A-Za-z]+)")
 
 @lru_cache(maxsize=4_096)
 def read(text: str) -> Answer | None:
-    """What a canonical string says; None where it is nothing that this module reads."""
+    """The answer that a canonical string states; None if this module cannot read it."""
     ratio, numeral = _RATIO.fullmatch(text), _NUMERAL.fullmatch(text)
     if ratio:
         parts = tuple(int(part) for part in (ratio[1] or f"{ratio[3]}:00").split(":"))
@@ -125,7 +125,7 @@ def read(text: str) -> Answer | None:
     if len(parts) > 1:
         kind = "" if not inner else "{}" if text.startswith(("{", "\\{")) else text[0] + text[-1]
         if "|" in text or "\\mid" in text or ":" in text:
-            return None  # a set by its condition
+            return None  # a set defined by a condition
         return _group(kind, tuple(read(part) for part in parts))
     measures = _MEASURES.fullmatch(text)
     if measures:
@@ -139,7 +139,7 @@ def read(text: str) -> Answer | None:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """The parts of a text between separators that stand in no brackets; the text alone where brackets do not match."""
+    """The parts of a text between separators outside brackets; the whole text if brackets do not match."""
     depth, start, parts = 0, 0, list[str]()
     for at, char in enumerate(text):
         depth += (char in "([{") - (char in ")]}")
@@ -152,7 +152,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _unwrapped(text: str) -> str:
-    """What stands in the brackets around a whole text, "" where none do."""
+    """The content of the brackets around a whole text; "" if there are none."""
     start = 2 if text.startswith("\\{") else 1
     if text[:start] not in ("(", "[", "{", "\\{") or text[-1:] not in (")", "]", "}"):
         return ""
@@ -166,7 +166,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _group(kind: str, parts: tuple[Answer | None, ...]) -> Answer:
-    """Several answers; one where it is a sum of measures, "1 hour, 30 minutes"."""
+    """Several answers as a `Group`, or a sum of measures ("1 hour, 30 minutes") as one `Quantity`."""
     total, last, first = Fraction(0), None, None
     for part in parts:
         if kind or not isinstance(part, Quantity) or not part.unit or not part.formula.exact:
@@ -178,7 +178,7 @@ def _group(kind: str, parts: tuple[Answer | None, ...]) -> Answer:
 
 
 def _read_equation(sides: list[str]) -> Answer | None:
-    """The value that is named, or calculated: "x = 3", "3 = x", "2 + 13 = 15". "2x = 4" is none of these."""
+    """A named or calculated value: "x = 3", "3 = x", "2 + 13 = 15"; None for anything else, such as "2x = 4"."""
     if is_name(sides[0]):
         return Named(sides[0], read(sides[-1]))
     if len(sides) == 2 and is_name(sides[1]):
@@ -188,7 +188,7 @@ def _read_equation(sides: list[str]) -> Answer | None:
 
 
 def _without_unit(text: str) -> tuple[str, str]:
-    """A formula and the words after it."""
+    """A formula, and the words after it, which name its unit."""
     for found in re.finditer(r"(?<![\\A-Za-z_])[A-Za-z]+", text):
         head, tail, word = text[: found.start()].rstrip(), text[found.start() :], found[0]
         spaced = len(head) < found.start()
@@ -205,8 +205,8 @@ _UNIT_WORDS = re.compile(
     r"|\^ ?\{? ?-?[1-9] ?\}?|\bper \d+ |\b(?:in (?:19|20)\d\d|on day \d+)\b"
     r"|\(\d[\d.]* [A-Za-z][A-Za-z .]*\)|[A-Za-z .,'/{}()%-])*"
 )
-"""What may stand behind a formula as its unit: of digits an exponent, "per 10 eggs", those of a name ("CO2"), a date
-and what a remark in brackets counts ("5 apples (2 red)"). ("42 maybe 43" is not 42.)"""
+"""What can follow a formula as its unit. Digits are allowed as an exponent, in "per 10 eggs", in a name ("CO2"), in a
+date and in a remark that counts ("5 apples (2 red)"), but not elsewhere: "42 maybe 43" is not 42."""
 _BEFORE_UNIT = frozenset("0123456789)}!%abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
@@ -225,7 +225,7 @@ def _read_quantity(text: str) -> Quantity | None:
 
 
 def same(gold: str, answer: str) -> bool | None:
-    """True or False where certain, None where algebra has to look. Symmetric."""
+    """Whether two answers are equal, if certain; None if computer algebra has to decide. Symmetric."""
     if gold.strip() == answer.strip():
         return True if gold.strip() else None
     if max(len(gold), len(answer)) > MAX_CHARS:
@@ -245,10 +245,10 @@ def same(gold: str, answer: str) -> bool | None:
         ours.replace(" ", "") == theirs.replace(" ", "") and not re.search(r"\d \d", ours + theirs)
     )
     found = True if alike else _compare(read(ours), read(theirs))
-    if found is False and "," in gold and "," in answer:  # "81,256" may be a list without its spaces
+    if found is False and "," in gold and "," in answer:  # "81,256" can be a list without spaces
         lists = [read(canonical(re.sub(r",(?=\d{3}(?!\d))", ", ", text))) for text in (gold, answer)]
         found = all(isinstance(each, Group) for each in lists) and bool(_compare(*lists))
-    if found is None:  # algebra sees no units
+    if found is None:  # computer algebra ignores units
         units = [_unit_of(text) for text in (ours, theirs)]
         return False if None not in units and units[0] != units[1] else None
     return found
@@ -258,7 +258,7 @@ _CHOICE = re.compile(r"\s*(?:\\text(?:bf)?\{)?\(([A-J])\)\s*\}?[\s\\:~]*(?=[^\s}
 
 
 def _same_choice(gold: str | re.Match[str], answer: str | re.Match[str]) -> bool | None:
-    """A labelled choice beside a label, a value, or another labelled choice."""
+    """Compare a labelled choice, "(B) 24", with a label, a value, or another labelled choice."""
     if isinstance(gold, str) and isinstance(answer, str):
         return None
     if isinstance(gold, str) or isinstance(answer, str):
@@ -271,7 +271,7 @@ def _same_choice(gold: str | re.Match[str], answer: str | re.Match[str]) -> bool
 
 
 def _unit_of(text: str) -> Unit | None:
-    """The measure behind a formula of any kind."""
+    """The unit after a formula of any kind; None if there is none."""
     try:
         return unit(_without_unit(text)[1])
     except ValueError:
@@ -295,7 +295,7 @@ def _compare(a: Answer | None, b: Answer | None) -> bool | None:
     if isinstance(a, Ratio) and isinstance(b, Ratio):
         return _compare_ratios(a, b)
     if isinstance(a, Word) and isinstance(b, Word):
-        # Small letters in another order are a product of variables.
+        # Lower-case letters in another order are a product of variables.
         product = a.text.islower() and a.text.isalpha() and len(a.text) < 4 and sorted(a.text) == sorted(b.text)
         return a.text.casefold() == b.text.casefold() or product
     return _compare_kinds(a, b) if isinstance(b, Quantity) else _compare_kinds(b, a)
@@ -306,11 +306,11 @@ def _compare_groups(a: Group, b: Group) -> bool | None:
     if kinds == {""} and all(
         isinstance(each, Quantity) and re.fullmatch("[A-Z]", each.text) for each in a.parts + b.parts
     ):
-        return a.parts == b.parts  # letters in an order
+        return a.parts == b.parts  # capital letters: the order counts
     if kinds <= {"", "{}", "1"}:  # neither order nor repetition counts
         pairs = [(one, others) for ours, others in ((a, b), (b, a)) for one in ours.parts]
         return _all([_any([_compare(one, other) for other in others.parts]) for one, others in pairs])
-    # Brackets keep their order; a list without brackets is a tuple where its order is the same.
+    # Brackets are ordered; a list without brackets equals a tuple in the same order.
     if len(a.parts) != len(b.parts) or (a.kind != b.kind and kinds not in ({"", "()"}, {"", "[]"})):
         return False
     return _all([_compare(one, other) for one, other in zip(a.parts, b.parts, strict=True)])
@@ -325,7 +325,7 @@ def _all(found: Sequence[bool | None]) -> bool | None:
 
 
 def _compare_quantities(a: Quantity, b: Quantity) -> bool | None:
-    """A unit or a percent sign that one side leaves out is no difference; two measured units are converted."""
+    """Compare quantities: a unit or percent sign that one side leaves out is ignored; two units are converted."""
     scale = Fraction(1)
     if a.unit and b.unit:
         if a.unit.dimensions != b.unit.dimensions:
@@ -338,14 +338,14 @@ def _compare_quantities(a: Quantity, b: Quantity) -> bool | None:
                 return True
     found = _close(a, b, scale)
     if found is None and scale != 1:
-        return True  # "\\sqrt{2} m" and "100\\sqrt{2} cm": to 50 digits, and algebra sees no units
+        return True  # "\\sqrt{2} m" and "100\\sqrt{2} cm" agree to 50 digits; computer algebra ignores units
     if found is not False or a.percent == b.percent:
         return found
     return _close(a, b, scale * (Fraction(1, 100) if b.percent else 100))
 
 
 def _close(a: Quantity, b: Quantity, scale: Fraction) -> bool | None:
-    """Equal values, or a decimal and the value that it rounds."""
+    """Whether the values are equal, or one is a decimal that rounds the other."""
     found = (a.text == b.text and scale == 1) or a.formula.same(b.formula, scale)
     long, short = sorted((a, b), key=lambda each: each.decimals, reverse=True)
     if found is not False or a.formula.variables or b.formula.variables or not long.decimals:
@@ -357,16 +357,16 @@ def _close(a: Quantity, b: Quantity, scale: Fraction) -> bool | None:
     if decimal * value <= 0:
         return False
     if not short.decimals and "." not in short.text and not short.text.strip("+-").isdecimal():
-        # Beside a fraction or a root: rounded or cut to the decimals that are written, at least six.
+        # Beside a fraction or a root: rounded or cut off at its last decimal place, at least the sixth.
         close = 2 * abs(difference) <= 1 or 0 <= difference < 1
         return close and long.decimals >= 6 and abs(decimal - value) * 10**5 <= abs(value)
-    # A calculator's 119.69999999999999 is 119.7: sixteen digits whose last are noise.
+    # A calculator's 119.69999999999999 is 119.7: the last of sixteen digits are rounding noise.
     digits = len(long.text.strip("-+0.").replace(".", ""))
     return digits >= 16 and short.decimals <= 8 and abs(decimal - value) * 10**14 <= abs(value)
 
 
 def _compare_ratios(a: Ratio, b: Ratio) -> bool:
-    if a.clock and b.clock:  # "3:30" is not "1:10", which "6:14" and "3:7" may be
+    if a.clock and b.clock:  # "3:30" is not "1:10"; "6:14" equals "3:7", because "3:7" is no time
         hours = [each.parts[0] % 12 + 12 * (each.half == "p") if each.half else each.parts[0] for each in (a, b)]
         left_out = not (a.half and b.half) and a.parts[0] == b.parts[0]
         return a.parts[1] == b.parts[1] and (hours[0] == hours[1] or left_out)
@@ -376,14 +376,14 @@ def _compare_ratios(a: Ratio, b: Ratio) -> bool:
 
 
 def _compare_kinds(a: Answer, b: Answer) -> bool | None:
-    """A name, numeral, ratio or time beside a number or formula, or beside each other."""
+    """Compare a name, numeral, ratio or time with a number or formula, or with another of these kinds."""
     if not isinstance(b, Quantity):
         return False
     if isinstance(a, Ratio):
         value = Fraction(*a.parts) if len(a.parts) == 2 and all(a.parts) and not a.clock else None
         return b.formula.exact and b.formula.value in (value, a.parts[0] if a.clock and not a.parts[1] else None)
     assert isinstance(a, Word)
-    if _NUMERAL.fullmatch(a.text):  # the base may be left out
+    if _NUMERAL.fullmatch(a.text):  # the base can be left out
         return a.text.rpartition("_")[0] == b.text.lower()
     formula = closed_form(a.text)
     return formula.same(b.formula) if formula else None if b.formula.variables else False

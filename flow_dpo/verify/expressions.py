@@ -1,4 +1,4 @@
-r"""Expressions in prose: the tokens of a sentence, with those that form one expression as one item.
+r"""Expressions in prose: splits a sentence into tokens, and groups those that form one expression into one item.
 
     "so 64 + 67 = 131 apples"       so, value "131" (worked out), apples
     "$180 and (1, 2)"               value "$180", and, value "(1, 2)"      a dollar sign before digits is money
@@ -19,7 +19,7 @@ FORMULA = (
     r"\$\$(?:[^$\\]|\\.){1,2000}\$\$|(?<!\\)\$(?:[^$\\\n]|\\.){1,2000}\$(?!\d)"
     r"|\\\[(?:[^\\]|\\[^\]]){1,2000}\\\]|\\\((?:[^\\]|\\[^)]){1,2000}\\\)"
 )
-"""A pattern for mathematics between delimiters; where `is_formula` denies it, the signs were money."""
+"""A pattern for mathematics between delimiters. If `is_formula` is False for a match, the signs meant money."""
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _TOKEN = re.compile(
     r"(?P<word>[ap]\.m\b\.?|(?!(?:US|CA|AU)\\?\$|Rs\.? ?\d)"
@@ -35,17 +35,17 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 MAX_TOKENS = 200
-"""Of one expression outside delimiters."""
+"""The most tokens of one expression outside delimiters."""
 _FUNCTIONS = frozenset(
     ["sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "mod", "max", "min"]
 )
 _NUMERALS = frozenset(["π", "∞", "½", "¼", "¾", "pi"])
 _APPLIED = re.compile(r"sin|cos|tan|cot|csc|log(?:_?\d{1,3})?|ln|sqrt|cbrt")
-"""Functions that take what follows them without brackets too: "ln 2", "2 sqrt 3". ("5 min 30 sec" is a time.)"""
+"""Functions whose argument needs no brackets: "ln 2", "2 sqrt 3". ("5 min 30 sec" is a time.)"""
 _LOGGED = frozenset(
     ["to", "must", "can", "will", "should", "could", "would", "may", "might", "and", "they", "we", "he", "she"]
 )
-"""Behind these "log" is a verb: "she has to log 5 hours"."""
+"""After these words "log" is a verb: "she has to log 5 hours"."""
 _POSTFIX = frozenset("%°²³") | _NUMERALS
 _RELATIONS = frozenset(["\\le", "\\leq", "\\ge", "\\geq", "\\ne", "\\neq", "\\lt", "\\gt", "\\in"])
 _SIGNS = frozenset("-\u2212\u2013+±√∛<>≤≥≠") | {"<=", ">=", "!="} | _NUMERALS
@@ -62,23 +62,23 @@ class Item(NamedTuple):
 
     kind: Literal["formula", "number", "command", "word", "operator", "bracket", "mark", "value"]
     text: str
-    """What it says: a formula without its delimiters, of a sum that was worked out ("3 + 4 = 7") the result."""
+    """The text: a formula without its delimiters; for a worked-out calculation ("3 + 4 = 7"), the result."""
     start: int
     end: int
-    """Its place in the sentence."""
+    """The position in the sentence, from `start` to `end`."""
     worked: bool = False
-    """It is a value with an equation sign, or behind one."""
+    """Whether it is a value with an equals sign in it."""
     word: str = ""
     """The word in lower case; "" for anything else."""
 
 
 def is_formula(text: str) -> bool:
-    """Is a text between two dollar signs mathematics, rather than words between two prices?"""
+    """Whether a text between two dollar signs is mathematics, rather than words between two prices."""
     return not (_PROSE.search(_NO_PROSE.sub(" ", text)) or _MONEY.fullmatch(text))
 
 
 def whole_text(text: str) -> str | None:
-    """A text that is nothing but one expression or one word, "x = 3" or "yes"; None where it is more."""
+    """The text if it is a single expression or word, "x = 3" or "yes"; otherwise None."""
     body = text.strip().lstrip("=: ") if len(text) <= 4_000 else ""
     if not 0 < len(body) <= 400 or "\n" in body:
         return None
@@ -89,7 +89,7 @@ def whole_text(text: str) -> str | None:
         r"[^\W\d_]{2}|[*`~!?#∴|>•→⇒\u2300-\u2bff\U0001f000-\U0001ffff]|^-\s|\$\d.*\$\d", plain
     ) or not re.search(r"[\d=+^\\$]", body):
         return None
-    chain = [part.strip() for part in body.split(",")]  # "2x = 14, x = 7": solved
+    chain = [part.strip() for part in body.split(",")]  # "2x = 14, x = 7": the last part is the solution
     if len(chain) > 1 and all("=" in part for part in chain) and _SOLVED.fullmatch(chain[-1]):
         body = body if _SOLVED.fullmatch(chain[0]) else chain[-1]
     return None if body.count("$") % 2 else body
@@ -103,7 +103,7 @@ _COMMAND = re.compile(
 
 
 def formula_alone(sentence: str) -> str | None:
-    r"""The sentence where it is one formula without a word of prose: "p - q", "11,\! 111". Nothing of it is cut off."""
+    r"""The sentence, uncut, if it is a single formula without a word of prose: "p - q", "11,\! 111"; otherwise None."""
     text = sentence.strip(" \t\r*_`").removesuffix(".").rstrip(" *_`")
     if len(text) > 500 or not any(char.isalpha() or char == "\\" for char in text):
         return None
@@ -115,7 +115,7 @@ _SOLVED = re.compile(r"\$?[A-Za-z] ?= ?[-\u2212]?[\d./]+\$?\.?")
 
 
 def items_of(sentence: str) -> list[Item]:
-    """The tokens of a sentence, with those that form one expression as one item of kind "value"."""
+    """The items of a sentence: its tokens, with those that form one expression as one item of kind "value"."""
     tokens, items, at = _tokens(sentence), [], 0
     while at < len(tokens):
         token = tokens[at]
@@ -142,7 +142,7 @@ def _tokens(sentence: str) -> list[Item]:
         if kind == "word":
             items.append(Item("word", text, match.start(), at, False, text.lower()))
             continue
-        if kind == "formula" and not is_formula(text):  # a price, or a stray sign: read on behind the sign
+        if kind == "formula" and not is_formula(text):  # a price, or a stray sign: continue after the sign
             price = _TOKEN.match(sentence, match.start() + 1)
             is_price = price is not None and price.lastgroup == "number"
             kind, text, at = "mark", "$", match.start() + 1
@@ -161,7 +161,7 @@ def _tokens(sentence: str) -> list[Item]:
 
 
 def _end_of_value(tokens: list[Item], start: int) -> int:
-    """End of the expression that starts at a token; `start` where none does."""
+    """The end of the expression that starts at a token; `start` if there is none."""
     first = tokens[start]
     name = first.kind == "word" and not _is_function(first) and first.text[1:2] not in "_0123456789"
     if name or (first.kind == "operator" and first.text not in _SIGNS):
@@ -187,9 +187,9 @@ def _is_function(token: Item) -> bool:
 
 
 def _takes(function: Item, after: Item | None, *, joined: bool) -> bool:
-    """Does a function's name stand before what it is applied to: "ln 2", "2 sqrt(3)", but not "5 log cabins"?
+    """Whether a function's name is followed by its argument: "ln 2", "2 sqrt(3)", but not "5 log cabins".
 
-    `joined`: nothing stands before it that needs a sign between, or that it is glued to."""
+    `joined`: no operand is before the name, or the name follows one without a space."""
     if after is None or (not joined and not _is_applied(function)):
         return False
     if joined and after.kind not in ("operator", "mark"):
@@ -199,7 +199,7 @@ def _takes(function: Item, after: Item | None, *, joined: bool) -> bool:
 
 
 def _continues(token: Item, before: Item | None, after: Item | None, depth: int) -> bool:
-    """Does a token belong to an expression that stands before it (`before` None: may it begin one)?"""
+    """Whether a token continues the expression before it; with `before` None, whether it can begin one."""
     glued = before is not None and before.end == token.start
     operand = before is not None and not (
         before.kind == "command"
@@ -250,7 +250,7 @@ def _value(tokens: list[Item]) -> Item:
     text, start, end = "".join(pieces), tokens[0].start, tokens[-1].end
     sums, equals, result = text.rpartition("=")
     alone = len(tokens) == 1 and tokens[0].kind == "formula"
-    # "64 + 67 = 131", "2x = 2*6 = 12": what is claimed is the result. Not so of "2x = 12".
+    # "64 + 67 = 131", "2x = 2*6 = 12": the result is what is claimed. In "2x = 12" the whole equation is.
     if not equals:
         return Item("value", text, start, end)
     bare = re.sub(r"(?<=\d)[A-Za-z]{2,4}\b", lambda unit: "" if is_unit(unit[0]) else unit[0], sums.rpartition("=")[2])

@@ -1,18 +1,18 @@
 r"""Extraction of a solution's final answer from its text.
 
-Two decisions, each a setting of `AnswerRule`. *Where* an answer may stand: by default only on the last line, and only
-where that line is closed (a newline follows it, or the solution ended with its end token), so that an answer that was
-cut or abandoned never counts. *How* it is found there, in this order: the last box, then what follows the last
-"answer is", "Answer:" or "####", then the last number (with the formula or sum that holds it). What a sentence claims
-is read by `claim`; an answer that is taken back behind it ("wait, that is wrong") is none.
+Two decisions, each a setting of `AnswerRule`. *Where* an answer counts: by default only on the last line, and only if
+that line is closed (a newline follows it, or the solution ended with its end token), so an answer that was cut off or
+abandoned never counts. *How* it is found there, in this order: the last box, then what follows the last "answer is",
+"Answer:" or "####", then the last number (with the formula or calculation around it). `claim` reads what a sentence
+claims; an answer that is taken back afterwards ("wait, that is wrong") does not count.
 
     "2 + 3 = 5\nAnswer: 15\n"         -> "15"     closed by its newline
-    "2 + 3 = 5\nAnswer: 1"            -> None     open: the next chunk may make it "15"
+    "2 + 3 = 5\nAnswer: 1"            -> None     open: the next chunk could make it "15"
     "Answer: 15\nWait, let me check"  -> None     the last line is another one, and open
-    "So \[ x = \boxed{\frac12} \]."   -> \frac12  where `ended`
+    "So \[ x = \boxed{\frac12} \]."   -> \frac12  if `ended`
 
-Invariant: linear in the length of the text, whatever the text: what is searched for in all of it is searched from its
-end in pieces, and what is read around a place is bounded in characters.
+Invariant: time is linear in the length of any text: searches over all of it go in pieces from its end, and what is read
+around a place has a bounded number of characters.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ Extractor = Literal["box", "answer_is", "number"]
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRule:
-    """Rule for the answer of a solution that counts."""
+    """The rule for which answer of a solution counts."""
 
     which: Literal["closed_last_line", "last_line", "anywhere"] = "closed_last_line"
-    """`closed_last_line`: only an answer on the last line that is not blank, and only when that line is finished.
+    """`closed_last_line`: only an answer on the last line that is not blank, and only if that line is finished.
     `last_line`: the same, finished or not. `anywhere`: the last answer of the whole text."""
     extractors: tuple[Extractor, ...] = ("box", "answer_is", "number")
-    """What counts as an answer there; the first that finds something decides."""
+    """What counts as an answer there, in order; the first extractor that finds something decides."""
 
 
 NO_ANSWER = "no answer"
-"""The reason of a verdict on a solution that gives no answer to read."""
+"""The reason in the verdict on a solution without a readable answer."""
 MAX_ANSWER = 10_000
-"""Longer answers are cut, with a sign that no gold answer ends in: they equal nothing."""
+"""Longer answers are cut and end in "…", which ends no gold answer, so they equal nothing."""
 
 
 def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
-    """The final answer of a solution as it was written, or None where it gives none, or takes it back.
+    """The final answer of a solution as it was written, or None if it gives none, or takes it back.
 
-    A box that is empty or was never closed is no answer, and neither is anything beside it. (One that is only mentioned
-    of, "I put it in \\boxed{}", is none.)
+    If the box is empty or was never closed, there is no answer, not even beside it. (A box that is only mentioned, as
+    in "I put it in \\boxed{}", is not a box.)
     """
     text = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
     if "<think>" in text:
-        return None  # a thought that is still open: what it tries out is no answer
+        return None  # the thought is still open: what it tries out is no answer
     if text[-20:].rstrip().endswith((">", "]")):
         text = text[:-80] + _END_TOKENS.sub("", text[-80:])
     place = text if rule.which == "anywhere" else _last_line(text, ended)
@@ -68,10 +68,10 @@ def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
     if breaks_off(place):
         return None
     start = 0
-    for _ in range(4):  # each time that an answer is taken back, what follows may hold another
+    for _ in range(4):  # if an answer is taken back, the text after it can hold another
         found = None
         for extractor in rule.extractors:
-            # A bare number counts only where the solution has ended: on a line that is merely closed it is a step.
+            # A bare number counts only if the solution has ended: on a line that is merely closed it is a step.
             if extractor == "number" and not ended and rule.which == "closed_last_line":
                 continue
             found = _FINDERS[extractor](place[start:] if start else place)
@@ -90,9 +90,9 @@ def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
 
 
 def gold_answer(gold: str) -> str:
-    r"""The answer inside a gold field, which may be dressed: "$9$", "\boxed{9}", "The answer is 9", a whole solution.
+    r"""The answer in a gold field: from "\boxed{9}", "The answer is 9" or a whole solution, else the field itself.
 
-    "" where it is empty, or prose that gives no value, or more than one that may be meant (`prose`).
+    "" if the field is empty, or is prose that gives no value, or several that could be meant (`prose`).
     """
     box = last_box(gold)
     return (after_answer_is(gold) or value_of_prose(gold) or "").strip() if box is None else box
@@ -115,11 +115,11 @@ _COURTESY = re.compile(rf"{_POLITE}[^\d\\\n]{{0,200}}\Z", re.IGNORECASE)
 _COURTEOUS = re.compile(_POLITE, re.IGNORECASE)
 _HEADING = re.compile(r"[\s#*_>|]{0,12}(?:the )?(?:final )?answers?(?: is)?[\s:=*_.-]{0,8}\Z", re.IGNORECASE)
 MAX_LINE = 20_000
-"""Characters at the end of a text in which its last line is looked for: a display of several lines counts as one."""
+"""Characters at the end of a text that are searched for its last line; a display of several lines counts as one."""
 
 
 def _is_closed(text: str) -> bool:
-    """Does a newline follow the last line, outside any box or display that is still open?"""
+    """Whether a newline follows the last line, outside any box or display that is still open."""
     body = text.rstrip()
     if "\n" not in text[len(body) :]:
         return False
@@ -127,17 +127,17 @@ def _is_closed(text: str) -> bool:
 
 
 def _last_line(text: str, ended: bool) -> str:
-    r"""The last line with content; where it closes a display or a brace, from the line that opened it.
+    r"""The last line with content; if it closes a display or a brace, everything from the line that opened it.
 
     "Hence\n\[\n x = 14\n\]\n" gives "\[\n x = 14\n\]", not "\]"; "Final answer:\n14\n" gives both lines.
     """
     body = text.rstrip()[-MAX_LINE:]
     start = body.rfind("\n") + 1
-    # Ornaments that close nothing ("```", "---", "**"), and where the text has ended a last courtesy.
+    # Skip ornaments ("```", "---", "**") and, if the text has ended, a closing courtesy.
     while start and (_ORNAMENT.match(body, start) or (ended and _COURTESY.match(body, start))):
         body = body[:start].rstrip()
         start = body.rfind("\n") + 1
-    for _ in range(4):  # a brace in an environment in a display
+    for _ in range(4):  # nested: a brace in an environment in a display
         opener = _opener(body, start)
         if opener >= start:
             break
@@ -148,7 +148,7 @@ def _last_line(text: str, ended: bool) -> str:
 
 
 def _opener(body: str, start: int) -> int:
-    """Position of the earliest opening of a display, environment or brace closed at or after `start`; else `start`."""
+    """The earliest opening of a display, environment or brace that is closed at or after `start`; else `start`."""
     line, openers = body[start:], [start]
     close = line.find("\\]")
     if close >= 0 and "\\[" not in line[:close]:
@@ -167,11 +167,11 @@ def _opener(body: str, start: int) -> int:
                 opened = stack.pop()
                 if brace.start() >= start:
                     openers.append(opened)
-    return min(opener for opener in openers if opener >= 0)  # -1 where nothing opens it
+    return min(opener for opener in openers if opener >= 0)  # -1: nothing opens it
 
 
 def _closes_more(line: str) -> bool:
-    """Does a line close a brace that it does not open?"""
+    """Whether a line closes a brace that it does not open."""
     depth = 0
     for brace in BRACES.finditer(line):
         depth += (brace[0] == "{") - (brace[0] == "}")
@@ -181,7 +181,7 @@ def _closes_more(line: str) -> bool:
 
 
 def _backwards(pattern: re.Pattern[str], text: str, piece: int = 4_096) -> Iterator[re.Match[str]]:
-    """The matches of a pattern from the last to the first. None is longer than 200 characters."""
+    """The matches of a pattern, from the last to the first; the pattern must match at most 200 characters."""
     end = len(text)
     while end > 0:
         begin = max(0, end - piece)
@@ -196,13 +196,13 @@ _VERB = (
     r"(?:\b(?:is|are|be|was|equals|IS|(?:comes?|came)(?: out)? to)\b|[\u2019']s\b|[:=\uff1a]|\s[-\u2013\u2014→]{1,2}\s)"
 )
 _MARKER = re.compile(
-    # A first character of them all, so that the search leaps from one to the next; then those that it begins.
+    # One set of first characters lets the search skip from candidate to candidate; then what each can begin.
     r"[Aa<#Rr\u041e\u043e答정](?:(?<=\b[Aa])(?:"
     # "The answer to this is", "Answer:", "answer - ", "| Answer | 7 |"; "Ans 7"
     r"(?<!to [Aa])(?<!you [Aa])(?<!can [Aa])(?<!wrong [Aa])(?<!incorrect [Aa])(?:nswers?|NSWERS?)\b(?:"
     r"(?:(?![Aa]nswer)[^.\n:=$\\|\"\u201c]|[\"\u201c][^\"\u201d\n]{1,60}[\"\u201d]){0,60}?"
     rf"{_VERB}|\*{{0,2}} ?\|(?!\s{{0,4}}\n))|(?:ns|NS)\b ?[.:=-]{{0,2}}"
-    # Where it begins its line: "## Final answer", "Answer $7$", "A: 7"
+    # Only at the beginning of a line: "## Final answer", "Answer $7$", "A: 7"
     r"|(?P<line>nswer[ \t*_]{0,4}(?:\n|(?=[$\d]|\\[(\[]))|(?<=A)(?<![^\s*_>#]A):)"
     r"|ntwort[^.\n\d$\\]{0,20}?(?:ist|lautet|[:=]))"
     # "#### 7" (but "#### 1. First" is a heading), "<answer>7"
@@ -221,13 +221,13 @@ MAX_MARKERS = 30
 
 
 def after_answer_is(text: str) -> str | None:
-    """What the last "answer is", "Answer:", "####" or "A:" introduces, up to the end of its sentence."""
+    """The answer after the last "answer is", "Answer:", "####" or "A:", read up to the end of its sentence."""
     found = _stated(text)
     return found[0] if found else None
 
 
 def _states(text: str, marker: re.Match[str]) -> bool:
-    """Does a marker introduce an answer: where it must, at the start of its line, and not with "cannot be"?"""
+    """Whether a marker introduces an answer: not negated or supposed, and at the start of its line if it must be."""
     if supposes(text, marker.start()):
         return False
     if "would" in marker[0] and claims_nothing(text[max(0, marker.start() - 120) : marker.end() + 120]):
@@ -242,12 +242,12 @@ _MARKER_SIGNS = (
     "nswer", "NSWER", "####", "ns", "NS", "A:", "ntwort", "éponse", "espuesta", "esposta", "isposta",
     "\u0442\u0432\u0435\u0442", "答", "답",
 )  # fmt: skip
-"""One of these is in every marker."""
+"""Every marker contains one of these."""
 _ABBREVIATED = re.compile(r"\b[Aa](?:ns|NS)\b")
 
 
 def _may_state(text: str) -> bool:
-    """Is there anything that a marker may begin with? Far cheaper than to look for one."""
+    """Whether the text can contain a marker: a cheap test before the search for one."""
     signs = [sign for sign in _MARKER_SIGNS if sign in text]
     return bool(signs) and (not set(signs) <= {"ns", "NS"} or _ABBREVIATED.search(text) is not None)
 
@@ -289,7 +289,7 @@ _CHECK = re.compile(
 
 
 def _numbered(text: str) -> tuple[str, int] | None:
-    """The last claimed value; of what stands before it, where a check is all that follows it."""
+    """The last claimed value. If the text ends with a check of the result, the last one before the check."""
     end = text[-600:]
     checks = "heck" in end or "erif" in end or "roof" in end or "onfirm" in end
     check = _CHECK.search(text, max(0, len(text) - 600)) if checks else None
@@ -312,7 +312,7 @@ def _last_number(text: str) -> tuple[str, int] | None:
     tail = rest[behind:]
     if tail and tail.strip() and plans_on(tail) and not _COURTEOUS.match(tail):
         return "", len(text)
-    # The sentences up to the one that holds it, and the last of them that claims a value: of its line, then of more.
+    # Of the sentences up to that one, take the last that claims a value: first on its line, then on earlier ones.
     most = max(0, last - MAX_SENTENCE)
     line = text.rfind("\n", most, last) + 1
     if line and not _SPANNING.search(text, line):
@@ -323,13 +323,13 @@ def _last_number(text: str) -> tuple[str, int] | None:
 
 
 def _opens_line(text: str, at: int) -> bool:
-    """Does a line begin at a place, but for blanks before it?"""
+    """Whether a line begins at a place, apart from blanks."""
     before = text[max(0, at - 40) : at]
     return not before.rpartition("\n")[2].strip() and ("\n" in before or at <= 40)
 
 
 _SPANNING = re.compile(r"\$\$|\\[\])]")
-"""What may close a formula that begins on an earlier line."""
+"""What can close a formula that begins on an earlier line."""
 
 
 def _last_claim(text: str, begin: int, last: int) -> tuple[str, int] | None:

@@ -1,11 +1,11 @@
 """Grader of trees: the verifier reads every rollout's solution, and its verdict is stored with the rollout.
 
     grader = AnswerGrader(verifier, renderer, GradingSettings())
-    grader.begin(problem, solution)                  it may start, while others are sampled
+    grader.begin(problem, solution)                  start early, while other solutions are sampled
     grader.check([(problem, solution)])              [Verdict(status="correct", answer="14")]
     grader.grade(trees)                              the same, for every rollout of the trees
 
-Invariant: one object and one rule answer the loop, an exploration that continues by what was right, and the evaluation.
+Invariant: the loop, explorations that depend on verdicts, and the evaluation use the same object and rule.
 Equal texts are read once. What cannot be graded stays `ungraded`: it makes no pair and enters no mean.
 """
 
@@ -23,22 +23,22 @@ from flow_dpo.verify.extract import NO_ANSWER, AnswerRule
 
 @dataclass(frozen=True, kw_only=True)
 class GradingSettings:
-    """Settings by which a solution becomes a verdict."""
+    """Settings for turning a solution into a verdict."""
 
     rule: AnswerRule = field(default_factory=AnswerRule)
     unfinished: Literal["wrong", "ungraded"] = "wrong"
-    """The score of a rollout without an answer, such as one cut at the cap of chunks (not stated in the paper)."""
+    """The verdict on a rollout without an answer, such as one cut off at the cap (not stated in the paper)."""
     timeout_s: float = 5.0
-    """Seconds of processor time after which the verifier gives an answer up as ungraded. Not by the wall: a busy
-    machine changes no verdict."""
+    """Seconds of processor time after which the verifier gives up on an answer, which is then ungraded. Wall-clock time
+    does not count, so a busy machine changes no verdict."""
     grader: str = ""
-    """A grader of one's own in the verifier's place, or a class that is called with the renderer: "file.py:Name",
-    "package.module:Name" or an installed plug-in's name. Its code is run."""
+    """Your own grader in place of the verifier, or a class that is called with the renderer: "file.py:Name",
+    "package.module:Name" or the name of an installed plug-in. Its code is run."""
     rewards: tuple[str, ...] = ()
-    """Reward functions that grade in the verifier's place, each a "file.py:name", a "package.module:name", an installed
-    plug-in's name, or "answer", which is the verifier. `--reward` is short for it. Their code is run."""
+    """Reward functions that grade in place of the verifier. Each is "file.py:name", "package.module:name", the name of
+    an installed plug-in, or "answer" for the verifier. The short flag is `--reward`. Their code is run."""
     reward_weights: tuple[float, ...] = ()
-    """Factor of each reward function; 1 each where empty."""
+    """The weight of each reward function; if empty, each has weight 1."""
     correct_from: float = 1.0
     """With reward functions: the least reward that counts as correct, for accuracies, traces and Stop's words. Pairs
     and advantages compare the rewards themselves."""
@@ -53,17 +53,17 @@ class Verifies(Protocol):
     """A verifier of texts (`verify.verifier.Verifier`)."""
 
     def begin(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict | None] | None:
-        """Start the slow part of grading these triples, which `grade_many` will be called with, and return at once:
-        the verdicts of those that have no slow part, by the triple alone."""
+        """Start the slow part of grading these triples, for a later `grade_many`, and return at once: the verdict of
+        each triple that needs no slow part, None for the others."""
         ...
 
     def grade_many(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict]:
-        """Verdicts of (gold, text, ended) triples, in their order."""
+        """The verdicts on (gold, text, ended) triples, in order."""
         ...
 
 
 class Decodes(Protocol):
-    """A renderer, as far as grading needs it."""
+    """The part of a renderer that grading needs."""
 
     def to_text(self, pieces: Sequence[Piece]) -> str:
         """The pieces decoded together."""
@@ -78,24 +78,24 @@ class AnswerGrader:
         self._settings = GradingSettings() if settings is None else settings
 
     def begin(self, problem: Problem, solution: Solution) -> Verdict | None:
-        """Let the verifier start on a solution that will be graded, and return at once: the verdict that needs no
-        algebra."""
+        """Let the verifier start on a solution that will be graded, and return at once: its verdict, or None if that
+        needs algebra."""
         found = self._verifier.begin([self._item(problem, solution)])
         return None if not found or found[0] is None else self._scored(found[0])
 
     def check(self, items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
-        """The verdict on each solution, in their order."""
+        """The verdict on each solution, in order."""
         return self._verdicts([self._item(problem, solution) for problem, solution in items])
 
     def grade(self, trees: Sequence[Tree]) -> None:
-        """Put text and verdict to every rollout of the trees that was sampled to its end."""
+        """Store text and verdict with every rollout of the trees that was sampled to its end."""
         finished = [(tree, rollout) for tree in trees for rollout in tree.rollouts if rollout.value is None]
         items = [self._item(tree.problem, rollout.solution) for tree, rollout in finished]
         for (tree, rollout), (_, text, _), verdict in zip(finished, items, self._verdicts(items), strict=True):
             tree.grade(rollout.id, text, verdict)
 
     def check_texts(self, items: Sequence[tuple[Problem, str, bool]]) -> list[Verdict]:
-        """The verdict on each text by itself, in their order; the flag: whether it ended or was cut off."""
+        """The verdict on each text alone, in order. The flag says whether the text ended (True) or was cut off."""
         return self._verifier.grade_many([(problem.gold, text, ended) for problem, text, ended in items])
 
     def _item(self, problem: Problem, solution: Solution) -> tuple[str, str, bool]:
@@ -108,6 +108,6 @@ class AnswerGrader:
         return [found[item] for item in items]
 
     def _scored(self, verdict: Verdict) -> Verdict:
-        """The verdict as the settings score what has no answer."""
+        """The verdict, made ungraded if there is no answer and the settings say so."""
         no_answer = verdict.reason == NO_ANSWER and self._settings.unfinished == "ungraded"
         return replace(verdict, status="ungraded") if no_answer else verdict

@@ -1,10 +1,10 @@
-r"""Words and patterns of the claim grammar: what stands in front of a value, behind it, or changes it.
+r"""Words and patterns of the claim grammar: what can precede a value, follow it, or change it.
 
-    PREFIX    "at least ", "half of "           read with the value behind it
+    PREFIX    "at least ", "half of "           read with the value after it
     CHANGED   " and a half", " times the old"   read with the value before it
-    STOP      "because", "left"                 no unit or name of what is counted
+    STOP      "because", "left"                 neither a unit nor the name of something counted
 
-Invariant: a pattern looks at one sentence, and is linear in its length.
+Invariant: each pattern reads one sentence, in time linear in its length.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ OPERATES = re.compile(  # words between two values that make one of them: "10 ch
     r"|(?:\w+ )?(?:subtracted from|taken (?:away )?from|added to|combined with"
     r"|(?:increased|decreased|reduced|multiplied|divided|raised) (?:by|to)(?: the power(?: of)?)?))"
 )
-NO_ROLE = re.compile(  # what only lies near a value, or numbers something: "close to 21", "a multiple of 21", "step 21"
+NO_ROLE = re.compile(  # a value that is only near, related or a number: "close to 21", "a multiple of 21", "step 21"
     r"\b(?:almost|nearly|hardly|barely|scarcely|close to|near|multiples? of|factors? of|divisible by|depends on|divides"
     r"|pages?|steps?|parts?|equations?|eq\.|figure|table|problems?|questions?|exercises?|chapter|section|line"
     r"|no\.|after|before)"
@@ -66,7 +66,7 @@ FRONTS = _words(
     "equation equations eq. figure table "
     "problem problems question questions exercise exercises chapter section line no. after before"
 )
-"""One of these is the last word, or that before "the", of all that counts in front of a value."""
+"""Every phrase that matters before a value ends in one of these words, or in one of them and "the"."""
 GIVES_UP = re.compile(
     r"\b(?:(?:can(?:no|['\u2019])t|could(?:n['\u2019]t| not)|unable to|not able to) (?:be )?"
     r"(?:solve|determine|answer|find)|do(?:n['\u2019]t| not) know|not sure)",
@@ -87,11 +87,11 @@ VERBS = _words(
     "owes should can must receive receives received buy buys bought sell sells sold read reads "
     "it's that's there's he's she's"
 )
-RESULT = re.compile(  # what a sentence comes to behind another value: "..., so 85", "..., leaving 85", "a total of 85"
+RESULT = re.compile(  # words that introduce a result after other values: ", so 85", ", leaving 85", "a total of 85"
     r"\b(?:i\.e\.|that is,|namely\b|in other words\b"
     r"|(?:so(?! far\b| that\b| many\b| much\b|-)|therefore|thus|hence|thereby(?! [a-z]+ing\b))\b"
     r"(?! \S{1,9} (?:more|less|fewer)\b)"
-    # a total: behind a comma, or a rate; but "12 buses to carry a total of 600", "15 out of a total of 20"
+    # a total: after a comma, or a rate; but not "12 buses to carry a total of 600", "15 out of a total of 20"
     r"|(?:(?<=[,;\u2013\u2014] )(?:(?!to\b|out\b|of\b|from\b)[A-Za-z]+ ){0,4}?"
     r"|(?<=each )(?:for|in) (?:an? |the )?(?:\w+ )?)total (?:\w+ )?of\b)"
     r"|(?:,|\bthus|\bthereby|\band|[\u2013\u2014]| -) ?(?:now |only |just )?(?:totall?ing|resulting in"
@@ -131,4 +131,4 @@ PLACES = _words(
     "on at when where unless except from between by with without after before since in of to until as nor page step "
     "number part case day year week grade class question problem option statement"
 )
-"""Words before a number that only places or numbers something."""
+"""Words before a number that only locates or numbers something."""

@@ -1,21 +1,21 @@
-r"""Worker process that compares two answers by computer algebra; it may hang, crash or be killed.
+r"""Worker process that compares two answers by computer algebra; it can hang, crash or be killed.
 
-A child process of `verify.worker_pool`, run by path as a script of its own: it imports math-verify and nothing of
-this package, so it starts in under half a second and holds no model. One JSON line in, one JSON line out:
+A child process of `verify.worker_pool`, run by path as a separate script: it imports math-verify and nothing of this
+package, so it starts in under half a second and loads no model. One JSON line in, one JSON line out:
 
     {"gold": "x+1", "answer": "1+x", "cpu_s": 5}  ->  {"found": "equal", "reason": ""}
 
-`found` is "equal", "different", "gold" (the gold cannot be parsed) or "error". math-verify's grammar reads both; they
-are compared here, because its own comparison takes 1/20! for 1/21! (six decimals), x^2+1=0 for x^2+7=0 (no real
-root) and depends on which of the two is the gold. Two expressions are equal where they agree to 40 digits or more at
-several points; two equations or inequalities, where their sides' differences are multiples of each other.
+`found` is "equal", "different", "gold" (the gold answer cannot be parsed) or "error". math-verify's grammar reads both
+answers; they are compared here, because its own comparison mistakes 1/20! for 1/21! (six decimals) and x^2+1=0 for
+x^2+7=0 (no real root), and depends on which of the two is gold. Two expressions are equal if they agree to 40 digits or
+more at several points; two equations or inequalities, if the differences of their sides are multiples of each other.
 
-Invariant: symmetric, and the same after any other pairs (sympy's caches are emptied). The process ends itself once a
-pair has taken `cpu_s` seconds of processor time, by a timer that no load of the machine advances. It lives as long as
-its standard input is open, so it ends with its parent however that ends. Its memory is limited, it writes no files, and
-no text is evaluated: only the LaTeX grammar is used, never plain expressions, which go through `eval`.
+Invariant: symmetric, and independent of earlier pairs (sympy's caches are emptied). The process ends itself once a pair
+has taken `cpu_s` seconds of processor time, which the load of the machine does not affect. It lives as long as its
+standard input is open, so it ends with its parent, however that ends. Its memory is limited, it writes no files, and no
+text is evaluated: only the LaTeX grammar is used, never plain expressions, which go through `eval`.
 """
-# sympy's classes have few types
+# sympy has few type annotations
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
 
 import json
@@ -32,13 +32,13 @@ from typing import Any
 MEMORY_BYTES = 1 << 30
 RECURSION = 3_000
 DIGITS = 60
-"""Two values are compared to these, and to as many more as the integers in them have."""
+"""Values are computed to this many digits, plus the digits of the integers in them (at most `MAX_DIGITS`)."""
 MAX_DIGITS = 5_000
 POINTS = 4
-"""At each a variable is another number, at the second a whole one; at the last two it may be negative."""
+"""Points of comparison. At the second a variable is a whole number; at the last two it can be negative."""
 
-# What sympy and the parser raise on formulas they cannot work with. Anything else ends this process (also a want of
-# memory, which may be an earlier pair's doing): its parent tries once more on a fresh one and reports that as ungraded.
+# What sympy and the parser raise on formulas they cannot work with. Anything else ends this process, also a lack of
+# memory, which an earlier pair can have caused: the parent tries once more on a new one, then reports it as ungraded.
 UNWORKABLE = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
@@ -49,7 +49,7 @@ _PROSE = re.compile(
 
 def limit(cpu_s: float) -> None:
     """End this process once it has computed for `cpu_s` more seconds of processor time."""
-    with suppress(AttributeError, OSError, ValueError):  # no such timer on this platform: the parent's deadline is left
+    with suppress(AttributeError, OSError, ValueError):  # no such timer on this platform: the parent's deadline applies
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
 
 
@@ -66,7 +66,7 @@ def limit_memory() -> None:
 
 
 def load() -> Callable[[str], Any]:
-    """The parser with this process's settings: A is not a, gamma is a letter, units are not dropped."""
+    """The parser with this process's settings: A differs from a, gamma is a letter, units are not dropped."""
     from functools import partial
 
     from latex2sympy2_extended import NormalizationConfig, symbols
@@ -76,15 +76,15 @@ def load() -> Callable[[str], Any]:
     parser.latex2sympy = partial(parser.latex2sympy, conversion_config=ConversionConfig(lowercase_symbols=False))
     for name in ("gamma", "Gamma"):
         symbols.sympy_singleton_map.pop(name, None)
-    # Its units are single letters too, and would make 4 of "4t". Ours are gone by now.
+    # The parser's units include single letters, which would turn "4t" into 4. This package has removed units already.
     plain = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
     rules = [LatexExtractionConfig(normalization_config=plain)]
-    # Its timeouts are off: they are SIGALRM, and this process ends itself.
+    # The parser's timeouts are off: they use SIGALRM, and this process ends itself.
     return partial(parser.parse, extraction_config=rules, parsing_timeout=None, raise_on_error=True)
 
 
 def read(parse: Callable[[str], Any], text: str) -> Any:
-    """What a text says, in exact numbers; None where the parser does not know it."""
+    """A text as a sympy object with exact numbers; None if the parser cannot read it."""
     from sympy import Basic, MatrixBase, nan, zoo
 
     found = None if _PROSE.search(text) else next(iter(parse(f"${text}$")), None)
@@ -92,7 +92,7 @@ def read(parse: Callable[[str], Any], text: str) -> Any:
 
 
 def exact(found: Any) -> Any:
-    """The same in rational numbers for decimals, with i as a number. Equations stay as written, true or not."""
+    """The object with decimals as rational numbers and i as the imaginary unit. Equations stay as written."""
     from sympy import And, Derivative, FiniteSet, Float, I, Rational, Symbol
     from sympy.core.function import AppliedUndef
     from sympy.core.relational import Relational
@@ -100,7 +100,7 @@ def exact(found: Any) -> Any:
     if isinstance(found, (And, Relational)):
         return found.func(*(exact(each) for each in getattr(found, "_unsorted_args", found.args)), evaluate=False)
     if isinstance(found, FiniteSet):
-        # The order in which it was written is kept: it may have been a tuple without brackets.
+        # Keep the order in which it was written: it could be a tuple without brackets.
         written = [exact(each) for each in getattr(found, "_unsorted_args", found.args)]
         rebuilt = FiniteSet(*written, evaluate=False)
         rebuilt.written = written
@@ -156,7 +156,7 @@ def each_in(some: Iterable[Any], others: Iterable[Any]) -> bool:
 
 
 def in_order(a: Any) -> list[Any] | None:
-    """The elements of a tuple, of an interval that may be a pair, of a list as it was written."""
+    """The elements, in order, of a tuple, of an open interval (which could be a pair), or of a list as written."""
     from sympy import Interval, Tuple
 
     if isinstance(a, Interval):
@@ -165,7 +165,7 @@ def in_order(a: Any) -> list[Any] | None:
 
 
 def as_set(a: Any, other: Any) -> Any:
-    """The solutions of inequalities, where the other is a set of numbers."""
+    """`a`, or, if it is made of inequalities and `other` is a set of numbers, the set of their solutions."""
     from sympy import And, FiniteSet, Intersection, Set, Union
     from sympy.core.relational import Relational
 
@@ -173,25 +173,25 @@ def as_set(a: Any, other: Any) -> Any:
     numbers = isinstance(other, Set) and not isinstance(other, FiniteSet) and len(a.free_symbols) == 1
     if numbers and all(isinstance(each, (Relational, And)) for each in conditions):
         sets = [each.as_set() for each in conditions]
-        both = Intersection(*sets)  # "x > 3, x < 5" hold both, "x < 3, x > 5" one or the other
+        both = Intersection(*sets)  # "x > 3, x < 5" means both, "x < 3, x > 5" means either
         return Union(*sets) if both.is_empty else both
     return a
 
 
 def unnamed(a: Any) -> Any:
-    """The value that an equation gives a name to or computes, "x = 3" or "1 + 2 = 3"; None where it does not."""
+    """The value that an equation names or computes, "x = 3" or "1 + 2 = 3"; None if it does neither."""
     from sympy import Eq, Symbol
 
     if not isinstance(a, Eq):
         return a
     for side, value in (a.args, a.args[::-1]):
-        if not side.atoms() - side.atoms(Symbol):  # letters alone
+        if not side.atoms() - side.atoms(Symbol):  # only letters
             return value
     return None if a.free_symbols else a.rhs
 
 
 def same_relation(a: Any, b: Any) -> bool:
-    """Whether two equations, or two inequalities, hold at the same points: each is a multiple of the other."""
+    """Whether two equations, or two inequalities, are equivalent: one is a multiple of the other."""
     from sympy import Expr, GreaterThan, StrictGreaterThan
 
     a, b = (each.reversed if isinstance(each, (GreaterThan, StrictGreaterThan)) else each for each in (a, b))
@@ -212,7 +212,7 @@ def same_relation(a: Any, b: Any) -> bool:
 
 
 def same_value(a: Any, b: Any) -> bool:
-    """Whether two expressions agree wherever both are looked at."""
+    """Whether two expressions agree at all points of comparison."""
     from sympy import simplify
 
     a, b = a.doit(), b.doit()
@@ -233,7 +233,7 @@ def same_value(a: Any, b: Any) -> bool:
 
 
 def at_points(a: Any, b: Any) -> list[tuple[Any, Any, int]]:
-    """Values of two expressions at the same points, and to how many digits."""
+    """The values of two expressions at the same points, each with the number of digits computed."""
     from sympy import Integer, Rational
 
     a, b = a.doit(), b.doit()
@@ -247,7 +247,7 @@ def at_points(a: Any, b: Any) -> list[tuple[Any, Any, int]]:
         for each in symbols:
             size = zlib.crc32(f"{each} {point}".encode())
             sign = -1 if point == 2 or (point > 2 and size & 1) else 1
-            bottom = 1 if point == 1 else 103 + size // 997 % 97  # at whole numbers too: of floors and ceilings
+            bottom = 1 if point == 1 else 103 + size // 997 % 97  # also a whole number, for floors and ceilings
             numbers[each] = sign * Rational(2 + size % (10 if point == 1 else 997), bottom)
         x, y = (each.xreplace(numbers).evalf(digits) for each in (a, b))
         if not (x.is_number and y.is_number and x.is_finite is not False and y.is_finite is not False) or not all(
@@ -255,25 +255,25 @@ def at_points(a: Any, b: Any) -> list[tuple[Any, Any, int]]:
         ):
             continue
         if point > 1 and not (x.is_real and y.is_real):
-            continue  # beyond the domain of a logarithm or root
+            continue  # outside the domain of a logarithm or root
         values.append((x, y, digits))
     return values
 
 
 def rounds(gold: str, answer: str, a: Any, b: Any) -> bool:
-    """Whether one is a decimal of six or more places and the other, which is none, agrees in all of them."""
+    """Whether one is a decimal with at least six places, and the other, not a decimal, agrees in all of them."""
     decimals = [re.fullmatch(r"[-+]?\d*\.(\d{6,})", text) for text in (gold, answer)]
     if (decimals[0] is None) == (decimals[1] is None) or not (a.is_number and b.is_number):
         return False
     places = len(next(found[1] for found in decimals if found))
     decimal, value = (abs(each).evalf(DIGITS) for each in ((a, b) if decimals[0] else (b, a)))
     difference = (value - decimal) * 10**places
-    close = 2 * abs(difference) <= 1 or 0 <= difference < 1  # rounded, or cut
+    close = 2 * abs(difference) <= 1 or 0 <= difference < 1  # rounded, or cut off
     return bool(close and (a > 0) == (b > 0) and abs(value - decimal) * 10**5 <= value)
 
 
 def compare(parse: Callable[[str], Any], gold: str, answer: str) -> dict[str, str]:
-    """What is found about one pair."""
+    """The reply for one pair."""
     from sympy import Expr
     from sympy.core.cache import clear_cache
 
@@ -297,17 +297,17 @@ def compare(parse: Callable[[str], Any], gold: str, answer: str) -> dict[str, st
 
 
 def main() -> None:
-    """Answer lines until there are none."""
+    """Answer request lines until standard input closes."""
     requests, replies = sys.stdin, os.fdopen(os.dup(1), "w", encoding="ascii")
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # whatever a library prints must not be taken for a reply
+    os.dup2(nowhere, 1)  # a library's output must not be mistaken for a reply
     logging.disable(logging.CRITICAL)
     sys.setrecursionlimit(RECURSION)
     parse = load()
     compare(parse, "x+1", "1+x")  # imports, and fills the parser's tables
     limit_memory()
     print(json.dumps({"found": "ready", "reason": ""}), file=replies, flush=True)
-    os.dup2(nowhere, 2)  # until here, the parent reads why a start failed
+    os.dup2(nowhere, 2)  # up to here, standard error tells the parent why a start failed
     for line in requests:
         request = json.loads(line)
         limit(request["cpu_s"])

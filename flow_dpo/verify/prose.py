@@ -1,12 +1,12 @@
-r"""Gold answers that are prose: the one value that a solution or a sentence states, or none.
+r"""Gold answers that are prose: the single value that a solution or a sentence states, or none.
 
     "48/2 = 24\n48+24 = 72"             -> "72"        the last line of a solution
     "He has 72 clips."                  -> "72 clips"
-    "5 apples", "All real numbers."     -> as it is: a value, a name
-    "x < 3 or\nx > 5"                   -> as it is: one value on two lines
-    "GCD is 6, LCM is 36", "1. 5\n2. 7" -> None        which of them is meant, nobody can tell
+    "5 apples", "All real numbers."     -> unchanged: a value, a name
+    "x < 3 or\nx > 5"                   -> unchanged: one value on two lines
+    "GCD is 6, LCM is 36", "1. 5\n2. 7" -> None        ambiguous
 
-Invariant: a text that may mean two things is None, so that it is graded by no guess; linear in the length of the text.
+Invariant: an ambiguous text gives None, so nothing is graded by a guess; time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from flow_dpo.verify.grammar import CONCLUDES, LEAD, PLACES, SPELLED, VERBS
 
 _SENTENCE_WORDS = VERBS | CONCLUDES | {"he", "she", "they", "it", "we", "there", "i", "you", "total", "altogether"}
 MAX_NAME_WORDS = 12
-"""A line of more words, with a number among them, is no name."""
+"""A line with more words, and a number among them, is no name."""
 MAX_SENTENCES = 500
-"""A text of more of them is no gold answer."""
+"""A text with more sentences is no gold answer."""
 _FENCE = re.compile(r"\$\$|\\\[|\\\]|```\w{0,10}")
 _BULLET = re.compile(r"[-*•+][ \t]")
 _LABEL = re.compile(r"[\W_]{0,3}(?:\(?\d{1,3}[.):](?!\d)|\(?[A-Za-z][.):]|(?!Total|Result|Sum)[A-Z]\w*(?: \w+){0,3}:)")
 _LEFT_OPEN = re.compile(r"(?:[,;=+\-*/<>&]|\b(?:or|and|of|by)|\\(?:cup|cap|in|times|cdot|text\{ ?(?:or|and) ?\}))\s*\Z")
 _CARRIES_ON = re.compile(r"[,;=+\-*/<>&)\]}]|(?:or|and|of|by)\b|\\(?:cup|cap|in|times|cdot|text\{ ?(?:or|and)\b)")
 _CONDITION = re.compile(r"\\text|\\mid|\||\b(?:if|otherwise|such that|unless|for all)\b")
-"""Of a formula with words around it, of which the last value is not the answer."""
+"""Marks a formula with words in it, such as a condition: its last value is not the answer."""
 _CONCLUSION = re.compile(
     r"\b(?:so(?! far\b| that\b| many\b| much\b|-)|therefore|thus|hence|then|i\.e\.|for a total of|totall?ing)(?![a-z])",
     re.IGNORECASE,
@@ -42,17 +42,17 @@ _CLAIMS_MORE = re.compile(
     r"\b(?:yes|no|none|nothing|nobody|not|true|false|never|neither|nor|cannot|either|or|if|than|except|times|round(?:s|ed)|\w{2,6}n['\u2019]t)\b",
     re.IGNORECASE,
 )
-"""Words of a sentence that says more, or less, than the one number in it."""
+"""Words that show that a sentence says more, or less, than the number in it."""
 _PART_OF_A_NAME = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+\d|\d(?:(?:st|nd|rd|th)\b|!)")
 
 
 @lru_cache(maxsize=4_096)
 def value_of_prose(gold: str) -> str | None:
-    """The value of a gold text that is prose: several lines, or a sentence. None where it may mean two, or gives none.
+    """The value of a gold text that is prose: several lines, or a sentence. None if it gives no value, or is ambiguous.
 
-    What is no prose is returned as it is: a value, also over several lines, a name, a title, a phrase without numbers.
-    Of prose the last sentence counts, where it states one value, all before it are sentences or calculations, and
-    it concludes (`_concludes`).
+    A text that is not prose is returned unchanged: a value (also over several lines), a name, a title, a phrase without
+    numbers. In prose the last sentence counts, if it states one value, all before it are sentences or calculations, and
+    it concludes from them (`_concludes`).
     """
     lines = [line for line in map(str.strip, gold.splitlines()) if line and not _FENCE.fullmatch(line)]
     text = " ".join(lines)
@@ -78,14 +78,14 @@ def value_of_prose(gold: str) -> str | None:
 
 
 def _reading(text: str) -> Answer | None:
-    """What a text says where all of it can be read."""
+    """The answer that a text states (`equivalence.read`); None unless all of it can be read."""
     found = read(canonical(text)) if len(text) <= MAX_CHARS else None
     parts = found.parts if isinstance(found, Group) else (found.body,) if isinstance(found, Named) else ()
     return None if None in parts else found
 
 
 def _is_one_value(lines: list[str], text: str) -> bool:
-    """Is a text of several lines one value that was broken, rather than prose or values one under the other?"""
+    """Whether a text of several lines is one value with line breaks, rather than prose or a list of values."""
     if (
         _has_verb(text)
         or _has_words(text)
@@ -106,7 +106,7 @@ def _is_one_value(lines: list[str], text: str) -> bool:
 
 
 def _is_sentence(text: str) -> bool:
-    """Is a line a sentence with a number in it, rather than a value or a name?"""
+    """Whether a line is a sentence with a number in it, rather than a value or a name."""
     if not (re.search(r"\d", text) or SPELLED.search(text)) or _reading(text) is not None:
         return False
     if len(text.split()) > MAX_NAME_WORDS and _has_words(text):
@@ -130,12 +130,12 @@ def _has_verb(text: str) -> bool:
 
 
 def _has_words(text: str) -> bool:
-    """Has a text more words than a formula with a remark?"""
+    """Whether a text has more words than a formula with a remark."""
     return len(re.findall(r"(?<!\\)(?<!\\begin\{)(?<!\\end\{)\b[a-z]{3,}\b", text)) > MAX_NAME_WORDS // 2
 
 
 def _worded(text: str) -> bool:
-    """Is a text a sentence, by its verb or by its full stop?"""
+    """Whether a text is a sentence, judged by its verb or its full stop."""
     words = [word for word in text.split() if word.isalpha() and word.islower()]
     return _has_verb(text) or (len(words) > 1 and text.endswith((".", "!", ":")))
 
@@ -146,9 +146,9 @@ def _calculates(text: str) -> bool:
 
 
 def _concludes(last: str, others: list[str]) -> bool:
-    """Does a sentence give the result of those before it, rather than one more value beside theirs?
+    """Whether a sentence gives the result of those before it, rather than one more value.
 
-    It says so ("so", "altogether"), takes up a result of theirs, or is the only calculation.
+    It does if it says so ("so", "altogether"), uses a result of theirs, or is the only calculation.
     """
     if _CONCLUSION.search(last) or _CLOSING.search(last):
         return True
@@ -158,20 +158,20 @@ def _concludes(last: str, others: list[str]) -> bool:
 
 
 def _is_of_numbers(text: str) -> bool:
-    """Is a calculation one of numbers? An equation of a variable may be one of a system."""
+    """Whether a calculation has only numbers. An equation with a variable could belong to a system."""
     return _worded(text) or not re.search(
         r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", re.sub(r"(?<=[\d)]) ?x ?(?=\$?[\d(])", "*", text)
     )
 
 
 def _values(text: str) -> list[tuple[str, int]]:
-    """The numbers and formulas of a text with their places."""
+    """The numbers and formulas of a text, with their positions."""
     found = [(item.text, item.start) for item in items_of(text) if item.kind == "value"]
     return found + [(each[0], each.start()) for each in SPELLED.finditer(text) if each[0].lower() != "one"]
 
 
 def _only_value(sentence: str) -> str | None:
-    """The value of a sentence that states exactly one: of a conclusion, of a calculation its last side."""
+    """The only value of a sentence, of its conclusion or of the last side of its calculation; None if not just one."""
     clause = sentence
     for marker in _CONCLUSION.finditer(sentence):
         if _values(sentence[marker.end() :]):

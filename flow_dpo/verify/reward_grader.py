@@ -1,10 +1,10 @@
-"""Grader by reward functions: every ended rollout of a batch in one call, a real-valued reward with each verdict.
+"""Grader by reward functions: one call for all ended rollouts of a batch, and a real-valued reward in each verdict.
 
     grader = RewardGrader(RewardFunctions.of(brevity), answers, renderer, GradingSettings(correct_from=0.5))
     grader.grade(trees)       Verdict(status="correct", value=0.8, measures={"rewards/brevity": 0.8})
 
-"Correct" is a reward of `correct_from` or more. Invariant: what was checked while rollouts were still sampled is not
-rewarded a second time when the trees are graded, so that a function that draws or asks a model gives one verdict.
+"Correct" is a reward of `correct_from` or more. Invariant: a solution that was checked during sampling is not rewarded
+again when its tree is graded, so a function that draws random numbers or asks a model gives one verdict.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flow_dpo.verify.grader import AnswerGrader, Decodes, GradingSettings
 from flow_dpo.verify.rewards import RewardBatch, RewardFunctions, RewardState, answer_reward
 
 _ROUNDING = 1e-9
-"""A sum of floats that is so little below `correct_from` is not below it."""
+"""A sum of floats that is below `correct_from` by no more than this still counts as correct."""
 _Known = dict[tuple[str, str, TokenIds], Verdict]
 
 
@@ -29,23 +29,23 @@ class RewardGrader:
     def __init__(
         self, rewards: RewardFunctions, answers: AnswerGrader, renderer: Decodes, settings: GradingSettings
     ) -> None:
-        """`answers` is the verifier, for `answer_reward` among the functions."""
+        """`answers` is the verifier, which is used if `answer_reward` is among the functions."""
         self._rewards, self._answers, self._renderer, self._settings = rewards, answers, renderer, settings
         self._known: _Known = {}
-        """Of solutions that an exploration asked about, until their trees are graded."""
+        """Verdicts that an exploration asked for, kept until their trees are graded."""
         self._version = 0
 
     def start(self, version: int) -> None:
-        """Grade what adapters of this version sample from now on; nothing is known of any of it."""
+        """Forget earlier verdicts: from now on, grade what adapters of this version sample."""
         self._version, self._known = version, {}
 
     def begin(self, problem: Problem, solution: Solution) -> None:
-        """Functions are called on whole batches: nothing begins early but the verifier."""
+        """Start only the verifier early: reward functions are called on whole batches."""
         if self._reads_answers:
             self._answers.begin(problem, solution)
 
     def check(self, items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
-        """The verdict on each solution, in their order."""
+        """The verdict on each solution, in order."""
         keys = [(problem.id, self._renderer.to_text(one.pieces), _sampled(one)) for problem, one in items]
         new = [at for at, key in enumerate(keys) if key not in self._known]
         if new:
@@ -58,7 +58,7 @@ class RewardGrader:
         return [self._known[key] for key in keys]
 
     def grade(self, trees: Sequence[Tree]) -> None:
-        """Put text and verdict to every rollout of the trees that was sampled to its end: one call for all of them."""
+        """Store text and verdict with every rollout that was sampled to its end; all are graded in one call."""
         finished = [(tree, rollout) for tree in trees for rollout in tree.rollouts if rollout.value is None]
         versions = [node.completion.policy_version for tree in trees for node in tree.nodes]
         self._version = max([0, *versions])
@@ -68,7 +68,7 @@ class RewardGrader:
         self._known = {}
 
     def check_texts(self, items: Sequence[tuple[Problem, str, bool]]) -> list[Verdict]:
-        """The verdict on each text by itself, in their order; its `completion_ids` are empty."""
+        """The verdict on each text alone, in order. Functions get empty `completion_ids`."""
         answers = self._answers.check_texts(items) if self._reads_answers and items else None
         problems, texts = [problem for problem, _, _ in items], [text for _, text, _ in items]
         return self._graded(problems, texts, [()] * len(items), answers)
@@ -112,5 +112,5 @@ class RewardGrader:
 
 
 def _sampled(solution: Solution) -> TokenIds:
-    """The sampled tokens of the attempt that counts; fixed text among them is left out."""
+    """The sampled tokens of the attempt that counts, without fixed text among them."""
     return tuple(id for piece in solution.attempt if not isinstance(piece, str) for id in piece)

@@ -5,13 +5,13 @@
 
     RewardFunctions.of([answer_reward, brevity], weights=[1.0, 0.1])
 
-A function is called by keyword with what its signature takes of `prompts`, `completions`, `completion_ids`, every
-column of the data set, `trainer_state`, `log_extra` and `log_metric`; with `**columns` it gets all of it. It returns a
-reward for each completion, or None where it has none; `async def` functions run together. The reward of a solution is
-the weighted sum of those that are not None; one without any is ungraded.
+A function is called with those keywords that its signature takes: `prompts`, `completions`, `completion_ids`, every
+column of the data set, `trainer_state`, `log_extra` and `log_metric`; with `**columns` it gets all of them. It returns
+a reward, or None, for each completion; `async def` functions run concurrently. The reward of a solution is the weighted
+sum of the rewards that are not None; a solution without any is ungraded.
 
-Invariant: a reward that is no finite number, a result of another length and an exception end the run in one error that
-names the function, the problem and what it was given: nothing is taken for a reward of 0.
+Invariant: a reward that is not a finite number, a result of the wrong length or an exception ends the run with an error
+that names the function, the problem and the input. No fault counts as a reward of 0.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from flow_dpo.core.errors import ConfigError, DataError, FlowDpoError
 from flow_dpo.core.types import Problem
 
 RewardFunction = Callable[..., Any]
-"""Called with keywords; returns a list of numbers and None, or is `async def` and does."""
+"""Called with keywords, possibly `async def`; returns a list of numbers and None."""
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-"""What every call is given besides the columns."""
+"""The keywords of every call besides the columns."""
 _LEFT_OUT = ("prompt", "completion", "completion_ids")
-"""Columns that are no argument, as in TRL."""
+"""Columns that are not passed on, as in TRL."""
 _CALLING = threading.Lock()
-"""Functions need not be safe for several threads: one call at a time in a process."""
+"""One call at a time in a process, because functions need not be thread-safe."""
 
 
 def answer_reward(completions: Sequence[Any], gold: Sequence[str], **_: Any) -> list[float | None]:
-    """The verifier as a reward function: 1 where the final answer is the gold one, 0 where not, None where nobody can
-    tell. A run grades with its own verifier and `grading.rule`; called by itself, this opens one with the defaults."""
+    """The verifier as a reward function: 1 for a correct final answer, 0 for a wrong one, None if ungraded. In a run
+    the run's verifier and `grading.rule` are used instead; called directly, it opens a verifier with the defaults."""
     from flow_dpo.verify.verifier import Verifier
 
     texts = [one if isinstance(one, str) else str(one[-1]["content"]) for one in completions]
@@ -57,10 +57,10 @@ def answer_reward(completions: Sequence[Any], gold: Sequence[str], **_: Any) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardState:
-    """What a reward function may know of the training, as `trainer_state`."""
+    """What a reward function gets to know about the training, as `trainer_state`."""
 
     global_step: int
-    """Updates of the adapters that sampled."""
+    """Updates made so far to the adapters that sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,9 @@ class RewardFunctions:
 
     @classmethod
     def of(cls, functions: Any, weights: Sequence[float] | None = None) -> RewardFunctions:
-        """One function or several, of weight 1 where no weights are given.
+        """One function or several, with weight 1 each if no weights are given.
 
-        Raises `ConfigError` for what cannot be called, for a model, and for another number of weights.
+        Raises `ConfigError` for something that cannot be called, a model, or a wrong number of weights.
         """
         listed: Any = [functions] if callable(functions) or isinstance(functions, str) else functions
         if not isinstance(listed, list | tuple) or not listed:
@@ -85,16 +85,16 @@ class RewardFunctions:
                 shown = repr(loaded) if isinstance(loaded, str) else f"a {type(loaded).__name__}"
                 raise ConfigError(
                     f"expected a reward function f(prompts, completions, **columns), found {shown:.80}; call a reward "
-                    "model in a function of your own, and name one in a file with "
+                    "model from your own function, and name a function in a file with "
                     'settings={"grading.rewards": ["file.py:name"]}'
                 )
             name = _name_of(loaded)
             try:
                 inspect.signature(loaded)
-            except ValueError as error:  # many of those in C have none
+            except ValueError as error:  # many functions written in C have no signature
                 raise ConfigError(
-                    f"expected a reward function f(prompts, completions, **columns), found {name}, whose arguments "
-                    "Python does not know; wrap it in a function of your own"
+                    f"expected a reward function f(prompts, completions, **columns), found {name}, whose signature "
+                    "Python does not know; wrap it in your own function"
                 ) from error
             named[name if name not in named else f"{name}_{len(named) + 1}"] = loaded
         found = tuple(1.0 for _ in named) if weights is None or not len(weights) else tuple(map(float, weights))
@@ -106,13 +106,13 @@ class RewardFunctions:
         return cls(functions=named, weights=found)
 
     def describe(self) -> str:
-        """The functions by where they are defined, for the record and what a resumed run must share:
-        "__main__:brevity x 0.1 (3f2c81aa)", with the beginning of the SHA-256 of its source where there is any."""
+        """The functions as text, for the run's record, which a resumed run must match:
+        "__main__:brevity x 0.1 (3f2c81aa)": module, name, weight and the start of the source's SHA-256, if known."""
         parts = zip(self.functions.items(), self.weights, strict=True)
         return ", ".join(f"{_module_of(each)}:{name} x {weight:g}{_code_of(each)}" for (name, each), weight in parts)
 
     def check_columns(self, problem: Problem) -> None:
-        """Raise `ConfigError` where a function needs a column that a problem does not have."""
+        """Raise `ConfigError` if a function needs a column that the problem does not have."""
         there = [*GIVEN, *columns_of(problem)]
         for name, function in self.functions.items():
             if missing := [each for each in _needed(function) if each not in there]:
@@ -122,7 +122,7 @@ class RewardFunctions:
                 )
 
     def call(self, batch: RewardBatch, known: Mapping[str, Sequence[float | None]]) -> dict[str, list[float | None]]:
-        """Every function's rewards of a batch, by its name; those that are `known` are not called."""
+        """Every function's rewards for a batch, by name. Functions in `known` are not called."""
         results: dict[str, Any] = {name: list(values) for name, values in known.items()}
         calls = {name: partial(each, **batch.arguments(each)) for name, each in self.functions.items()}
         calls = {name: call for name, call in calls.items() if name not in known}
@@ -133,14 +133,14 @@ class RewardFunctions:
                     with _Named(name, batch):
                         results[name] = call()
             if waiting:
-                # A notebook's thread has a loop of its own, which can run no second one.
+                # A notebook's thread already runs an event loop, and cannot run a second one.
                 with ThreadPoolExecutor(1, thread_name_prefix="rewards") as threads:
                     results |= threads.submit(asyncio.run, _together(waiting, batch)).result()
         return {name: _numbers(name, results[name], batch) for name in self.functions}
 
 
 class RewardBatch:
-    """What the functions are given in one call, and what they note in it."""
+    """The inputs of the functions in one call, and what they log in it."""
 
     def __init__(
         self, problems: Sequence[Problem], texts: Sequence[str], ids: Sequence[Sequence[int]], state: RewardState
@@ -167,8 +167,8 @@ class RewardBatch:
         }
 
     def arguments(self, function: RewardFunction) -> dict[str, Any]:
-        """What a function's signature takes of all that there is, as copies: one that empties a list or writes into a
-        cell changes nothing of what the next one, or a later batch, is given."""
+        """The arguments that a function's signature takes. Lists are copied, so a function that changes a list or a
+        cell does not affect the next function or a later batch."""
         parameters = inspect.signature(function).parameters.values()
         takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
         names = list(self._every) if takes_all else [each.name for each in parameters if each.name in self._every]
@@ -176,7 +176,7 @@ class RewardBatch:
         return {name: copy.deepcopy(value) if isinstance(value, list) else value for name, value in given.items()}
 
     def shown(self, at: int) -> str:
-        """What was given of one solution, short and escaped, for an error."""
+        """One solution as it was passed, shortened and escaped, for an error message."""
         return f"problem {self.problems[at].id!r}, completion {self._every['completions'][at]!r:.200}"
 
     def _log_extra(self, column: str, values: Sequence[Any]) -> None:
@@ -193,7 +193,7 @@ class RewardBatch:
 
 
 def columns_of(problem: Problem) -> dict[str, Any]:
-    """The columns of a problem as a reward function gets them: the problem's own, and over them the data set's."""
+    """A problem's columns as a reward function gets them: its fields, overridden by the data set's columns."""
     own = {
         "question": problem.question, "gold": problem.gold, "answer": problem.gold, "solution": problem.solution,
         "problem_id": problem.id, "source": problem.source, "level": problem.level, "subject": problem.subject,
@@ -206,7 +206,7 @@ def columns_of(problem: Problem) -> dict[str, Any]:
 
 
 class _Named:
-    """Turns whatever a reward function raises into one error that names it and what it was given."""
+    """Turns any exception of a reward function into a `DataError` that names the function and its input."""
 
     def __init__(self, name: str, batch: RewardBatch) -> None:
         self._name, self._batch = name, batch
@@ -235,7 +235,7 @@ async def _together(calls: Mapping[str, Callable[[], Any]], batch: RewardBatch) 
 
 
 def _numbers(name: str, found: Any, batch: RewardBatch) -> list[float | None]:
-    """A function's result as rewards. Raises `DataError` where it is none."""
+    """A function's result as rewards. Raises `DataError` if it is not a valid list of rewards."""
     listed: Any = found.tolist() if hasattr(found, "tolist") else found
     if not isinstance(listed, list | tuple):
         raise DataError(
@@ -245,7 +245,7 @@ def _numbers(name: str, found: Any, batch: RewardBatch) -> list[float | None]:
     if len(values) != len(batch.problems):
         raise DataError(
             f"expected {len(batch.problems)} rewards from the reward function {name}, one for each completion, found "
-            f"{len(values)}; the first was of {batch.shown(0)}"
+            f"{len(values)}; the first was for {batch.shown(0)}"
         )
     rewards: list[float | None] = []
     for at, value in enumerate(values):
@@ -253,7 +253,7 @@ def _numbers(name: str, found: Any, batch: RewardBatch) -> list[float | None]:
         try:
             number = value.item() if hasattr(value, "item") else value
             fits = number is None or (isinstance(number, int | float) and math.isfinite(number))
-        except (ValueError, OverflowError, RuntimeError):  # an array of several, an integer that no float holds
+        except (ValueError, OverflowError, RuntimeError):  # an array of several values, an int too large for a float
             fits = False
         if not fits:
             raise DataError(
@@ -265,7 +265,7 @@ def _numbers(name: str, found: Any, batch: RewardBatch) -> list[float | None]:
 
 
 def _chat(problem: Problem) -> list[Any] | None:
-    """The messages of a conversational prompt (a column `prompt` of messages, as TRL names it); None of a text."""
+    """The messages of a conversational prompt (TRL's `prompt` column with messages); None for a text."""
     prompt: Any = problem.columns.get("prompt")
     messages = cast("list[Any]", prompt) if isinstance(prompt, list) else []
     return messages if messages and all(isinstance(each, Mapping) and "role" in each for each in messages) else None
@@ -287,17 +287,17 @@ def _module_of(function: Any) -> str:
 
 
 def _code_of(function: Any) -> str:
-    """The beginning of a checksum of a function's own source, or of its class's; "" where there is none to read."""
+    """The start of the SHA-256 of a function's source, or of its class's; "" if the source is not available."""
     inner: Any = function.func if isinstance(function, partial) else function
     try:
         source = inspect.getsource(inner if hasattr(inner, "__name__") else type(inner))
-    except (OSError, TypeError):  # typed into a plain console, or not written in Python
+    except (OSError, TypeError):  # typed into a Python prompt, or not written in Python
         return ""
     return f" ({hashlib.sha256(textwrap.dedent(source).encode()).hexdigest()[:8]})"
 
 
 def _needed(function: RewardFunction) -> list[str]:
-    """The parameters that a call has to give."""
+    """The parameters that every call must pass: those without a default."""
     kinds = Counter(VAR_KEYWORD=1, VAR_POSITIONAL=1)
     parameters = inspect.signature(function).parameters.values()
     return [each.name for each in parameters if each.default is each.empty and each.kind.name not in kinds]

@@ -1,14 +1,14 @@
 """The sandbox for programs that a model wrote: a child process without files, network or other processes.
 
-The child holds nothing: no environment, no package, no file, no network, a second or two of processor
-time and a quarter of a gigabyte (`sandbox_worker` has the walls). Nothing is run here unless the user has enabled it.
+The child has no environment, no packages, no files and no network, two seconds of processor time and a quarter of a
+gigabyte of memory (`sandbox_worker` enforces this). Nothing is run here unless the user has enabled it.
 
     run_program("print(6 * 7)")             Ran(output="42\\n", reason="")
     run_program("import os")                Ran(output="", reason="the module os is not allowed")
     run_program("while True: pass")         Ran(output="", reason="it took more than 2 s")
     run_program("x = 2", test="x == 2")     Ran(output="", reason="", holds=True)
 
-Invariant: whatever the program is, this returns within `wall_s`, and the child is gone.
+Invariant: whatever the program does, `run_program` returns soon after `wall_s`, and the child is gone.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ _FENCE = re.compile(r"```[a-zA-Z]{0,20}[ \t]{0,20}\n(.*?)(?:```|\Z)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """What a program printed."""
+    """The result of a program: its output, and whether a test held."""
 
     output: str
     reason: str = ""
-    """Why it did not run to its end; "" where it did."""
+    """Why the program did not run to its end; "" if it did."""
     holds: bool | None = None
-    """Whether the test held; None where there was none, or it was not reached."""
+    """Whether the test held; None if there was none, or if it was not reached."""
 
 
 def check_platform() -> None:
-    """Raise `ConfigError` where programs cannot be run with limits."""
+    """Raise `ConfigError` on a platform where programs cannot be run with limits."""
     if sys.platform not in ("linux", "darwin"):
-        raise ConfigError(f"programs are run on Linux and macOS alone, found {sys.platform}; leave programs off")
+        raise ConfigError(f"programs are run only on Linux and macOS, found {sys.platform}; leave programs off")
 
 
 def code_of(text: str) -> str:
-    """The last fenced block of a text, or the whole text where there is none."""
+    """The last fenced block of a text, or the whole text if there is none."""
     blocks = _FENCE.findall(text)
     return blocks[-1] if blocks else text
 
@@ -60,11 +60,11 @@ def code_of(text: str) -> str:
 def run_program(
     program: str, *, test: str = "", cpu_s: int = 2, wall_s: float = 6.0, memory_bytes: int = 1 << 28
 ) -> Ran:
-    """Run a program in a child process of its own, and then a test, which the program cannot change or answer itself.
+    """Run a program in its own child process, and then a test, which the program cannot change or answer itself.
 
-    `test` is an expression over what the program defines; the built-ins and modules in it are the real ones, even where
-    the program binds their names. Never raises for what the program does; raises `ValueError` for a test that is no
-    expression, or calls nothing but built-ins.
+    `test` is an expression over what the program defines. Built-ins and modules in it are the real ones, even if the
+    program rebinds their names. Never raises for what the program does; raises `ValueError` for a test that is no
+    expression, or that uses nothing but built-ins.
     """
     check_platform()
     if test:
@@ -111,21 +111,21 @@ def _check_test(test: str) -> None:
             f"expected a test that is an expression of the sandbox's grammar, such as double(2) == 4, found "
             f"{test!r:.200}: {error}"
         ) from error
-    # Names that the test binds itself, as in a comprehension, are none of the program's.
+    # Names that the test itself binds, as in a comprehension, are not the program's.
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
     own |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     free = {node.id for node in names} - own - {*BUILTINS, *MODULES, "print"}
     if strange := sorted(free & set(dir(builtins))):
-        raise ValueError(f"expected a test by the sandbox's built-ins ({', '.join(BUILTINS)}), found {strange[0]}")
+        raise ValueError(f"expected a test with the sandbox's built-ins ({', '.join(BUILTINS)}), found {strange[0]}")
     if not free:
         raise ValueError(
-            f"expected a test that calls what the program defines, by no built-in's name, found {test!r:.200}"
+            f"expected a test that uses what the program defines, under no built-in's name, found {test!r:.200}"
         )
 
 
 def _read(pipe: int, deadline: float) -> tuple[bytes, bool]:
-    """What comes until the end, and whether the end was reached in time and within bounds."""
+    """The output, and whether its end was reached before the deadline and within the size limit."""
     output = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
@@ -140,7 +140,7 @@ def _read(pipe: int, deadline: float) -> tuple[bytes, bool]:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill whatever is left of the child's session, and take its exit status."""
+    """Kill what is left of the child's session, and collect its exit status."""
     if child.poll() is None:
         try:
             child.wait(timeout=0.2)

@@ -1,17 +1,17 @@
 """The sandbox's child process: it runs one small program and returns what it printed.
 
 A child process of `verify.sandbox`, run by path with `python -I -S`: it imports nothing of this package. The
-program comes on standard input; one line of JSON goes out. Three walls, each enough by itself for what it is for:
+program comes on standard input; one line of JSON goes out. Three barriers, each sufficient for its own purpose:
 
-1. limits of the kernel: processor time, memory, no new file descriptors, no bytes to files, no processes;
-2. on Linux (x86-64, arm64) a system call filter: read, write, memory, time, signals and exit are all there is;
+1. kernel limits: processor time, memory, no new file descriptors, no writing to files, no processes;
+2. on Linux (x86-64, arm64) a system call filter: only read, write, memory, time, signals and exit are allowed;
 3. a grammar: only listed kinds of syntax, names without underscores, listed attributes and modules, listed built-ins.
 
     {"cpu_s": 2, "memory_bytes": 268435456, "program": "print(6 * 7)", "test": ""}
         ->  {"output": "42\\n", "reason": "", "holds": null}
 
-A test is evaluated after the program, in a namespace of its own: the program's names, and over them the real built-ins
-and modules. The grammar has no classes and assigns no attributes, so that no value has an `==` of its own.
+A test is evaluated after the program, in its own namespace: the program's names, overridden by the real built-ins and
+modules. The grammar has no classes and no assignment to attributes, so no value can define its own `==`.
 """
 
 import ast
@@ -47,7 +47,7 @@ ATTRIBUTES = {
     "strip", "replace", "upper", "lower", "startswith", "endswith", "isdigit", "numerator", "denominator",
     "limit_denominator", *(name for names in MODULES.values() for name in names),
 }  # fmt: skip
-"""Never `format` and `format_map`: their texts walk attributes that the grammar cannot see."""
+"""Never `format` or `format_map`: their strings can access attributes that the grammar cannot see."""
 SYNTAX = (
     ast.Module, ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.For, ast.While, ast.If, ast.Break,
     ast.Continue, ast.Pass, ast.FunctionDef, ast.Return, ast.Lambda, ast.arguments, ast.arg, ast.Call, ast.keyword,
@@ -60,7 +60,7 @@ RAISED = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, RuntimeError,
     StopIteration, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
-"""What a program may raise; anything else ends this process, and its parent reports that it died."""
+"""What a program can raise. Anything else ends this process, and its parent reports that it died."""
 
 
 class Refused(Exception):
@@ -68,7 +68,7 @@ class Refused(Exception):
 
 
 def check(tree: ast.Module) -> None:
-    """Refuse whatever is not listed."""
+    """Raise `Refused` for anything that is not listed."""
     for number, node in enumerate(ast.walk(tree)):
         if number >= MAX_NODES:
             raise Refused(f"longer than {MAX_NODES} nodes")
@@ -93,7 +93,7 @@ def check(tree: ast.Module) -> None:
 
 
 def limit(cpu_s: int, memory_bytes: int) -> None:
-    """The kernel's limits, for good."""
+    """Set the kernel's limits for this process, irrevocably."""
     values = {
         resource.RLIMIT_CPU: cpu_s, resource.RLIMIT_AS: memory_bytes, resource.RLIMIT_NOFILE: 0,
         resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NPROC: 0, resource.RLIMIT_CORE: 0,
@@ -113,13 +113,13 @@ CALLS = {
 
 
 def filter_calls() -> bool:
-    """Have the kernel refuse every other system call (seccomp). False where this platform has no such thing."""
+    """Have the kernel refuse every system call that is not listed (seccomp). False if the platform cannot."""
     if sys.platform != "linux" or platform.machine() not in CALLS:
         return False
     arch, calls = CALLS[platform.machine()]
     load, equal, answer = 0x20, 0x15, 0x06
     allow, refuse, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
-    # Each instruction: code, jump where true, jump where false, value. Offset 4 holds the architecture, 0 the call.
+    # Each instruction: code, jump if true, jump if false, value. Offset 4 holds the architecture, 0 the call.
     lines = [(load, 0, 0, 4), (equal, 1, 0, arch), (answer, 0, 0, kill), (load, 0, 0, 0)]
     lines += [(equal, len(calls) - index, 0, call) for index, call in enumerate(calls)]
     lines += [(answer, 0, 0, refuse), (answer, 0, 0, allow)]
@@ -138,7 +138,7 @@ def filter_calls() -> bool:
 
 
 def run(program: str, test: str = "") -> dict[str, str | bool | None]:
-    """What a program prints, why it stopped where it did not run to its end, and whether a test holds behind it."""
+    """What a program prints, why it did not run to its end ("" if it did), and whether a test holds afterwards."""
     printed: list[str] = []
 
     def write(*values: object, sep: str = " ", end: str = "\n") -> None:

@@ -1,8 +1,8 @@
-r"""Verifier: grades whether a solution's final answer equals the gold one.
+r"""Verifier: grades whether a solution's final answer equals the gold answer.
 
-Three-valued, in three steps, each of which may end it: find the answer (`extract`), compare it as numbers and names
-(`equivalence`), ask computer algebra in a process that can be killed (`worker_pool`). What could not be decided is
-`ungraded` with its reason, never a silent zero.
+It works in three steps, and each can decide: find the answer (`extract`), compare it as numbers and names
+(`equivalence`), ask computer algebra in a process that can be killed (`worker_pool`). The verdict has three values: an
+undecided answer is `ungraded` with a reason, never silently wrong.
 
     with Verifier() as verifier:
         verifier.grade("14", "2 + 3 * 4 = 14\nAnswer: 14\n", ended=False)   Verdict("correct", "14")
@@ -29,26 +29,26 @@ from flow_dpo.verify.extract import NO_ANSWER, AnswerRule, extract_answer, gold_
 from flow_dpo.verify.worker_pool import Finding, GradingPool
 
 MAX_DEPTH = 60
-"""Deeper brackets are not handed to the parser."""
+"""Brackets nested more deeply are not passed to the parser."""
 MAX_DIGITS = 400
-"""Nor longer runs of digits."""
+"""Longer runs of digits are not passed to the parser either."""
 CACHED_PAIRS = 20_000
 
 STANDALONE = AnswerRule(which="anywhere")
-"""The rule for texts that are graded by themselves: they are whole, and need not end with their answer."""
+"""The rule for texts that are graded on their own: they are complete, and need not end with their answer."""
 
 
 class Verifier:
-    """Grades solutions. Holds up to `num_workers` child processes, started on first need, until it is closed."""
+    """Grades solutions, with up to `num_workers` child processes that start when needed and end with `close`."""
 
     def __init__(self, *, rule: AnswerRule | None = None, timeout_s: float = 5.0, num_workers: int = 2) -> None:
-        """`timeout_s`: seconds of processor time that computer algebra may take on one pair."""
+        """`timeout_s`: the most seconds of processor time for computer algebra on one pair."""
         self.rule = rule or AnswerRule()
         self._pool = GradingPool(num_workers=num_workers, timeout_s=timeout_s)
         self._cache: OrderedDict[tuple[str, str], Finding] = OrderedDict()
         self._lock = threading.Lock()
         self._started: dict[tuple[str, str], Future[list[Finding]]] = {}
-        """Pairs that the pool compares ahead of `grade_many`."""
+        """Pairs that `begin` has passed to the pool, ahead of `grade_many`."""
         self._ahead: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Verifier:
@@ -60,7 +60,7 @@ class Verifier:
         self.close()
 
     def close(self) -> None:
-        """End the child processes, and the comparisons under way."""
+        """End the child processes and cancel comparisons that have not started."""
         if self._ahead is not None:
             self._ahead.shutdown(cancel_futures=True)
             self._ahead = None
@@ -69,18 +69,18 @@ class Verifier:
 
     @property
     def worker_pids(self) -> list[int]:
-        """The child processes that run now."""
+        """The ids of the running child processes."""
         return self._pool.pids
 
     def grade(self, gold: str, text: str, *, ended: bool) -> Verdict:
-        """The verdict on one solution; `ended`: its end token was sampled, so that nothing was cut off."""
+        """The verdict on one solution; `ended`: its end token was sampled, so nothing was cut off."""
         return self.grade_many([(gold, text, ended)])[0]
 
     def begin(self, items: Iterable[tuple[str, str, bool]]) -> list[Verdict | None]:
-        """Have algebra look, beside whatever happens here, at those of these (gold, text, ended) triples that need it.
+        """Start computer algebra in the background on those (gold, text, ended) triples that need it.
 
-        Returns at once the verdicts of those that do not, None for each that does, whatever is known already;
-        `grade_many` then takes the results, or waits for them.
+        Returns at once, for each triple, its verdict, or None if it needs algebra, even if the result is cached.
+        `grade_many` later takes the results, or waits for them.
         """
         verdicts: list[Verdict | None] = []
         for item in items:
@@ -97,7 +97,7 @@ class Verifier:
         return verdicts
 
     def grade_many(self, items: Iterable[tuple[str, str, bool]]) -> list[Verdict]:
-        """The verdicts on (gold, text, ended) triples, in their order."""
+        """The verdicts on (gold, text, ended) triples, in order."""
         verdicts: list[Verdict | None] = []
         undecided: dict[tuple[str, str], list[int]] = {}
         for item in items:
@@ -106,7 +106,7 @@ class Verifier:
                 undecided.setdefault((accepted, answer), []).append(len(verdicts))
             verdicts.append(verdict)
         for future in [self._started.pop(pair) for pair in undecided if pair in self._started]:
-            if not future.cancel():  # what is not under way yet goes with the rest, to all workers at once
+            if not future.cancel():  # a pair that has not started joins the rest, which all workers share
                 future.result()
         for (gold, answer), finding in zip(undecided, self._compare(list(undecided)), strict=True):
             for position in undecided[gold, answer]:
@@ -114,16 +114,16 @@ class Verifier:
         return [verdict for verdict in verdicts if verdict is not None]
 
     def _read(self, gold: str, text: str, ended: bool) -> tuple[str, str | None, Verdict | None]:
-        """The gold answer, the one that was given, and the verdict where it needs no algebra."""
+        """The gold answer, the solution's answer, and the verdict, or None if that needs algebra."""
         accepted, answer = gold_answer(gold), extract_answer(text, ended=ended, rule=self.rule)
         if len(text) > MAX_DIGITS and answer is not None and answer.isdecimal():
-            # Nobody reads a sentence of thousands of digits to its end: the numeral is whole, or it is none.
+            # A window can cut a very long numeral. If the answer is only a part of it, the whole text is the answer.
             whole = re.search(rf"(?<!\d){answer}(?!\d)", text) is not None
             answer = answer if whole else text.strip()
         return accepted, answer, _without_algebra(accepted, answer, field=gold)
 
     def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
-        """The pool's findings, each pair's once."""
+        """The pool's findings; each pair is compared only once."""
         with self._lock:
             return self._compare_fresh(pairs)
 
@@ -134,7 +134,7 @@ class Verifier:
             fresh, self._pool.compare_many([(for_algebra(a), for_algebra(b)) for a, b in fresh]), strict=True
         ):
             known[pair] = finding
-            if finding.found != "died":  # that may have been somebody's kill
+            if finding.found != "died":  # the process can have been killed from outside
                 self._cache[pair] = finding
         while len(self._cache) > CACHED_PAIRS:
             self._cache.popitem(last=False)
@@ -142,7 +142,7 @@ class Verifier:
 
 
 def _without_algebra(gold: str, answer: str | None, *, field: str) -> Verdict | None:
-    """The verdict where it needs no child process; None where algebra has to look. `field`: the gold one as written."""
+    """The verdict, or None if computer algebra has to decide. `field` is the gold answer as written in the data."""
     if answer is not None and _trimmed(answer) == _trimmed(field) != "":
         return Verdict(status="correct", answer=_bounded(answer))
     if not gold:
@@ -158,7 +158,7 @@ def _without_algebra(gold: str, answer: str | None, *, field: str) -> Verdict | 
     for name, text in (("gold", gold), ("answer", answer)):
         excess = _excess(text)
         if excess:
-            # A model that writes this has not answered; a gold like it is the data's fault, not the model's.
+            # A model that writes this has not answered. A gold answer like this is the data's fault, not the model's.
             return Verdict(
                 status="wrong" if name == "answer" else "ungraded", answer=_bounded(answer), reason=f"{name}: {excess}"
             )
@@ -166,7 +166,7 @@ def _without_algebra(gold: str, answer: str | None, *, field: str) -> Verdict | 
 
 
 def _trimmed(text: str) -> str:
-    r"""A text without what only dresses it: blanks, dollar signs, a full stop, `\text{}` around all of it."""
+    r"""A text without mere dressing: blanks, dollar signs, a full stop, `\text{}` around all of it."""
     text = " ".join(text.split()).strip("$ ")
     if text.startswith("\\text{") and text.endswith("}") and text.count("{") == 1:
         text = text[len("\\text{") : -1]
@@ -174,12 +174,12 @@ def _trimmed(text: str) -> str:
 
 
 def _bounded(answer: str) -> str:
-    """An answer as it is stored: its first thousand characters."""
+    """An answer as it is stored: at most a thousand characters."""
     return answer if len(answer) <= MAX_CHARS else answer[: MAX_CHARS - 3] + "..."
 
 
 def _excess(text: str) -> str:
-    """Why a text is not handed to the parser, "" where it is."""
+    """Why a text is not passed to the parser; "" if it is."""
     if len(text) > MAX_CHARS:
         return f"{len(text):,} characters, at most {MAX_CHARS:,} are read"
     depth = deepest = digits = longest = 0

@@ -1,4 +1,4 @@
-r"""Number words and units: "half of forty-two" as a formula, "10 miles per hour" as 10 of a known measure.
+r"""Number words and units: reads "half of forty-two" as a formula, and "miles per hour" as a unit of known size.
 
     spelled("minus five")              "-5"
     spelled("2 dozen"), spelled("two and a half million")     "2*12", "(2+(1/2))*10^6"
@@ -6,8 +6,8 @@ r"""Number words and units: "half of forty-two" as a formula, "10 miles per hour
     unit("apples per day")             Unit({"time": -1}, 1/86400)
     unit("apples"), unit("wrong")      None, ValueError
 
-Invariant: what is counted is no unit and is not compared; a word that changes a value is computed or refused
-(`ValueError`), never dropped.
+Invariant: the name of things that are counted is no unit and is not compared; a word that changes a value is computed
+or refused (`ValueError`), never dropped.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth"
           "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000}  # fmt: skip
 
 COUNT, SCALE, _PART = "|".join(_COUNTS), "|".join(_SCALES), "|".join(_PARTS)
-"""Alternatives of number words, as parts of a pattern."""
+"""Number words as alternatives for regular expressions."""
 COUNTS = frozenset(_COUNTS)
-"""Number words that stand alone: "three", "forty"."""
+"""Number words up to "ninety" that are one word: "three", "forty"."""
 _RUN = re.compile(
     rf"\b(?:an? (?=(?:{SCALE}|{_PART})s?\b))?(?P<words>(?:{COUNT}|{SCALE})s?"
     rf"(?:(?:[ -]|(?<=hundred) and |(?<=thousand) and )(?:{COUNT}|{SCALE})s?\b)*)?"
@@ -75,7 +75,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def spelled(text: str) -> str:
-    """The text with its number words as numerals, and with signs for the words that compute."""
+    """The text with number words as numerals, and with signs for words such as "plus" and "half of"."""
     text = re.sub(
         rf"(?<=\d)((?:[ -](?:{SCALE})s?\b)+)",
         lambda found: "".join(f"*{_SCALES[word.lower().rstrip('s')]}" for word in re.findall("[A-Za-z]+", found[1])),
@@ -92,7 +92,7 @@ def spelled(text: str) -> str:
 
 
 def _numeral(found: re.Match[str]) -> str:
-    """The numeral of a run of number words, over the part that follows ("two thirds"); the run where it is none."""
+    """A run of number words as a numeral, or as a fraction with the part after it ("two thirds"); else unchanged."""
     part = re.sub(r"[^a-z]", "", (found["part"] or "").lower())
     if not found["words"]:
         alone = part and (found[0].lower().startswith("a") or part == "half")
@@ -122,7 +122,7 @@ def _numeral(found: re.Match[str]) -> str:
 
 
 class Unit(NamedTuple):
-    """The powers of what is measured, and the size beside the first unit of each."""
+    """A unit: the power of each dimension, and its size in base units (metre, second, month, gram, dollar, ...)."""
 
     dimensions: tuple[tuple[str, int], ...]
     size: Fraction
@@ -152,22 +152,22 @@ _MEASURES: dict[str, tuple[str, int, Fraction]] = {
     for names, size in sizes.items()
     for name in names.split()
 }  # fmt: skip
-"""The dimension, its power and the size of each unit, in the singular."""
+"""The dimension, its power and the size of each unit, by its name in the singular."""
 _ABBREVIATIONS = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour", "kmph": "km per hour"}
 _CHANGES = frozenset([
     "not", "no", "wrong", "incorrect", "false", "less", "more", "fewer", "than", "plus", "minus", "mod", "modulo",
     "times", "over", "remainder", "r", "squared", "cubed", "to", "or", "half", "third", "quarter",
     "factorial", "maybe", "perhaps", "possibly", "versus", "vs", "instead", "except", *_SCALES,
 ])  # fmt: skip
-"""Words that change what stands before them; where they are left, nothing is read."""
+"""Words that change the value before them; if one is left after a number, the text is not read."""
 _CHANGED = re.compile(
     r"\bshort of\b|\bat (?:the )?(?:very )?(?:most|least)\b|\bor so\b|\b(?:root|choose|power(?: of)?) [a-z]$"
     r"|\bsubtracted from\b|\badded to\b|\b(?:increased|decreased|reduced|multiplied|divided) (?:by|to)\b"
     r"|\b(?:taken from|raised (?:by|to)) [a-z]$"
 )
-"""Phrases that do."""
+"""Phrases that change the value before them."""
 _REMARK = re.compile(r"\(\d[\d.]* [A-Za-z][A-Za-z .]*\)")
-"""What a remark in brackets counts: "5 apples (2 red)"."""
+"""A remark in brackets that counts: "5 apples (2 red)"."""
 _STERLING = frozenset(["pound", "penny", "pence", "pennie", "shilling"])
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 
@@ -180,12 +180,12 @@ def _measure(word: str) -> tuple[str, int, Fraction] | None:
 
 
 def is_unit(word: str) -> bool:
-    """Whether a word is the name of a measure."""
+    """Whether a word is the name of a unit, or of a power such as "square"."""
     return bool(_measure(word)) or word.lower() in (*_ABBREVIATIONS, *_POWERS)
 
 
 def same_measure(one: str, other: str) -> bool:
-    """Whether two words may name parts of one amount: "hours" and "minutes", "months" and "days"; not "pounds" and
+    """Whether two words can name parts of one amount: "hours" and "minutes", "months" and "days"; not "pounds" and
     "years".
     """
     words = [word.lower().removesuffix("s") for word in (one, other)]
@@ -196,9 +196,9 @@ def same_measure(one: str, other: str) -> bool:
 
 
 def unit(text: str) -> Unit | None:
-    """The measure that words after a number name; None where they name things, which are counted.
+    """The unit that the words after a number name; None if they name things that are counted.
 
-    Raises `ValueError` where a word among them changes the number.
+    Raises `ValueError` if one of the words changes the number.
     """
     if _CHANGED.search(text):
         raise ValueError(text)
@@ -224,11 +224,11 @@ def unit(text: str) -> Unit | None:
         ):
             sign, reads = -1, True
         elif token.isdecimal() and sign < 0 and int(token) and (_measure(after) or after.lower() in _POWERS):
-            size /= int(token)  # "12 liters per 100 km"; but things are counted, "37 dollars per 10 sandwiches"
+            size /= int(token)  # "12 liters per 100 km"; not for counted things, as in "37 dollars per 10 sandwiches"
         elif word in _POWERS and _measure(after):
             power = _POWERS[word]
         elif measure and reads:
-            # "cm^2", "cm squared"; and a power that stood before it, "square cm"
+            # a power after the unit, "cm^2" or "cm squared", times one before it, "square cm"
             exponent = re.fullmatch(r"\^\{?(-?\d)\}?", after)
             times = sign * power * (int(exponent[1]) if exponent else _POWERS.get(after.lower(), 1))
             dimensions[measure[0]] = dimensions.get(measure[0], 0) + times * measure[1]

@@ -1,16 +1,16 @@
-"""Pool of killable worker processes that compare answers, so that none hangs, crashes or fills the memory of a run.
+"""Pool of killable worker processes that compare answers, so no comparison can hang, crash or bloat a run.
 
-`GradingPool` hands pairs of answers to a few child processes (`math_verify_worker`) over pipes of their own. A process
-that has computed for `timeout_s` seconds of processor time on a pair ends itself, and another is started; the other
-workers continue with the rest meanwhile.
+`GradingPool` sends pairs of answers to a few child processes (`math_verify_worker`), each over its own pipes. A process
+that has used `timeout_s` seconds of processor time on a pair ends itself, and another is started; the other workers
+continue meanwhile.
 
     pool.compare_many([("x+1", "1+x"), ("1", "9^{9^{9^{9}}}")])
     -> [Finding("equal", ""), Finding("timeout", "no result within 5 s of processor time")]
 
-Invariant: every pair comes back. What it costs is counted in processor time, so a busy machine changes no finding; by
-the wall, a worker is only given up when it cannot be computing any more (`hung_s`). A pair whose worker died is tried
-once more on a fresh one. No threads, no shared memory. The children end with this
-process, however it ends, because their standard input then closes.
+Invariant: every pair gets a finding. Its cost is counted in processor time, so a busy machine changes no finding;
+wall-clock time ends a worker only when it cannot be computing any more (`hung_s`). A pair whose worker died is tried
+once more on a new one. There are no threads and no shared memory. The children end with this process, however it ends,
+because their standard input then closes.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from flow_dpo.core.errors import ConfigError
 Found = Literal["equal", "different", "gold", "error", "timeout", "died"]
 
 START_S = 120.0
-"""A worker that is not ready by then, on however busy a machine, will never be."""
+"""Seconds after which a worker that is not ready never will be, even on a busy machine."""
 MAX_FAILED_STARTS = 3
 OUT_OF_TIME = -getattr(signal, "SIGPROF", 0)
-"""Exit code of a worker whose processor time is up."""
+"""The exit code of a worker that used up its processor time."""
 
 
 def hung_s(timeout_s: float) -> float:
-    """Seconds by the wall after which a worker that may compute for `timeout_s` is stopped or stuck, on any machine."""
+    """Wall-clock seconds after which a worker limited to `timeout_s` must be stopped or stuck, on any machine."""
     return 60 + 30 * timeout_s
 
 
 class Finding(NamedTuple):
-    """Result of computer algebra on a pair, or why there is none."""
+    """The result of computer algebra on a pair, or why there is none."""
 
     found: Found
     reason: str
 
 
 class _Worker:
-    """One child process, the pair that it works on, and until when."""
+    """One child process, the pair that it works on, and its deadline."""
 
     def __init__(self) -> None:
         script = Path(__file__).with_name("math_verify_worker.py")
@@ -73,7 +73,7 @@ class _Worker:
         self.unread = b""
 
     def send(self, item: int, gold: str, answer: str, timeout_s: float) -> bool:
-        """Hand a pair over. False where the worker is dead."""
+        """Send a pair. Returns False if the worker is dead."""
         line = json.dumps({"gold": gold, "answer": answer, "cpu_s": timeout_s}) + "\n"
         assert self.process.stdin is not None
         try:
@@ -86,7 +86,7 @@ class _Worker:
         return True
 
     def read(self) -> Finding | Literal["ready", "ended"] | None:
-        """Its next reply; None where the line is not complete."""
+        """The worker's next reply; None if the line is not complete yet."""
         assert self.process.stdout is not None
         received = os.read(self.process.stdout.fileno(), 65_536)
         if not received:
@@ -103,7 +103,7 @@ class _Worker:
         return Finding(cast("Found", reply["found"]), reply["reason"])
 
     def kill(self) -> str:
-        """End it and return the end of its standard error."""
+        """Kill the worker. Returns the end of its standard error if it never became ready, otherwise ""."""
         self.process.kill()
         self.process.wait()
         streams = self.process.stdin, self.process.stdout, self.process.stderr
@@ -112,25 +112,25 @@ class _Worker:
             try:
                 if stream is not None:
                     stream.close()
-            except OSError:  # a line that was never read
+            except OSError:  # the worker never read a buffered line
                 continue
         return complaint.decode("utf-8", "replace")[-2_000:].strip()
 
 
 def _kill_all(workers: list[_Worker], owner: int) -> None:
-    """A forked child inherits the list, not the processes."""
+    """Kill the workers, but only in the process that owns them: a forked child inherits just the list."""
     if os.getpid() == owner:
         while workers:
             workers.pop().kill()
 
 
 class GradingPool:
-    """A few killable processes, started when there is something for them to do."""
+    """A few killable worker processes, started when there is work for them."""
 
     def __init__(self, *, num_workers: int, timeout_s: float) -> None:
         if num_workers < 1 or not timeout_s > 0:
             raise ConfigError(
-                f"a grading pool needs at least one worker and a time above 0, found num_workers={num_workers} and "
+                f"expected at least one worker and a timeout above 0, found num_workers={num_workers} and "
                 f"timeout_s={timeout_s}"
             )
         self.num_workers = num_workers
@@ -151,15 +151,15 @@ class GradingPool:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that run now."""
+        """The ids of the running processes."""
         return [worker.process.pid for worker in self._workers]
 
     def close(self) -> None:
-        """End the workers. A later call starts others."""
+        """End the workers. A later call starts new ones."""
         _kill_all(self._workers, self._owner)
 
     def compare_many(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
-        """The findings of computer algebra on (gold, answer) pairs, in order. Calls of several threads take turns."""
+        """The findings of computer algebra on (gold, answer) pairs, in order. Calls from several threads take turns."""
         with self._lock:
             self._adopt()
             findings: dict[int, Finding] = {}
@@ -171,11 +171,11 @@ class GradingPool:
                     self._collect(findings, waiting, tried)
             finally:
                 for worker in [each for each in self._workers if each.item is not None]:
-                    self._drop(worker)  # interrupted: its reply would be taken for the next pair's
+                    self._drop(worker)  # interrupted: its reply would be mistaken for the next pair's
             return [findings[item] for item in range(len(pairs))]
 
     def _adopt(self) -> None:
-        """After a fork, forget the parent's workers: their pipes are not ours to use."""
+        """After a fork, forget the parent's workers: this process must not use their pipes."""
         if os.getpid() != self._owner:
             self._owner = os.getpid()
             self._workers = []
@@ -183,7 +183,7 @@ class GradingPool:
             self._end = weakref.finalize(self, _kill_all, self._workers, self._owner)
 
     def _assign(self, pairs: Sequence[tuple[str, str]], waiting: deque[int]) -> None:
-        """Give idle workers a pair each, and start workers while there are more pairs than workers."""
+        """Send each idle worker a pair, and start workers while more pairs are waiting."""
         for worker in list(self._workers):
             if worker.ready and worker.item is None and waiting:
                 item = waiting.popleft()
@@ -195,7 +195,7 @@ class GradingPool:
             self._workers.append(_Worker())
 
     def _collect(self, findings: dict[int, Finding], waiting: deque[int], tried: set[int]) -> None:
-        """Wait for the first reply, end or deadline among the busy workers, and book all there are."""
+        """Wait for the first reply, exit or deadline among the busy workers, and record all that have occurred."""
         busy = [worker for worker in self._workers if worker.item is not None or not worker.ready]
         with selectors.DefaultSelector() as selector:
             for worker in busy:
@@ -221,7 +221,7 @@ class GradingPool:
                 self._drop(worker)
 
     def _ended(self, worker: _Worker, findings: dict[int, Finding], waiting: deque[int], tried: set[int]) -> None:
-        """A worker is gone, or never came: its pair is tried once more."""
+        """Handle a worker that ended or never became ready: its pair is tried once more."""
         item, ready = worker.item, worker.ready
         complaint = self._drop(worker)
         if item is not None and worker.process.returncode == OUT_OF_TIME:

@@ -1,13 +1,13 @@
-"""Rollout actor: a worker's whole inside, in a process of its own: model, adapters, engine, renderer and grader.
+"""Rollout actor: the inside of a worker in its own process: model, adapters, engine, renderer and grader.
 
     actor = RolloutActor()
-    actor.open(setup, expected)                     loads the model, and compares it with the head's
+    actor.open(setup, expected)                     loads the model, and compares it with the learner's
     actor.sample(shard, {"answer": {"adapter_model.safetensors": b"...", "adapter_config.json": b"..."}})
-    actor.sample(shard)                             on the machine where the shard's adapters lie
+    actor.sample(shard)                             on the machine that has the shard's adapters
 
-Everything that a call needs comes with it, so one that has just been started does a shard as well as one that has been
-there from the beginning. Invariant: no shard is sampled before versions, code, device, tokenizer and the base model's
-log-probabilities were found to be the head's.
+Everything that a call needs comes with it, so a newly started actor can sample any shard. Invariant: no shard is
+sampled before versions, code, device, tokenizer and the base model's log-probabilities have been found equal to those
+of the learner's process.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from flow_dpo.workers.setup import WorkerSetup
 from flow_dpo.workers.shard import Shard, ShardResult, sample_and_continue
 
 Weights = Mapping[Role, Mapping[str, bytes]]
-"""The files of each role's adapter in PEFT's layout, by their names."""
+"""The files of each role's adapter in PEFT's layout, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What the head has, and a worker must have."""
+    """What the learner's process has, and a worker must have too."""
 
     device: str
-    """Its kind: "cpu", "cuda"."""
+    """The kind of device: "cpu", "cuda"."""
     tokenizer: str
-    """Its fingerprint."""
+    """Fingerprint of the tokenizer."""
     model: ExpectedModel
 
     @classmethod
     def of(cls, loaded: LoadedModel, *, num_roles: int) -> Expected:
-        """Of the model in this process, which must not have adapters yet."""
+        """The facts of the model in this process, which must not have adapters yet."""
         return cls(
             device=loaded.model.device.type,
             tokenizer=loaded.renderer.fingerprint(),
@@ -61,7 +61,7 @@ class Expected:
         )
 
     def differences(self, found: Expected) -> list[str]:
-        """What of a worker's is another."""
+        """How a worker's facts differ from these."""
         lines = [
             f"{name}: {theirs} there, {own} here"
             for name, own, theirs in (
@@ -77,22 +77,22 @@ class Expected:
             return [*lines, "vocabulary"]
         mean = sum(divergence(own, theirs) for own, theirs in pairs) / max(len(pairs), 1)
         if not mean <= MOST_DIVERGENCE:
-            lines.append(f"weights: the next token is distributed otherwise (by {mean:.3g} nats)")
+            lines.append(f"weights: the next-token distribution differs by {mean:.3g} nats")
         return lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """An actor that is there with its model."""
+    """What a ready actor reports about itself."""
 
     context_tokens: int
-    """Of its context window."""
+    """Size of its context window."""
     warnings: tuple[str, ...]
-    """What it was warned of, where nobody reads its output."""
+    """The warnings raised while it opened, since nobody reads its output."""
 
 
 class RolloutActor:
-    """Samples and grades shards with a model of its own. Used by one caller, one call at a time."""
+    """Samples and grades shards with its own model. For one caller, one call at a time."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -100,20 +100,20 @@ class RolloutActor:
         self._grader: Grader | None = None
         self._policy: Policy | None = None
         self._held: tuple[Adapter, ...] = ()
-        """The adapters that it has loaded, as the shard named them."""
+        """The adapters that are loaded, as the shard named them."""
         self._adapters: dict[Role, Adapter] = {}
         self._folder = Path()
         self._num_loaded = 0
 
     def facts(self, environment: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What its results depend on besides the model, by the head's own function, and its process."""
+        """What results depend on besides the model, found as in the learner's process, and facts about this process."""
         return {**environment(), "pid": os.getpid(), "num_gpus": torch.cuda.device_count()}
 
     def open(self, setup: WorkerSetup, expected: Expected) -> Opened:
         """Load the model and open the engine.
 
-        Raises `ConfigError` for a model or a reward function that is not here or another than the head's, `ModelError`
-        as `load_model`.
+        Raises `ConfigError` for a model or a reward function that is missing here or differs from the learner's,
+        `ModelError` like `load_model`.
         """
         with warnings.catch_warnings(record=True) as warned:
             room = self._open(setup, expected)
@@ -125,14 +125,14 @@ class RolloutActor:
         if Path(name).is_absolute() and not Path(name).exists():
             raise ConfigError(
                 f"expected the model folder {name} on {platform.node()}, found none; put it under the same path on "
-                "every machine (a shared folder, or a copy), or give a hub id"
+                "every machine (a shared folder, or a copy), or use a hub id"
             )
         check_reward_files(setup.grading, setup.reward_files)
         loaded = load_model(setup.model)
         if found := expected.differences(Expected.of(loaded, num_roles=len(setup.roles))):
             raise ConfigError(
                 f"expected the model of this command on {platform.node()}, found another ({'; '.join(found)}); "
-                "give every machine the same files"
+                "put the same files on every machine"
             )
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="flow-dpo-")))
         opened = factory.open_engine(setup.engine, loaded, num_roles=len(setup.roles))
@@ -150,16 +150,16 @@ class RolloutActor:
         return room
 
     def sample(self, shard: Shard, weights: Weights | None = None) -> ShardResult:
-        """Sample and grade a shard with these weights of its adapters; without, with those in the shard's folders."""
+        """Sample and grade a shard with these weights, by default those in the folders of the shard's adapters."""
         assert self._runner is not None
         assert self._grader is not None
         self._load(shard, weights)
-        self._runner.refresh(self._adapters)  # also of the same version: a shard begins with an empty cache
+        self._runner.refresh(self._adapters)  # even for the same version: a shard begins with an empty cache
         result = sample_and_continue(self._runner, self._grader, shard)
         return replace(result, stats=self._runner.engine.take_stats())
 
     def _load(self, shard: Shard, weights: Weights | None) -> None:
-        """Take in the adapters, unless they are those of the shard before."""
+        """Load the adapters, unless they are those of the previous shard."""
         assert self._policy is not None
         wanted = tuple(shard.adapters[role] for role in sorted(shard.adapters))
         if wanted == self._held:
@@ -174,16 +174,16 @@ class RolloutActor:
             self._policy.load_adapter(role, folder / role)
         self._held = wanted
         self._adapters = {role: replace(adapter, path=str(folder / role)) for role, adapter in shard.adapters.items()}
-        # The engine lets go of the folders of the version before when it takes in this one, which it is about to.
+        # The engine releases the folders of the previous version when it loads this one, which happens next.
         shutil.rmtree(self._folder / str(self._num_loaded - 2), ignore_errors=True)
 
     def close(self) -> None:
-        """Release all."""
+        """Release everything."""
         self._stack.close()
 
 
 def files_of(adapters: Mapping[Role, Adapter]) -> Weights:
-    """The adapters' files. Raises `ModelError` where a folder is gone."""
+    """The adapters' files. Raises `ModelError` if a folder is gone."""
     try:
         return {
             role: {file.name: file.read_bytes() for file in sorted(Path(adapter.path).iterdir()) if file.is_file()}

@@ -1,11 +1,11 @@
-"""Workers that have an actor in another process: it is begun, compared with this process, called, given up.
+"""Workers that have an actor in another process: they start it, compare it with this process, call it and end it.
 
     class RayWorker(ActorWorker)        the process is one of Ray's, on any machine
     class ProcessWorker(ActorWorker)    the process is a child of this one
 
-What becomes of an actor, or a shard that takes too long, is a lost worker: the actor is ended and another one started.
-Invariants: no call waits for an actor without looking every half second whether it was given up; no actor loads a model
-before its versions and its code were found to be this process's.
+A dead actor and an overdue shard both count as a lost worker: the actor is ended and another one is started.
+Invariants: whoever waits for an actor checks every half second whether it was given up. No actor loads a model before
+its versions and its code have been found equal to this process's.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from flow_dpo.workers.setup import WorkersAccess, WorkerSetup
 from flow_dpo.workers.shard import Shard, ShardResult, WorkerLost
 
 LOOK_S = 0.5
-"""Between two looks at whether a worker was given up."""
+"""Seconds between checks whether a worker was given up."""
 PARTING_S = 5.0
-"""For an actor to release what it holds: adapters on its disk, processes of its engine."""
+"""Seconds for an actor to release what it holds: adapters on its disk, processes of its engine."""
 UNPICKLABLE = (TypeError, AttributeError, ValueError, RecursionError, pickle.PicklingError)
-"""What pickling raises for an object that no other process can have."""
+"""What pickling raises for an object that cannot be sent to another process."""
 _COMPARED = ("versions", "python", "code")
-"""What `environment` says that results depend on."""
+"""The keys of `environment` that results depend on."""
 
 
 class ActorWorker(ABC):
-    """One actor, and those that come after it (`workers.shard.Worker`)."""
+    """One actor, and those that replace it (`workers.shard.Worker`)."""
 
     where: str
-    """What kind of worker it is, for people: "Ray worker"."""
+    """The kind of worker, for people: "Ray worker"."""
 
     def __init__(self, index: int, setup: WorkerSetup, expected: Expected) -> None:
         self._index, self._setup, self._expected = index, setup, expected
         self._environment = setup.environment()
         self.pid = 0
-        """Of the actor's process."""
+        """Id of the actor's process."""
         self.context_tokens = 0
         self.warnings: tuple[str, ...] = ()
 
@@ -63,43 +63,43 @@ class ActorWorker(ABC):
 
     @abstractmethod
     def _start(self) -> None:
-        """Start an actor, without waiting for it."""
+        """Start an actor without waiting for it."""
 
     @abstractmethod
     def _call(self, method: str, *args: Any) -> Any:
-        """Begin a call of the actor's; what `_get` takes. Raises `WorkerLost` where the actor is gone."""
+        """Begin a call of the actor, and return what `_get` takes. Raises `WorkerLost` if the actor is gone."""
 
     @abstractmethod
     def _get(self, asked: Any, until: float | None) -> Any:
-        """What a call returns. Raises `WorkerLost` where the actor is gone, given up, or late, and else what the call
-        raised."""
+        """Wait for the result of a call. Raises `WorkerLost` if the actor is gone, given up or late; otherwise what the
+        call raised."""
 
     @abstractmethod
     def _weights(self, shard: Shard) -> Any:
-        """The adapters of a shard, as `RolloutActor.sample` takes them."""
+        """A shard's adapters, as `RolloutActor.sample` takes them."""
 
     @abstractmethod
     def _release(self) -> None:
-        """Let the actor, which is idle, release what it holds, for a while."""
+        """Let the idle actor release what it holds, for a limited time."""
 
     @abstractmethod
     def _kill(self) -> None:
-        """End the actor, where there is one. Called by any thread."""
+        """End the actor, if there is one. Can be called from any thread."""
 
     def begin(self) -> Any:
-        """Start an actor and ask for its facts; what `check` takes."""
+        """Start an actor and ask for its facts; returns what `check` takes."""
         self._start()
         return self._call("facts", self._setup.environment)
 
     def check(self, facts: Any, until: float) -> Any:
-        """Compare the actor with this process, and let it load the model; what `finish` takes.
+        """Compare the actor with this process, and let it load the model; returns what `finish` takes.
 
-        Raises `WorkerLost` where it is not there, `ConfigError` where it has other versions or code.
+        Raises `WorkerLost` if it does not answer, `ConfigError` if it has other versions or code.
         """
         return self._open(self._get(facts, until))
 
     def _open(self, found: dict[str, Any]) -> Any:
-        """Compare an actor by its facts, and ask it to open."""
+        """Compare an actor's facts, and ask it to open."""
         self.pid = int(found["pid"])
         if lines := differences(self._environment, found):
             raise ConfigError(
@@ -110,7 +110,7 @@ class ActorWorker(ABC):
         return self._call("open", setup, self._expected)
 
     def finish(self, opened: Any, until: float) -> None:
-        """Wait until the actor is there with its model."""
+        """Wait until the actor has loaded its model."""
         found: Opened = self._get(opened, until)
         self.context_tokens, self.warnings = found.context_tokens, found.warnings
 
@@ -119,7 +119,7 @@ class ActorWorker(ABC):
         return self._get(self._call("sample", shard, self._weights(shard)), None)
 
     def restart(self) -> None:
-        """Another actor in the place of this one."""
+        """Replace this actor by a new one."""
         self._kill()
         until = time.monotonic() + self._setup.workers.start_s
         self.finish(self.check(self.begin(), until), until)
@@ -135,7 +135,7 @@ class ActorWorker(ABC):
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """A line for each version, and one for the code, that a worker has otherwise."""
+    """One line for each version, and one for the code, in which a worker differs."""
     lines: list[str] = []
     for name in _COMPARED:
         own, theirs = here.get(name), there.get(name)
@@ -147,16 +147,16 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
 
 
 def setup_elsewhere(setup: WorkerSetup, loaded: LoadedModel, *, kv_gib: float) -> tuple[WorkerSetup, Expected]:
-    """The setup as another process is to have it, and what it is compared with. `kv_gib` are for keys and values on
-    processors, where the settings leave them to the device: each worker alone would take a quarter of the memory.
+    """The setup for another process, and what it is compared with. `kv_gib` is the KV budget on a CPU if the settings
+    leave it to the device: by itself, each worker would take a quarter of the memory.
 
-    Raises `ConfigError` where the learner has a GPU and the workers have none.
+    Raises `ConfigError` if the learner has a GPU and the workers have none.
     """
     settings, device = setup.workers, loaded.model.device.type
     if device == "cuda" and not settings.num_gpus:
         raise ConfigError(
-            "expected workers with a GPU, as the learner has one, found --workers.num_gpus 0; give them one each "
-            "(--workers.num_gpus 1), or leave all of them on processors (--device cpu)"
+            "expected workers with a GPU, since the learner has one, found --workers.num_gpus 0; give each one "
+            "(--workers.num_gpus 1), or run everything on processors (--device cpu)"
         )
     name = Path(setup.model.model_name_or_path)
     model = replace(
@@ -167,7 +167,7 @@ def setup_elsewhere(setup: WorkerSetup, loaded: LoadedModel, *, kv_gib: float) -
         num_threads=settings.num_threads,
     )
     grading = for_elsewhere(setup.grading)
-    # A reward function that is named is loaded by each worker; one that was handed over travels as it is.
+    # A named reward function is loaded by each worker; a function object that the caller passed is sent to it.
     found = replace(setup, model=model, grading=grading, reward_files=reward_files(grading))
     if isinstance(found.engine, LocalSettings) and found.engine.kv_budget_gib == "auto" and device == "cpu":
         found = replace(found, engine=replace(found.engine, kv_budget_gib=kv_gib))
@@ -175,8 +175,7 @@ def setup_elsewhere(setup: WorkerSetup, loaded: LoadedModel, *, kv_gib: float) -
 
 
 def check_travels(setup: WorkerSetup, dumps: Callable[[Any], bytes], *, to: str) -> None:
-    """Raise `ConfigError` for a grader, a reward function or an engine of the caller's own that cannot be sent to
-    another process."""
+    """Raise `ConfigError` if the caller's own grader, reward function or engine cannot be sent to another process."""
     own: list[tuple[str, Any]] = [("grader", setup.grader), ("engine", setup.opener)]
     if isinstance(setup.grader, RewardFunctions):
         own[:1] = [(f"reward function {name}", each) for name, each in setup.grader.functions.items()]
@@ -185,15 +184,15 @@ def check_travels(setup: WorkerSetup, dumps: Callable[[Any], bytes], *, to: str)
             dumps(given)
         except UNPICKLABLE as error:
             raise ConfigError(
-                f"expected a {what} that can be sent to {to}, found {given!r:.80}: {one_line(error)}; hand "
-                "over its class or a function that makes one there, or let it hold no locks, files or connections"
+                f"expected a {what} that can be sent to {to}, found {given!r:.80}: {one_line(error)}; pass "
+                "its class or a function that makes one there, or let it hold no locks, files or connections"
             ) from error
 
 
 def opened(stack: ExitStack, workers: Sequence[ActorWorker], setup: WorkerSetup) -> WorkersAccess:
-    """Let all actors start and load at once, and wait for them; they are ended with the stack.
+    """Start all actors at once, and wait until they have loaded; they end with the stack.
 
-    Raises `ConfigError` for a worker that does not come, and for one that is another than this process.
+    Raises `ConfigError` for a worker that does not start, or that differs from this process.
     """
     for worker in workers:
         stack.callback(worker.abort)
@@ -205,7 +204,7 @@ def opened(stack: ExitStack, workers: Sequence[ActorWorker], setup: WorkerSetup)
             worker.finish(each, until)
     except WorkerLost as error:
         kind = f"{workers[0].where}{'s' if len(workers) > 1 else ''}"
-        raise ConfigError(f"expected {len(workers)} {kind}, found that one did not start: {error}") from error
+        raise ConfigError(f"expected {len(workers)} {kind}, found one that did not start: {error}") from error
     for text in dict.fromkeys(text for worker in workers for text in worker.warnings):
         warnings.warn(f"in a worker: {text}", stacklevel=2)
 
@@ -216,6 +215,6 @@ def opened(stack: ExitStack, workers: Sequence[ActorWorker], setup: WorkerSetup)
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line, without the many that may follow."""
+    """An error as one line, cut if it is long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines)[:400]}"

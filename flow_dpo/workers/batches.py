@@ -1,9 +1,9 @@
-"""Batches of a worker pool: the shards that are queued, and what has come of those that are done.
+"""Batches of a worker pool: the shards that are queued, and the results of those that are done.
 
     batch.results = {0: ..., 2: ...}, batch.failures = {3: FlowError(...)}      shard 1 decides: not settled yet
 
-Invariant: what a batch comes to depends on its shards by number, never on when they came: trees in the order of the
-shards, or the error of the lowest shard that failed.
+Invariant: the outcome of a batch depends on its shards by number, never on the order in which they finish: their trees
+in the order of the shards, or the error of the lowest shard that failed.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ class Batch:
 
     @property
     def first_failed(self) -> int:
-        """The lowest shard that failed; beyond the last where none did."""
+        """The lowest shard that failed; past the last one if none did."""
         return min(self.failures, default=self.num_shards)
 
     @property
     def settled(self) -> bool:
-        """Whether nothing that is still under way could change what comes of it."""
+        """Whether no shard that is still under way can change the outcome."""
         return all(number in self.results for number in range(self.first_failed))
 
     def trees(self) -> list[Tree]:
-        """Of all shards, in their order."""
+        """The trees of all shards, in their order."""
         return [tree for number in range(self.num_shards) for tree in self.results[number].trees]
 
     def stats(self) -> dict[str, float]:
-        """Sums over the shards, in their order, and how often one was sampled again."""
+        """Sums over the shards, and the number of times that one was sampled again."""
         stats: dict[str, float] = {}
         results = [self.results[number] for number in sorted(self.results)]
         for result in results:
@@ -62,19 +62,19 @@ class Batch:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Task:
-    """A shard in the queue, or with a lane."""
+    """A shard in the queue, or being sampled in a lane."""
 
     batch: Batch
     shard: Shard
     causes: list[str] = field(default_factory=list[str])
-    """What happened to the workers that it has lost."""
+    """What happened to each worker lost over this shard."""
 
     def __lt__(self, other: Task) -> bool:
         return (self.shard.batch, self.shard.number) < (other.shard.batch, other.shard.number)
 
 
 def named(error: BaseException, shard: Shard) -> BaseException:
-    """The error with the problems that were being sampled, where its kind can hold them."""
+    """The error with the names of the problems that were being sampled, in its message or as a note."""
     where = f"while the problems {shard.names} were sampled"
     if isinstance(error, FlowDpoError) and type(error).__module__ == errors.__name__:
         named: Callable[[str], FlowDpoError] = type(error)

@@ -1,7 +1,7 @@
-"""Which GPUs workers on the learner's machine have: those that are not its own.
+"""Which GPUs the workers on the learner's machine get: those that the learner does not use.
 
 visible_devices("cuda:1", "4,5,6", 3)                        "4,6"
-devices_of_each(WorkersSettings(num=2, num_gpus=1), "cuda:0")   ["1", "2"], a worker each
+devices_of_each(WorkersSettings(num=2, num_gpus=1), "cuda:0")   ["1", "2"], one per worker
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from flow_dpo.workers.settings import WorkersSettings
 
 
 def visible_devices(learner_device: str, visible: str | None, num_devices: int, num_ranks: int = 1) -> str:
-    """CUDA_VISIBLE_DEVICES of an own cluster's workers: all devices that this process sees but the learner's.
+    """CUDA_VISIBLE_DEVICES for a private cluster's workers: all devices that this process sees but the learner's.
 
-    `visible` is the variable as this process has it, `num_devices` how many torch counts, `num_ranks` how many ranks
-    of the learner are on this machine: they have the first ones, one each. "cuda:1" of "4,5,6" leaves "4,6".
+    `visible` is the variable in this process, `num_devices` is torch's device count, and `num_ranks` is the number of
+    the learner's ranks on this machine, which use the first devices, one each. "cuda:1" of "4,5,6" leaves "4,6".
     """
     names = [str(index) for index in range(num_devices)] if visible is None else [*filter(None, visible.split(","))]
     kind, _, index = learner_device.partition(":")
@@ -29,10 +29,10 @@ def visible_devices(learner_device: str, visible: str | None, num_devices: int, 
 
 
 def devices_of_each(settings: WorkersSettings, learner_device: str) -> Sequence[str | None]:
-    """CUDA_VISIBLE_DEVICES of each worker process: `num_gpus` each of those that are not the learner's; None where no
-    worker has any.
+    """CUDA_VISIBLE_DEVICES of each worker process: `num_gpus` devices that the learner does not use; None if the
+    workers have no GPUs.
 
-    Raises `ConfigError` where there are too few, for a part of one, and for GPUs where the learner has none.
+    Raises `ConfigError` for too few GPUs, for a fraction of one, and for any GPUs if the learner has none.
     """
     num, each = settings.num, int(settings.num_gpus)
     if not settings.num_gpus:
@@ -40,21 +40,21 @@ def devices_of_each(settings: WorkersSettings, learner_device: str) -> Sequence[
     if each != settings.num_gpus:
         raise ConfigError(
             f"expected a whole number of GPUs for each worker process, found --workers.num_gpus {settings.num_gpus:g}: "
-            "several in one GPU's memory would take it from one another; give each one, or use fewer workers"
+            "workers that share a GPU would compete for its memory; give each a GPU, or use fewer workers"
         )
     if not learner_device.startswith("cuda"):
         raise ConfigError(
-            f"expected no GPUs of worker processes where the learner is on {learner_device}, found --workers.num_gpus "
-            f"{each}: workers compute on the same kind of device; leave it out, or add --device cuda"
+            f"expected worker processes without GPUs, as the learner is on {learner_device}, found --workers.num_gpus "
+            f"{each}: both must be on the same kind of device; leave it out, or add --device cuda"
         )
     visible, place, found = os.environ.get("CUDA_VISIBLE_DEVICES"), environment.place(), torch.cuda.device_count()
-    if visible is not None:  # a name that CUDA finds no device for, and what follows it, is not there
+    if visible is not None:  # CUDA ignores a name without a device, and all names after it
         visible = ",".join([*filter(None, visible.split(","))][:found])
     others = visible_devices(learner_device, visible, found, place.local_num)
     there = others.split(",") if others else []
     if num * each > len(there):
         raise ConfigError(
             f"expected {num * each} GPUs for {num} workers with {each} each (--workers.num_gpus), found {len(there)} "
-            "besides the learner's; ask for fewer workers with --workers.num, or for less each"
+            "besides the learner's; use fewer workers (--workers.num), or fewer GPUs for each"
         )
     return [",".join(there[index * each : (index + 1) * each]) for index in range(num)]

@@ -1,10 +1,10 @@
-"""Fork server of the worker processes: Python's own, with what workers import already imported.
+"""Fork server of the worker processes: Python's own, with the workers' imports preloaded.
 
-    warm_up()        before this process imports the same, so that both are at it at once
+    warm_up()        before this process imports the same modules, so both import at once
     CONTEXT.Process(...)
 
-It is a process without threads that has computed nothing, from which a worker is forked in a moment; elsewhere than on
-Linux, where libraries may have begun threads by then, a worker is a new process that imports for itself. Invariant:
+It is a process without threads that has computed nothing, so a worker is forked from it in a moment. On systems other
+than Linux, libraries could have started threads by then, so a worker is a new process with its own imports. Invariant:
 nothing heavy is imported here.
 """
 
@@ -23,22 +23,22 @@ from typing import Any
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 CONTEXT: Any = multiprocessing.get_context(METHOD)
 SIGNALS = signal.SIGINT, signal.SIGTERM
-"""Those of a terminal or a scheduler, which the command alone answers to, neither the fork server nor a worker."""
+"""Signals of a terminal or a scheduler. Only the command itself reacts to them, not the fork server or a worker."""
 _IMPORTED = ["flow_dpo.workers.preloaded"]
 _LONGEST_FOLDER = 32
-"""Characters of a folder for temporary files with sockets, which may lie deep below it: 107 are the limit in all."""
+"""Longest path of a folder for temporary files: sockets lie deep below it, and their paths can have 107 characters."""
 
 
 def warm_up() -> None:
-    """Let the fork server begin to import, unless it is there already."""
+    """Let the fork server begin its imports, unless it runs already."""
     if METHOD == "forkserver":
         CONTEXT.set_forkserver_preload(_IMPORTED)
-        with _temporary_files_in(short_folder()), _signals_blocked():  # where its socket is
+        with _temporary_files_in(short_folder()), _signals_blocked():  # for its socket
             forkserver.ensure_running()
 
 
 def short_folder() -> str:
-    """The system's folder for temporary files, or /tmp where its name is too long for a socket in it."""
+    """The system's folder for temporary files, or /tmp if that path is too long for a socket."""
     found = tempfile.gettempdir()
     return found if len(found) <= _LONGEST_FOLDER or not Path("/tmp").is_dir() else "/tmp"
 
@@ -54,7 +54,7 @@ def _temporary_files_in(folder: str) -> Iterator[None]:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A process that is begun in this context has these signals blocked from its first moment."""
+    """Processes started in this context have these signals blocked from the start."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

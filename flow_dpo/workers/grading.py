@@ -1,10 +1,10 @@
-"""Graders of workers: the grader by final answers, or the caller's own, one for each worker that needs one.
+"""Graders of workers: the grader by final answers, or the caller's own; one for each worker that needs one.
 
     with open_grader(GradingSettings(), None, renderer) as grader: ...          compares final answers
     with open_grader(GradingSettings(), MyGrader, renderer) as grader: ...      MyGrader(renderer)
 
-Invariant: no renderer, verifier or grader of anybody's is used by two threads at once: each thread has its own, and an
-object that a caller handed over is behind a lock.
+Invariant: no renderer, verifier or grader is used by two threads at once: each thread has its own, and an object that
+the caller passed in is behind a lock.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from flow_dpo.verify.rewards import RewardFunctions, answer_reward
 from flow_dpo.verify.verifier import Verifier
 
 GraderSource = Grader | RewardFunctions | Callable[[Renderer], Grader]
-"""A grader, reward functions, or what makes a grader from the renderer that turns sampled ids into text, such as its
-class."""
+"""A grader, reward functions, or a callable (such as a grader's class) that makes a grader from the renderer that turns
+sampled ids into text."""
 
 
 @contextmanager
 def open_grader(settings: GradingSettings, source: GraderSource | None, renderer: Renderer) -> Iterator[Grader]:
-    """The grader by final answers, by reward functions, or one of the caller's own."""
+    """The grader by final answers, by reward functions, or the caller's own."""
     rewards = reward_functions(settings, source)
     if source is None or rewards is not None:
         with Verifier(rule=settings.rule, timeout_s=settings.timeout_s) as verifier:
@@ -48,7 +48,7 @@ def open_grader(settings: GradingSettings, source: GraderSource | None, renderer
 
 
 def reward_functions(settings: GradingSettings, source: GraderSource | None) -> RewardFunctions | None:
-    """The reward functions that grade, handed over or named by the settings; None where there are none."""
+    """The reward functions that grade, passed in or named by the settings; None if there are none."""
     if isinstance(source, RewardFunctions):
         return source
     if not settings.rewards:
@@ -57,24 +57,24 @@ def reward_functions(settings: GradingSettings, source: GraderSource | None) -> 
 
 
 def grades_by_rewards(settings: GradingSettings, source: GraderSource | None) -> bool:
-    """Whether reward functions grade, so that problems need their columns and no gold answer."""
+    """Whether reward functions grade. Problems then need the functions' columns, and no gold answer."""
     return bool(settings.rewards) or isinstance(source, RewardFunctions)
 
 
 def reward_files(settings: GradingSettings) -> dict[str, str | None]:
-    """The checksum of the file of each reward function that the settings name, for the record."""
+    """The checksum of each reward function that the settings name, for the record."""
     return {source: None if source == "answer" else fingerprint(source, "reward") for source in settings.rewards}
 
 
 def for_elsewhere(settings: GradingSettings) -> GradingSettings:
-    """The settings with the files of reward functions by their whole paths, for a process in another folder."""
+    """The settings with absolute paths of the reward functions' files, for a process in another folder."""
     whole = [f"{Path(file).absolute()}:{name}" if _is_file(source) else source
              for source in settings.rewards for file, _, name in [source.rpartition(":")]]  # fmt: skip
     return replace(settings, rewards=tuple(whole))
 
 
 def check_reward_files(settings: GradingSettings, expected: Mapping[str, str | None]) -> None:
-    """Raise `ConfigError` where a reward function's code is not on this machine, or is another than `expected`: what
+    """Raise `ConfigError` if a reward function's code is missing on this machine, or differs from `expected`: what
     `reward_files` found in the process that started this one."""
     where = platform.node()
     for source, checksum in expected.items():
@@ -96,35 +96,35 @@ def _is_file(source: str) -> bool:
 
 
 def load_reward(source: str) -> Any:
-    """The function that a source, an installed plug-in's name, or "answer" stands for."""
+    """The function that a source, the name of an installed plug-in, or "answer" stands for."""
     return answer_reward if source == "answer" else load_object(source, kind="reward")
 
 
 def named_grader(settings: GradingSettings) -> GraderSource | None:
-    """The grader that the settings name; None where they name none. Raises `ConfigError` for what is none."""
+    """The grader that the settings name; None if they name none. Raises `ConfigError` for any other object."""
     if not settings.grader:
         return None
     found = load_object(settings.grader, kind="grader")
     if not (callable(found) or hasattr(found, "check_texts")):
         raise ConfigError(
-            f"expected a grader (begin, check, grade, check_texts) in {settings.grader}, or what makes one of a "
-            f"renderer, found {found!r:.80}"
+            f"expected a grader (begin, check, grade, check_texts) in {settings.grader}, or a callable that makes one "
+            f"from a renderer, found {found!r:.80}"
         )
     return found  # pyright: ignore[reportReturnType]
 
 
 def is_object(source: GraderSource) -> bool:
-    """Whether this is a grader, and not what makes one."""
+    """Whether this is a grader, and not a callable that makes one."""
     return not isinstance(source, type) and hasattr(source, "check_texts")
 
 
 def shared(source: GraderSource | None) -> GraderSource | None:
-    """The same for several threads: an object takes one call at a time."""
+    """The same for use by several threads: a grader object takes one call at a time."""
     return OneAtATime(source) if source is not None and is_object(source) else source  # pyright: ignore
 
 
 class OneAtATime:
-    """A grader whose calls wait for one another (`core.grader.Grader`)."""
+    """A grader that runs one call at a time, behind a lock (`core.grader.Grader`)."""
 
     def __init__(self, grader: Grader) -> None:
         self._grader, self._lock = grader, threading.Lock()

@@ -4,8 +4,8 @@
     workers.refresh(learner.adapters)
     trees = workers.submit(recipe.explore, recipe.flow, problems, seed=0).result().trees
 
-Invariant: all state that a call needs comes with it or with the last `refresh`, so that another kind of worker may be
-on another machine, and one that died may be called again.
+Invariant: all state that a call needs comes with it or with the last `refresh`, so another kind of worker can be on
+another machine, and one that died can be called again.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from flow_dpo.workers.shard import Shard, sample_shard
 class InProcessWorkers:
     """The engine, renderer and grader of this process (`core.protocols.RolloutWorkers`).
 
-    A batch is sampled when it is submitted: there is one process, so nothing would be gained by waiting, and it gets
-    the adapters that are in force then.
+    A batch is sampled when it is submitted, with the adapters that are in force then: with a single process, nothing
+    would be gained by waiting.
     """
 
     def __init__(self, backends: Backends, *, shard: int = 0) -> None:
-        """`shard`: problems of a batch that are sampled beside one another, as several workers would; 0: all."""
+        """`shard`: problems of a batch that are sampled together, as by several workers; 0 means all."""
         self._grader = backends.grader
         self._engine = backends.engine
         self._runner = RolloutRunner(backends.engine, backends.renderer, backends.grader)
         self._shard = shard
         self._adapters: Mapping[Role, Adapter] = {}
         self._sampled = False
-        """Since the last refresh."""
+        """Whether anything was sampled since the last refresh."""
         self._num_batches = 0
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
@@ -55,7 +55,7 @@ class InProcessWorkers:
         trees: list[Tree] = []
         spans: list[Span] = []
         for number, part in enumerate(batched(problems, self._shard or max(len(problems), 1))):
-            # What an engine has cached would carry rounding from one shard into the next, and a replay would differ.
+            # An engine's cache would carry rounding from one shard into the next, and a replay would differ.
             if self._sampled:
                 self._runner.refresh(self._adapters)
             self._sampled = True

@@ -1,4 +1,4 @@
-"""Worker pool: lanes that take shards from one queue, each driving one worker, with replay of what a lost worker had.
+"""Worker pool: lanes take shards from one queue, each drives one worker, and shards of lost workers are replayed.
 
     pool = PooledWorkers([worker, another], publish, WorkersSettings(kind="servers", shard=4))
     pool.refresh(learner.adapters)
@@ -8,10 +8,10 @@
     worker 0   shard 0 ------------ | shard 2 ---- lost, starts again ........ | shard 4 ----
     worker 1   shard 1 ---- | shard 3 ------ | shard 2, sampled again -------- |
 
-Invariants: the trees are those that one worker alone would return, to the bit, whatever happens to whom. An error of
-the work itself (a flow, a grader, an engine that refuses a request) is never retried: of a batch the one of the lowest
-shard is raised. Nothing waits without a limit: a shard has its deadline, a shard that has lost `tries` workers ends the
-run and names its problems, and so does the lack of any worker for `patience_s`.
+Invariants: the trees are those that a single worker would return, to the bit, whichever workers are lost. An error of
+the work itself (a flow, a grader, an engine that refuses a request) is never retried; a batch raises the error of its
+lowest failed shard. Nothing waits without a limit: a shard has a deadline, a shard that has lost `tries` workers ends
+the run and names its problems, and `patience_s` without any worker ends it too.
 """
 
 from __future__ import annotations
@@ -38,44 +38,44 @@ from flow_dpo.workers.shard import Outcome, Shard, ShardResult, Worker, WorkerLo
 
 _logger = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 30.0
-"""Between two attempts at bringing a worker back."""
+"""Seconds between two attempts to bring a worker back, at most."""
 _GRACE_S = 30.0
-"""For a worker that was told to give up; one that does not is left alone for good."""
+"""Seconds for a worker to give up after it was told to; then it is abandoned for good."""
 _PARTING_S = 10.0
-"""For the threads at the end, all together."""
+"""Seconds to wait for the threads at the end, all together."""
 
 
 class Publishes(Protocol):
     """Keeps adapters where workers find them (`workers.adapters.AdapterFolders`)."""
 
     def publish(self, adapters: Mapping[Role, Adapter]) -> Mapping[Role, Adapter]:
-        """The adapters with their present weights in folders, which nothing that happens later changes."""
+        """Write the adapters' current weights to folders that nothing changes later; returns the adapters with them."""
         ...
 
     def keep(self, needed: Sequence[Mapping[Role, Adapter]]) -> None:
-        """Delete all that was published but these, and what was published last."""
+        """Delete everything published, except these adapters and the last published ones."""
         ...
 
     def close(self) -> None:
-        """Delete all."""
+        """Delete everything published."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Counts since the pool was opened, for whoever shows them."""
+    """Counts since the pool was opened, for display."""
 
     shards_done: int
     shards_under_way: int
     shards_queued: int
     shards_replayed: int
     tokens: int
-    """Of the shards that are done."""
+    """Tokens of the shards that are done."""
     num_alive: int
-    """Workers that sample or could."""
+    """Number of workers that sample or are ready to."""
     num_workers: int
     lost: tuple[str, ...] = ()
-    """What happened to those that are not there, by name."""
+    """What happened to the workers that are lost, by name."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -85,26 +85,26 @@ class _Lane:
     state: Literal["ready", "starting", "gone"] = "ready"
     task: Task | None = None
     until: float = 0.0
-    """When the task's time is over."""
+    """The task's deadline."""
     aborted: bool = False
     why: str = ""
-    """What happened to its worker last."""
+    """What last happened to its worker."""
     thread: threading.Thread | None = None
 
 
 class PooledWorkers:
-    """Workers elsewhere (`core.protocols.RolloutWorkers`): they are there already, and each gets a thread of this
+    """Workers elsewhere (`core.protocols.RolloutWorkers`). They are running already; each gets a thread of this
     process."""
 
     def __init__(
         self, workers: Sequence[Worker], published: Publishes, settings: WorkersSettings, *, backoff_s: float = 1.0
     ) -> None:
-        """`backoff_s`: seconds before the second attempt at bringing a worker back, twice as many before each later."""
+        """`backoff_s`: seconds before the second attempt to bring a worker back; doubles with each further attempt."""
         self._settings, self._backoff_s = settings, backoff_s
         self._published = published
         self._adapters: Mapping[Role, Adapter] = {}
         self._changed = threading.Condition()
-        """Guards all below."""
+        """Guards all attributes below."""
         self._queue: list[Task] = []
         self._batches: list[Batch] = []
         self._num_batches = self._num_done = self._num_replayed = self._num_tokens = 0
@@ -122,13 +122,13 @@ class PooledWorkers:
     # ---- called by the loop -------------------------------------------------------------------------------------
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        """Sample batches that are submitted from now on with these adapters, as their weights are now."""
-        with self._changed:  # nobody drops what is just being written
+        """Sample all batches submitted from now on with these adapters and their current weights."""
+        with self._changed:  # nothing may delete what is being written
             self._adapters = self._published.publish(adapters)
             self._drop_unneeded()
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
-        """Queue the shards of a batch under the adapters in force. Errors come with the future."""
+        """Queue the shards of a batch with the adapters in force. Errors are raised by the future."""
         size = self._settings.problems_of_shard or max(len(problems), 1)
         with self._changed:
             batch = Batch(adapters=self._adapters)
@@ -151,12 +151,12 @@ class PooledWorkers:
             for task in tasks:
                 heapq.heappush(self._queue, task)
             self._changed.notify_all()
-        self._settle(batch)  # where there is no problem
+        self._settle(batch)  # needed if there are no problems
         return batch.future
 
     @property
     def progress(self) -> Progress:
-        """Where the work stands."""
+        """The current state of the work."""
         with self._changed:
             return Progress(
                 shards_done=self._num_done,
@@ -170,7 +170,7 @@ class PooledWorkers:
             )
 
     def close(self) -> None:
-        """Give up what is under way, and release the workers."""
+        """Give up the work under way, and release the workers."""
         with self._changed:
             self._closed = True
             self._queue.clear()
@@ -178,7 +178,7 @@ class PooledWorkers:
                 batch.future.cancel()
             self._changed.notify_all()
             busy = [lane for lane in self._lanes if lane.task is not None or lane.state != "ready"]
-        with ExitStack() as stack:  # the last comes first, and each comes whatever the others raise
+        with ExitStack() as stack:  # callbacks run last to first, each whatever the others raise
             stack.callback(self._published.close)
             for lane in self._lanes:
                 stack.callback(lane.worker.close)
@@ -195,14 +195,14 @@ class PooledWorkers:
     # ---- a lane -------------------------------------------------------------------------------------------------
 
     def _run(self, lane: _Lane) -> None:
-        """What a lane's thread does. Whatever ends it by surprise ends all batches: nobody would wait for less."""
+        """A lane thread's main function. An unexpected error ends all batches, which would otherwise wait for ever."""
         with (outcome := Outcome()):
             self._sample(lane)
         if outcome.error is not None:
             self._fail(outcome.error)
 
     def _sample(self, lane: _Lane) -> None:
-        """Sample shard after shard, until all is closed or the lane is given up."""
+        """Sample one shard after another, until the pool is closed or the lane is given up."""
         while (task := self._take(lane)) is not None:
             began, result, outcome = time.time(), None, Outcome()
             with outcome:
@@ -215,13 +215,13 @@ class PooledWorkers:
                 return
 
     def _take(self, lane: _Lane) -> Task | None:
-        """The first shard of the queue, once there is one; None when all is closed."""
+        """The first shard of the queue, waiting for one if necessary; None when the pool is closed."""
         with self._changed:
             while not self._closed:
                 while self._queue:
                     task = heapq.heappop(self._queue)
                     if task.batch.future.done() or task.shard.number > task.batch.first_failed:
-                        continue  # nobody asks for it any more
+                        continue  # no longer needed
                     lane.task, lane.aborted = task, False
                     lane.until = time.monotonic() + self._settings.deadline_s
                     return task
@@ -231,7 +231,7 @@ class PooledWorkers:
     def _returned(
         self, lane: _Lane, task: Task, result: ShardResult | None, error: BaseException | None, began: float
     ) -> bool:
-        """Take in what came of a shard; False where the lane has none any more."""
+        """Record the outcome of a shard; returns False if the lane must end."""
         with self._changed:
             if lane.task is not task:  # given up long ago
                 return False
@@ -257,16 +257,16 @@ class PooledWorkers:
         return True
 
     def _lost(self, lane: _Lane, task: Task, why: str) -> None:
-        """The lane's worker is gone: its shard is sampled again, by whoever comes first."""
+        """The lane's worker is lost: queue its shard again, for the first free worker."""
         lane.state, lane.why = "starting", why
         task.causes.append(f"{lane.worker.name}: {why}")
-        _logger.warning("%s was lost, what it was sampling is sampled again: %s", lane.worker.name, why)
+        _logger.warning("%s was lost, its shard is sampled again: %s", lane.worker.name, why)
         if len(task.causes) >= self._settings.tries:
             causes = "; ".join(task.causes)
             task.batch.failures[task.shard.number] = WorkerError(
                 f"expected the problems {task.shard.names} to be sampled, found {len(task.causes)} workers lost over "
                 f"them ({causes}); is one of them too long or too large for a worker? What was learned so far is kept: "
-                "look into it and resume, or raise --workers.tries"
+                "find the cause and resume, or raise --workers.tries"
             )
         else:
             task.batch.num_replayed += 1
@@ -275,7 +275,7 @@ class PooledWorkers:
         self._changed.notify_all()
 
     def _revive(self, lane: _Lane) -> bool:
-        """Bring the lane's worker back, however often it takes; False where all ends before."""
+        """Bring the lane's worker back, with as many attempts as it takes; False if the pool ends before."""
         wait_s = self._backoff_s
         while not self._closed:
             began, outcome = time.time(), Outcome()
@@ -289,7 +289,7 @@ class PooledWorkers:
                     lane.state, self._alive_at = "ready", time.monotonic()
                     return True
                 lane.why = str(outcome.error)
-                if not isinstance(outcome.error, FlowDpoError):  # lost again, or memory that is not free yet
+                if not isinstance(outcome.error, FlowDpoError):  # lost again, or its memory is not free yet
                     _logger.warning("%s is not back yet: %s", lane.worker.name, outcome.error)
                     self._changed.wait_for(lambda: self._closed, timeout=wait_s)
                     wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
@@ -302,7 +302,7 @@ class PooledWorkers:
     # ---- batches ------------------------------------------------------------------------------------------------
 
     def _settle(self, batch: Batch) -> None:
-        """Answer for the batch, once all that matters of it is done."""
+        """Resolve the batch's future, once every shard that matters is done."""
         with self._changed:
             if batch.future.done() or not batch.settled or batch not in self._batches:
                 return
@@ -319,12 +319,12 @@ class PooledWorkers:
             batch.future.set_exception(found)
 
     def _drop_unneeded(self) -> None:
-        """Let the adapters go that no batch is sampled with any more."""
+        """Delete the adapters that no batch needs any more."""
         under_way = [lane.task.batch for lane in self._lanes if lane.task is not None]
         self._published.keep([self._adapters, *(batch.adapters for batch in [*self._batches, *under_way])])
 
     def _fail(self, error: BaseException) -> None:
-        """End all batches, and those that are still to come, with this error."""
+        """End all batches, and all future ones, with this error."""
         with self._changed:
             if self._closed or self._failure is not None:
                 return
@@ -342,14 +342,14 @@ class PooledWorkers:
         return sum(lane.state == "ready" for lane in self._lanes)
 
     def _watch(self) -> None:
-        """What the watcher's thread does. Without it there would be no limits, so its end is that of all batches."""
+        """The watcher thread's main function. If it fails, all batches end, since nothing else enforces limits."""
         with (outcome := Outcome()):
             self._limit()
         if outcome.error is not None:
             self._fail(outcome.error)
 
     def _limit(self) -> None:
-        """End what takes too long: a shard, a worker that does not give up, and the time without any worker."""
+        """Enforce the limits on a shard, on a worker that does not give up, and on the time without any worker."""
         tick_s = max(0.01, min(1.0, self._settings.deadline_s / 4, self._settings.patience_s / 4))
         while True:
             with self._changed:
@@ -364,20 +364,20 @@ class PooledWorkers:
                 happened = "; ".join(f"{lane.worker.name}: {lane.why}" for lane in self._lanes)
                 self._fail(
                     WorkerError(
-                        f"expected a worker that samples, found none for {alone_s:.0f} s (--workers.patience_s): "
-                        f"{happened}. What was learned so far is kept: look after the workers, and resume"
+                        f"expected a live worker, found none for {alone_s:.0f} s (--workers.patience_s): "
+                        f"{happened}. What was learned so far is kept: check the workers, and resume"
                     )
                 )
 
     def _overdue(self, now: float) -> tuple[list[_Lane], list[Batch], float]:
-        """Lanes whose time is over, batches with a shard whose lane does not give up, seconds without a worker."""
+        """Lanes past their deadline, batches with a shard whose lane does not give up, and seconds without a worker."""
         late: list[_Lane] = []
         stuck: list[Batch] = []
         for lane in self._lanes:
             task = lane.task
             if task is not None and now > lane.until + _GRACE_S:
                 lane.task = None
-                self._lost(lane, task, f"no result within {self._settings.deadline_s:g} s, and no end either")
+                self._lost(lane, task, f"no result within {self._settings.deadline_s:g} s, and it did not stop")
                 lane.state = "gone"
                 stuck.append(task.batch)
             elif task is not None and now > lane.until and not lane.aborted:

@@ -1,11 +1,11 @@
-"""The inside of a worker process: calls of its actor, one after another, until whoever began it is gone.
+"""The inside of a worker process: answers calls of its actor, one after another, until its parent is gone.
 
-    answer_calls(connection, Surroundings(...))        is what the process does
+    answer_calls(connection, Surroundings(...))        is the process's main function
 
-A call is the files whose classes it names, and a pickle of a method's name and arguments; its answer is a pickle of a
-result and an error. Both ends are the same program on the same machine, connected by a pipe that has no name.
-Invariants: a process leads a session of its own, with all that it begins; it ends when its parent does, and removes its
-files; what it prints goes to a file of its own.
+A call consists of the files whose classes it names, and a pickle of a method's name and arguments; its answer is a
+pickle of a result and an error. Both ends are the same program on the same machine, connected by an unnamed pipe.
+Invariants: the process leads its own session, with everything that it starts. It ends when its parent does, and removes
+its files. Its output goes to its own file.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from flow_dpo.workers.fork_server import SIGNALS
 from flow_dpo.workers.shard import Outcome
 
 LOG = "log.txt"
-"""In a worker's folder: what it printed."""
+"""File in a worker's folder with everything that it printed."""
 _LOOK_S = 1.0
-"""Between two looks at whether the parent is there: a child that it forked may hold what would tell of its end."""
+"""Seconds between checks whether the parent is alive: a child that it forked can keep the sentinel open."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What a worker process has besides its calls."""
+    """What a worker process is given besides its calls."""
 
     folder: str
-    """For its temporary files; what its parent has of all workers is the folder above."""
+    """Folder for its temporary files. Its parent folder holds those of all workers."""
     variables: Mapping[str, str]
-    """Its environment."""
+    """Its environment variables."""
 
 
 def answer_calls(calls: Connection, surroundings: Surroundings) -> None:
     """Answer calls until the other end is closed."""
-    # 1. A session of its own: signals of a terminal or a scheduler reach the command alone, which knows what they mean.
+    # 1. A session of its own: signals of a terminal or a scheduler reach only the command, which knows how to react.
     if hasattr(os, "setsid"):
         os.setsid()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.environ.clear()
     os.environ.update(surroundings.variables)
     folder = Path(surroundings.folder)
-    tempfile.tempdir = str(folder)  # the fork server may have looked for one already
+    tempfile.tempdir = str(folder)  # the fork server may have set one already
     _print_to(folder / LOG)
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     # 2. Calls.
@@ -82,11 +82,11 @@ def message(files: Sequence[RanFile], content: bytes) -> bytes:
 
 
 def _dumped(result: Any, error: BaseException | None) -> bytes:
-    """An answer as bytes: the error itself where it can be pickled, otherwise what it says."""
+    """An answer as bytes: with the error itself if it can be pickled, otherwise with its text."""
     if error is not None and not isinstance(error, FlowDpoError):
         error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
     sent, pickling = b"", Outcome()
-    with pickling:  # an exception of somebody's class may raise anything here
+    with pickling:  # an exception of an unknown class can raise anything here
         sent = pickle.dumps((result, error), protocol=pickle.HIGHEST_PROTOCOL)
         if error is not None and type(pickle.loads(sent)[1]) is not type(error):
             sent = b""
@@ -97,7 +97,7 @@ def _dumped(result: Any, error: BaseException | None) -> bytes:
 
 
 def _print_to(file: Path) -> None:
-    """Send what this process and its children print to a file."""
+    """Redirect the output of this process and its children to a file."""
     with file.open("ab") as out:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -106,7 +106,7 @@ def _print_to(file: Path) -> None:
 
 
 def _end_with_parent(folder: Path) -> None:
-    """Wait for the end of the process that this one belongs to, and end at once."""
+    """Wait until the parent process ends, then end this one at once."""
     parent = parent_process()
     assert parent is not None
     while not connection.wait([parent.sentinel], _LOOK_S):
@@ -115,15 +115,15 @@ def _end_with_parent(folder: Path) -> None:
                 os.kill(parent.pid or 0, 0)
             except ProcessLookupError:
                 break
-    # The fork server's socket, which the parent would have removed.
+    # The folder of the fork server's socket, which the parent would have removed.
     shutil.rmtree(util.get_temp_dir(), ignore_errors=True)
     _leave(folder)
 
 
 def _leave(folder: Path) -> NoReturn:
-    """Remove what this process has written, and end it with all that it began."""
+    """Remove the files of this process, and end it with all that it started."""
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # the last worker removes what was around their folders
+    with suppress(OSError):  # the last worker removes the folder of all workers
         folder.parent.rmdir()
     if hasattr(os, "killpg") and os.getsid(0) == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)

@@ -1,11 +1,11 @@
-"""Process workers: actors with a model each in processes of this machine, without Ray.
+"""Process workers: actors, each with its own model, in processes on this machine, without Ray.
 
     flow-dpo train --workers processes --workers.num 2                          two processors, one model each
     flow-dpo train --workers processes --workers.num 3 --workers.num_gpus 1     the learner's GPU and three more
 
-Processes are forked from a server that has imported what they need (`workers.fork_server`), and read adapters where the
-learner writes them. Invariants: they end with this process, however it ends, and all that they began ends with them. A
-pipe holds one call at a time: whoever gives one up ends its process.
+Processes are forked from a server that has preloaded their imports (`workers.fork_server`), and read adapters from the
+folder to which the learner writes them. Invariants: workers end with this process, however it ends, and so does
+everything that they started. A pipe carries one call at a time: giving up a call ends the worker's process.
 """
 
 from __future__ import annotations
@@ -55,30 +55,30 @@ _NAMED = re.compile(rb"%s\w+" % MADE_OF_FILES.encode())
 
 @dataclass(eq=False, kw_only=True)
 class _Running:
-    """One process of a worker's."""
+    """One process of a worker."""
 
     process: Any
     calls: Any
-    """This end of its pipe."""
+    """This end of the pipe to it."""
     folder: Path
     at_exit: util.Finalize
-    """Ends it where this process ends without having closed it."""
+    """Ends it if this process ends without closing it."""
     has: set[RanFile] = field(default_factory=set[RanFile])
-    """Files that it has run."""
+    """Files that the process has already run."""
     given_up: bool = False
     ended: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
-    """Around what reads how the process ended, which only one may."""
+    """Guards reading the exit status, which only one thread may do."""
 
     def exit_code(self) -> int | None:
-        """How it ended, as soon as it has; None where it does not."""
+        """The exit code, once it has ended; None if it does not end in time."""
         connection.wait([self.process.sentinel], PARTING_S)
         with self.lock:
             self.process.join(0)
             return self.process.exitcode
 
     def end(self) -> None:
-        """End it, and all that it began."""
+        """End it, and everything that it started."""
         with self.lock:
             if self.ended:
                 return
@@ -95,7 +95,7 @@ class ProcessWorker(ActorWorker):
     _running: _Running | None = None
 
     def __init__(self, index: int, setup: WorkerSetup, expected: Expected, folder: Path, gpus: str | None) -> None:
-        """`folder` is for its temporary files; `gpus` are the ones that it sees, by CUDA's names."""
+        """`folder` is for its temporary files; `gpus` are the GPUs that it sees, by CUDA's names."""
         super().__init__(index, setup, expected)
         self._folder, self._gpus = folder, gpus
         self._num_started = 0
@@ -142,17 +142,17 @@ class ProcessWorker(ActorWorker):
         return running
 
     def _weights(self, shard: Shard) -> None:
-        """It reads them itself, where it has not read them before."""
+        """None: the actor reads the weights from the adapters' folders."""
 
     def _get(self, asked: _Running, until: float | None) -> Any:
         try:
-            # The end of the process is looked for as well: a child that it forked may hold its end of the pipe.
+            # Also watch for the end of the process: a child that it forked can keep its end of the pipe open.
             while asked.calls not in (ready := connection.wait([asked.calls, asked.process.sentinel], LOOK_S)):
                 if ready and not asked.calls.poll(LOOK_S):
                     raise WorkerLost(self._end_of(asked))
                 if until is not None and time.monotonic() > until:
                     self._kill()
-                    raise WorkerLost(f"not there within {self._setup.workers.start_s:g} s (--workers.start_s)")
+                    raise WorkerLost(f"not ready within {self._setup.workers.start_s:g} s (--workers.start_s)")
             result, error = pickle.loads(asked.calls.recv_bytes())
         except (EOFError, OSError) as error:
             raise WorkerLost(self._end_of(asked)) from error
@@ -161,15 +161,15 @@ class ProcessWorker(ActorWorker):
         return result
 
     def _open(self, found: dict[str, Any]) -> Any:
-        """As of every worker; the GPUs that it sees are its own."""
+        """Like any worker, but first check that it sees its own GPUs."""
         num = 0 if self._gpus is None else len(self._gpus.split(","))
         if num and found["num_gpus"] != num:
             raise ConfigError(
-                f"expected {num} GPUs ({self._gpus}) in {self.name}, found {found['num_gpus']}: a script that asks for "
-                "CUDA when it is imported does so before a worker has its own; put that under "
+                f"expected {num} GPUs ({self._gpus}) in {self.name}, found {found['num_gpus']}: a script that uses "
+                "CUDA on import does so before the worker's GPUs are set; put that code under "
                 'if __name__ == "__main__":'
             )
-        if METHOD == "forkserver" and self._num_started > 1:  # the same code still, whatever lies on the disk by now
+        if METHOD == "forkserver" and self._num_started > 1:  # it runs the same code, whatever is on the disk by now
             found = {**found, **self._environment}
         return super()._open(found)
 
@@ -186,7 +186,7 @@ class ProcessWorker(ActorWorker):
         return found
 
     def abort(self) -> None:
-        """End the process of this moment: another one may be started meanwhile."""
+        """End the current process only: another one may be started meanwhile."""
         if (running := self._running) is not None:
             running.given_up = True
             running.end()
@@ -204,7 +204,7 @@ class ProcessWorker(ActorWorker):
 
 
 def _kill_session(process: Any) -> None:
-    """End a process and all that it began."""
+    """End a process and everything that it started."""
     process.kill()
     if hasattr(os, "killpg") and process.pid:
         with suppress(ProcessLookupError, PermissionError):
@@ -219,7 +219,7 @@ def _pickled(given: Any) -> bytes:
 def open_process_workers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[WorkersAccess]:
     """Start all processes and check them.
 
-    Raises `ConfigError` for more than the machine has, a worker that does not come, and what cannot be sent to one.
+    Raises `ConfigError` if the machine has too little, a worker does not start, or an object cannot be sent to it.
     """
     settings = setup.workers
     check_processors(settings)
@@ -237,31 +237,31 @@ def open_process_workers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[Wo
 
 
 def _pickled_elsewhere(given: Any) -> bytes:
-    """An object as bytes. Raises `PicklingError` for what is of a notebook or of `python -c`: no other process finds
-    it."""
+    """An object as bytes. Raises `PicklingError` if it is defined in a notebook or in `python -c`, where no other
+    process can find it."""
     content = _pickled(given)
     nowhere = not getattr(sys.modules["__main__"], "__file__", None)
     if nowhere and b"__main__" in content and any(name == "__main__" for _, name, _ in pickletools.genops(content)):
-        raise pickle.PicklingError("it is defined in a notebook or on the command line; put it in a file of its own")
+        raise pickle.PicklingError("it is defined in a notebook or on the command line; put it in a file")
     return content
 
 
 def check_main() -> None:
-    """Raise `ConfigError` where this program has no file that a worker could read again."""
+    """Raise `ConfigError` if this program is not in a file, which a worker would read again."""
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
     if file is not None and getattr(main, "__spec__", None) is None and not Path(file).is_file():
         raise ConfigError(
             f"expected a program in a file for --workers processes, found {file}: worker processes read it again; save "
-            'it, with what it does under if __name__ == "__main__":'
+            'it, with its main code under if __name__ == "__main__":'
         )
 
 
 def check_processors(settings: WorkersSettings) -> None:
-    """Raise `ConfigError` where the workers need more processors than this process may use."""
+    """Raise `ConfigError` if the workers need more processors than this process can use."""
     wanted, there = settings.num * settings.num_threads, usable_processors()
     if wanted > there:
         raise ConfigError(
             f"expected {wanted} processors for {settings.num} workers with {settings.num_threads} each "
-            f"(--workers.num_threads), found {there}; ask for fewer workers with --workers.num"
+            f"(--workers.num_threads), found {there}; use fewer workers (--workers.num)"
         )

@@ -1,11 +1,11 @@
-"""Ray cluster: one of this command's own on this machine, gone at its end, or one that is named by its address.
+"""Ray cluster: a private one on this machine, which ends with this command, or one that is named by its address.
 
     with cluster(WorkersSettings(kind="ray", num=4), learner_device="cuda:0") as ray: ...
 
-Ray is an extra: it is imported here and nowhere else, with its usage statistics off. A cluster that happens to be there
-is joined only where the address asks for it. An own cluster has a secret token, without which nobody can connect to it.
-Invariant: more processors or GPUs than the cluster has are refused with the numbers, for Ray would wait for them for
-ever; and an own cluster ends with this command. (If that is killed, Ray notices it: its workers end at once, its last
+Ray is an optional extra. It is imported only here, with its usage statistics off. An existing cluster is joined only if
+the address names it. A private cluster has a secret token, without which nobody can connect. Invariant: a need for more
+processors or GPUs than the cluster has is refused with the numbers, because Ray would wait for them for ever; and a
+private cluster ends with this command. (If the command is killed, Ray notices: its workers end at once, its last
 processes after a minute.)
 """
 
@@ -31,13 +31,13 @@ from flow_dpo.workers.shard import Outcome
 
 NAMESPACE = "flow-dpo"
 _TRIES = 3
-"""Starts of an own cluster: on a busy machine Ray gives its own processes too little time."""
+"""Attempts to start a private cluster: on a busy machine Ray gives its own processes too little time."""
 _STORE_BYTES = 512 << 20
-"""Of the object store of an own cluster: it holds adapters, and trees on their way."""
+"""Size of a private cluster's object store, which holds adapters, and trees in transit."""
 _OFF = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    # Otherwise a call after the end, of a thread that comes too late, would start another cluster.
+    # Otherwise a late call from a thread, after the shutdown, would start another cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 
@@ -46,19 +46,19 @@ _OFF = {
 def cluster(settings: WorkersSettings, *, learner_device: str) -> Iterator[Any]:
     """The module `ray`, connected to a cluster that has what the workers need.
 
-    Raises `ConfigError` where there is none, where it cannot be started, and where it has too little.
+    Raises `ConfigError` if there is none, if it cannot be started, or if it has too little.
     """
     for name, value in _OFF.items():
         os.environ.setdefault(name, value)
     if not settings.address and "RAY_AUTH_MODE" not in os.environ:
-        # Ray listens on all of the machine's addresses, and whoever reaches it may run code.
+        # Ray listens on all of the machine's addresses, and anybody who reaches it can run code.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray  # pyright: ignore
 
     joined = ray.is_initialized()
     if joined and not settings.address:
         raise ConfigError(
-            "expected a process without Ray for workers on a cluster of their own, found that ray.init was called; "
+            "expected a process without Ray for workers on a private cluster, found that ray.init was called; "
             "add workers.address=auto to use that cluster"
         )
     folder = Path(tempfile.mkdtemp(prefix="fdr", dir=short_folder()))
@@ -76,7 +76,7 @@ def cluster(settings: WorkersSettings, *, learner_device: str) -> Iterator[Any]:
 
 
 def check_resources(settings: WorkersSettings, found: Mapping[str, float], learner_device: str) -> None:
-    """Raise `ConfigError` where the workers need more than the cluster has in all."""
+    """Raise `ConfigError` if the workers need more than the whole cluster has."""
     of_others = " besides the learner's" if not settings.address and learner_device.startswith("cuda") else ""
     needs = (
         ("processors", "CPU", settings.num_threads, "--workers.num_threads", ""),
@@ -87,23 +87,23 @@ def check_resources(settings: WorkersSettings, found: Mapping[str, float], learn
         if wanted > there:
             raise ConfigError(
                 f"expected {wanted:g} {what} for {settings.num} workers with {each:g} each ({flag}), found "
-                f"{there:g} in the Ray cluster{more}; ask for fewer workers with --workers.num, or for less each"
+                f"{there:g} in the Ray cluster{more}; use fewer workers (--workers.num), or less for each"
             )
 
 
 def _start(ray: Any, folder: Path, learner_device: str) -> None:
-    """A cluster on this machine, whose processes end with this one."""
+    """Start a cluster on this machine, whose processes end with this one."""
     import torch
 
     causes: list[str] = []
-    # What actors that are killed leave behind is gone with the cluster.
+    # Files that killed actors leave behind are removed with the cluster.
     inherited = {"TMPDIR": str(folder)}
     if learner_device.startswith("cuda"):
         visible, num_ranks = os.environ.get("CUDA_VISIBLE_DEVICES"), environment.place().local_num
         others = visible_devices(learner_device, visible, torch.cuda.device_count(), num_ranks)
         inherited["CUDA_VISIBLE_DEVICES"] = others
     for number in range(_TRIES):
-        place, outcome = folder / str(number), Outcome()  # Ray raises errors of any kind, plain `Exception` among them
+        place, outcome = folder / str(number), Outcome()  # Ray raises errors of all kinds, even `Exception`
         with outcome, _environment(inherited), _signals_kept():
             ray.init(
                 address="local", include_dashboard=False, namespace=NAMESPACE, log_to_driver=False,
@@ -123,7 +123,7 @@ def _start(ray: Any, folder: Path, learner_device: str) -> None:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """These variables for the processes that are begun in this context; this one has read its own long ago."""
+    """Sets these variables for processes started in this context; this process has read its own already."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -145,15 +145,15 @@ def _join(ray: Any, address: str) -> None:
     if isinstance(outcome.error, Exception):
         raise ConfigError(
             f"expected a Ray cluster at {address!r} (--workers.address), found none: "
-            f"{str(outcome.error).strip()[:300]}; start one with: ray start --head, or leave the address out for one "
-            "of this command's own"
+            f"{str(outcome.error).strip()[:300]}; start one with: ray start --head, or leave the address out for a "
+            "private cluster on this machine"
         ) from outcome.error
     if outcome.error is not None:
         raise outcome.error
 
 
 def _last_line(folder: Path) -> str:
-    """The last line that the raylet wrote, which says why Ray did not start."""
+    """The last line that Ray's processes logged, which says why Ray did not start."""
     for name in ("raylet.err", "raylet.out", "gcs_server.err", "gcs_server.out"):
         for file in sorted(folder.glob(f"session_2*/logs/{name}"), reverse=True):
             lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -164,8 +164,8 @@ def _last_line(folder: Path) -> str:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray sets a handler of its own for SIGTERM, which here means to stop and keep what was done; and a start that is
-    broken off leaves processes behind: a signal counts when it is over, unless it comes twice."""
+    """Delays signals until Ray has started: Ray sets its own handler for SIGTERM, which here means to stop and keep the
+    results, and interrupting a start leaves processes behind. A second signal interrupts at once."""
     names: Sequence[int] = (signal.SIGTERM, signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()
     before = {name: handler for name in names if main and (handler := signal.getsignal(name)) is not None}

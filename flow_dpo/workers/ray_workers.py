@@ -1,9 +1,9 @@
-"""Ray workers: actors with a model each, on this machine or on a cluster, one for each lane of a pool.
+"""Ray workers: actors, each with its own model, on this machine or on a cluster, one for each lane of a pool.
 
-    flow-dpo train --workers ray --workers.num 4                             a Ray of its own on this machine
+    flow-dpo train --workers ray --workers.num 4                             a private Ray cluster on this machine
     flow-dpo train --workers ray --workers.num 16 --workers.address auto     the cluster that this machine is part of
 
-Adapters travel once a version, as the bytes of their folders.
+Each version of the adapters is sent once, as the bytes of its folders.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class RayWorker(ActorWorker):
 
     def _call(self, method: str, *args: Any) -> Any:
         actor = self._actor
-        if actor is None:  # its time was over at the moment at which it was done with the shard before
+        if actor is None:  # it was given up just as it finished its previous shard
             raise WorkerLost("it was given up")
         return getattr(actor, method).remote(*args)
 
     def abort(self) -> None:
-        """End the actor, and let the call that waits for it look."""
+        """End the actor, and wake the call that waits for it."""
         self._aborted.set()
         super().abort()
 
@@ -95,7 +95,7 @@ class RayWorker(ActorWorker):
     def _kill(self) -> None:
         actor, self._actor = self._actor, None
         if actor is not None and self._ray.is_initialized():
-            with suppress(self._ray.exceptions.RayError):  # a cluster that is gone has no actors either
+            with suppress(self._ray.exceptions.RayError):  # a cluster that is gone has no actors
                 self._ray.kill(actor, no_restart=True)
 
     def _get(self, asked: Any, until: float | None) -> Any:
@@ -107,7 +107,7 @@ class RayWorker(ActorWorker):
                 if until is not None and time.monotonic() > until:
                     self._kill()
                     raise WorkerLost(
-                        f"not there within {self._setup.workers.start_s:g} s (--workers.start_s); the cluster has "
+                        f"not ready within {self._setup.workers.start_s:g} s (--workers.start_s); the cluster has "
                         f"{_named(self._ray.available_resources())} free of {_named(self._ray.cluster_resources())}"
                     )
             return self._ray.get(asked, timeout=60)
@@ -121,9 +121,9 @@ class RayWorker(ActorWorker):
 
 @contextmanager
 def open_ray_workers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[WorkersAccess]:
-    """Start all actors, on a cluster of this command's own or the one at the address, and check them.
+    """Start all actors, on a private cluster or the one at the address, and check them.
 
-    Raises `ConfigError` for too small a cluster, a worker that does not come, and one that is another than this.
+    Raises `ConfigError` for too small a cluster, a worker that does not start, and one that differs from this process.
     """
     settings = setup.workers
     setup, expected = setup_elsewhere(setup, loaded, kv_gib=USUAL_KV_GIB)
@@ -140,7 +140,7 @@ def open_ray_workers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[Worker
 
 @contextmanager
 def _by_value(ray: Any) -> Iterator[None]:
-    """Let flows, recipes and graders from files travel as they are: no other process could import them."""
+    """Let flows, recipes and graders from files be pickled by value: no other process could import them."""
     modules = [module for name, module in [*sys.modules.items()] if name.startswith(MADE_OF_FILES)]
     for module in modules:
         ray.cloudpickle.register_pickle_by_value(module)

@@ -1,10 +1,10 @@
-"""Server workers: a running `vllm serve` for each lane of a pool, with a renderer and a grader of its own.
+"""Server workers: a running `vllm serve` for each lane of a pool, with its own renderer and grader.
 
     flow-dpo train --workers servers --base_url http://gpu1:8000,http://gpu2:8000 ...
 
-All servers are checked before anything is sampled, as one alone is. A server that goes away later is a lost worker: its
-shard goes to another one, and it is asked again, after growing waits, until it is back; then it is checked as at first,
-and loads the adapters of the next shard. Invariant: a shard is sampled by one server under one version of the adapters.
+All servers are checked before anything is sampled, like a single one. A server that goes away later is a lost worker:
+its shard goes to another one, and it is tried again with growing waits until it is back. Then it is checked as at
+first, and loads the adapters of its next shard. Invariant: a shard is sampled by one server with one adapter version.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from flow_dpo.workers.setup import WorkersAccess, WorkerSetup, dated
 from flow_dpo.workers.shard import Shard, ShardResult, WorkerLost, sample_and_continue
 
 _PATIENCE_S = 30.0
-"""A server that answers nothing for so long is lost, where `engine.patience_s` is not less."""
+"""Seconds without an answer after which a server is lost, unless `engine.patience_s` is shorter."""
 _NOT_YET = (429, 500, 502, 503, 504)
-"""Statuses of a server that is coming up, or of a proxy before it."""
+"""Statuses of a server that is starting, or of a proxy in front of it."""
 
 
 class ServerWorker:
@@ -53,7 +53,7 @@ class ServerWorker:
         grader: Grader,
         context_tokens: int,
     ) -> None:
-        """Connect to it. Raises `ConfigError` where it is not there, or serves something else."""
+        """Connect to the server. Raises `ConfigError` if it is unreachable, or serves another model."""
         self._settings = replace(settings, patience_s=min(settings.patience_s, _PATIENCE_S))
         self._facts, self._expected, self._renderer, self._grader = facts, expected, renderer, grader
         self._context_tokens = context_tokens
@@ -63,16 +63,16 @@ class ServerWorker:
 
     @property
     def name(self) -> str:
-        """Its address."""
+        """Address of the server."""
         return self._settings.base_url
 
     @property
     def context_tokens(self) -> int:
-        """Of its context window, or the model's where that is smaller."""
+        """Size of its context window, or of the model's if that is smaller."""
         return min(self._context_tokens, self._base.max_model_len)
 
     def open(self, context_tokens: int) -> None:
-        """Make the engine, for requests of so many tokens at most."""
+        """Create the engine, for requests of at most so many tokens."""
         self._context_tokens = context_tokens
         self._runner = RolloutRunner(self._engine(), self._renderer, self._grader)
 
@@ -87,7 +87,7 @@ class ServerWorker:
         return replace(result, stats=self._runner.engine.take_stats())
 
     def restart(self) -> None:
-        """Connect again. Raises `WorkerLost` where it is not there, `ConfigError` where it serves something else."""
+        """Connect again. Raises `WorkerLost` if it is unreachable, `ConfigError` if it serves another model."""
         assert self._runner is not None
         self._runner.engine.close()
         self._client = self._new_client()
@@ -104,7 +104,7 @@ class ServerWorker:
         if base != self._base:
             raise ConfigError(
                 f"expected {self.name} to serve {self._base.id} from {self._base.root} with "
-                f"{self._base.max_model_len} tokens still, found {base.id} from {base.root} with "
+                f"{self._base.max_model_len} tokens as before, found {base.id} from {base.root} with "
                 f"{base.max_model_len}; start it as it was"
             )
         self.open(self._context_tokens)
@@ -136,7 +136,7 @@ class ServerWorker:
 
 @contextmanager
 def open_servers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[WorkersAccess]:
-    """Connect to all servers of the settings, and check them."""
+    """Connect to all servers in the settings, and check them."""
     engine = setup.engine
     assert isinstance(engine, VllmServerSettings)
     facts = factory.model_facts(loaded, engine)
@@ -164,7 +164,7 @@ def open_servers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[WorkersAcc
 def _begin(
     setup: WorkerSetup, workers: Sequence[ServerWorker], context_tokens: int, policy: Policy, folder: Path
 ) -> PooledWorkers:
-    """Raises `ConfigError` for adapters that vLLM does not read from files."""
+    """Raises `ConfigError` for adapters that vLLM cannot read from files."""
     factory.check_readable(policy)
     for worker in workers:
         worker.open(context_tokens)

@@ -1,10 +1,10 @@
-"""Setup of workers elsewhere: what each is made of, and which kinds go with which engines.
+"""Setup of workers elsewhere: what each is made of, and which kinds of workers fit which engines.
 
-    check_workers(settings, engine)                 refused before anything is loaded
+    check_workers(settings, engine)                 refuses before anything is loaded
     with open_workers(setup, loaded) as access:     servers are connected, actors have loaded the model
         access.context_tokens, access.connect(policy, Path("runs/x/served"))
 
-Invariant: whoever samples has the model, the engine's settings, the flow and the grader of this process.
+Invariant: every worker has the model, the engine's settings, the flow and the grader of this process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.settings import WorkersSettings
 
 EngineOpener = Callable[[LoadedModel, Policy], Engine]
-"""Makes an engine of one's own for a loaded model and the adapters over it."""
+"""Makes a custom engine for a loaded model and its adapters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,27 +46,27 @@ class WorkerSetup:
     roles: tuple[Role, ...]
     seed: int = 0
     grader: GraderSource | None = None
-    """The caller's own, where there is one."""
+    """The caller's own grader, if there is one."""
     reward_files: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
-    """Checksums of the code of the reward functions that `grading` names, which a worker compares with its own."""
+    """Checksums of the code of the reward functions that `grading` names; a worker compares them with its own."""
     opener: EngineOpener | None = None
-    """Of an engine of the caller's own."""
+    """Opens the caller's own engine, if there is one."""
     environment: Callable[[], Mapping[str, Any]] = dict
-    """Versions and code that numbers depend on, wherever it is called."""
+    """Returns the versions and the code that results depend on, in the process that calls it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersAccess:
-    """Workers that are there, before they are used."""
+    """Workers that are ready, before they are used."""
 
     context_tokens: int
-    """Of the smallest context window among them."""
+    """Size of the smallest context window among them."""
     connect: Callable[[Policy, Path], PooledWorkers]
-    """Begin to sample a policy, whose adapters are published in a folder."""
+    """Prepares the workers to sample from a policy, whose adapters are published in a folder."""
 
 
 def check_workers(settings: WorkersSettings, engine: EngineSettings, *, own_engine: bool = False) -> None:
-    """Raise `ConfigError` for an engine that these workers cannot have."""
+    """Raise `ConfigError` for an engine that these workers cannot use."""
     several = isinstance(engine, VllmServerSettings) and len(engine.base_urls) > 1
     if settings.kind == "here" and several and not own_engine:
         assert isinstance(engine, VllmServerSettings)
@@ -90,7 +90,7 @@ def check_workers(settings: WorkersSettings, engine: EngineSettings, *, own_engi
 
 
 def starting(settings: WorkersSettings, engine: EngineSettings) -> str:
-    """What opening these workers is, which may take a minute, in words; "" for those of this process."""
+    """A description of opening these workers, which may take a minute; "" for this process."""
     if settings.kind == "here":
         return ""
     if isinstance(engine, VllmServerSettings):
@@ -99,12 +99,12 @@ def starting(settings: WorkersSettings, engine: EngineSettings) -> str:
     workers = f"starting {settings.num} worker{'s' if settings.num > 1 else ''}"
     if settings.kind == "processes":
         return f"{workers} in processes of this machine"
-    where = f"the Ray cluster at {settings.address}" if settings.address else "a Ray cluster of its own"
+    where = f"the Ray cluster at {settings.address}" if settings.address else "a private Ray cluster"
     return f"{workers} on {where}"
 
 
 def check_ray() -> None:
-    """Raise `ConfigError` where Ray is missing."""
+    """Raise `ConfigError` if Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(
             "--workers ray needs Ray, which is not installed here; install it with: pip install -e '.[ray]' (on "
@@ -113,9 +113,9 @@ def check_ray() -> None:
 
 
 def open_workers(setup: WorkerSetup, loaded: LoadedModel) -> AbstractContextManager[WorkersAccess]:
-    """Connect to the workers, or start them, and check that they have this model. It must not have adapters yet.
+    """Connect to the workers, or start them, and check that they have this model, which must not have adapters yet.
 
-    Raises `ConfigError`, on entering, for what is missing or differs.
+    Raises `ConfigError` on entering, for anything that is missing or differs.
     """
     if setup.workers.kind == "servers":
         from flow_dpo.workers.servers import open_servers
@@ -131,21 +131,21 @@ def open_workers(setup: WorkerSetup, loaded: LoadedModel) -> AbstractContextMana
 
 
 def dated(settings: ModelSettings, renderer: Renderer) -> ModelSettings:
-    """The settings with the moment that a template which reads the clock has in this process."""
+    """The settings with the fixed date that this process uses for a chat template that reads the clock."""
     template = renderer.template
     return replace(settings, template_date=template.date) if template.reads_clock else settings
 
 
 def as_loaded(settings: ModelSettings, loaded: LoadedModel) -> ModelSettings:
-    """The settings by which any machine loads what this process has: `dated`, and in its precision, which "auto" may
-    not be on another processor."""
+    """The settings with which any machine loads the same model as this process: `dated`, and in its precision, since
+    "auto" can mean another one on another processor."""
     found = dated(settings, loaded.renderer)
     auto = found.dtype == "auto" and not found.quantization.wanted
     return replace(found, dtype=str(loaded.model.dtype).removeprefix("torch.")) if auto else found
 
 
 class EngineElsewhere(Engine):
-    """Stands where a runtime has its engine, while all sampling is done by workers elsewhere."""
+    """Takes the place of a runtime's engine while workers elsewhere do all the sampling."""
 
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> NoReturn:
         raise ConfigError("this process has no engine, its workers are elsewhere; sample with Runtime.workers")
@@ -154,4 +154,4 @@ class EngineElsewhere(Engine):
         return []
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        """It has no adapters either."""
+        """Does nothing: it has no adapters."""

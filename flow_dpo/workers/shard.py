@@ -1,12 +1,12 @@
-"""Shard: a few problems of a batch that are sampled beside one another, with all that their trees depend on.
+"""Shard: a few problems of a batch that are sampled together, with everything that their trees depend on.
 
-A batch is cut by number, never by how many workers there are, so that any number of workers, any order of finishing and
-any failure give the same trees to the bit. With shards of two problems:
+A batch is cut by a number of problems, never by the number of workers, so any number of workers, any order of finishing
+and any failure give the same trees to the bit. With shards of two problems:
 
-    batch 0: p0 p1 | p2 p3 | p4        shard 0, 1 and 2; shard 1 is [p2, p3] whoever samples it, and however often
+    batch 0: p0 p1 | p2 p3 | p4        shard 0, 1 and 2; shard 1 is [p2, p3] for any worker, at any attempt
 
-Invariant: a shard's trees are a function of the shard alone. Every kind of worker samples by `sample_shard`, after a
-refresh of its engine, for what an engine has cached would carry rounding from one shard into the next.
+Invariant: a shard's trees are a function of the shard alone. Every kind of worker samples with `sample_shard`, after a
+refresh of its engine, whose cache would otherwise carry rounding from one shard into the next.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ from flow_dpo.core.types import Adapter, Problem, Role
 from flow_dpo.verify.reward_grader import RewardGrader
 
 _NOT_SAMPLED = -1
-"""The version of completions in a tree that were not sampled as they stand there."""
+"""The version of completions in a tree that were not sampled as such."""
 
 
 class WorkerLost(Exception):
-    """A worker has ended, cannot be reached, or was given up: what it worked on is to be sampled again."""
+    """A worker has ended, cannot be reached, or was given up. Its shard must be sampled again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """Problems that one worker samples and grades, and all that their trees depend on. Can be pickled."""
+    """Problems that one worker samples and grades, with everything that their trees depend on. Can be pickled."""
 
     batch: int
-    """Which of the batches that were submitted."""
+    """Number of the batch, in order of submission."""
     number: int
-    """Which of the batch's shards."""
+    """Number of the shard in its batch."""
     explore: Explore
     flow: Flow[Any]
     problems: Sequence[Problem]
     seed: int
     adapters: Mapping[Role, Adapter]
-    """The adapters that sample, each with the folder that holds its weights for as long as the shard is under way."""
+    """The adapters to sample with. Each has a folder with its weights for as long as the shard is under way."""
 
     @property
     def version(self) -> int:
-        """Of the policy that samples."""
+        """Version of the policy to sample from."""
         return max((adapter.version for adapter in self.adapters.values()), default=0)
 
     @property
     def names(self) -> str:
-        """The problems' ids, for people."""
+        """The problems' ids, for messages."""
         ids = [problem.id for problem in self.problems]
         return ", ".join(ids[:16]) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardResult:
-    """What a worker returns of a shard."""
+    """What a worker returns for a shard."""
 
     trees: list[Tree]
-    """One graded tree a problem, in their order."""
+    """One graded tree for each problem, in their order."""
     sampling_s: float
     grading_s: float
     stats: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -76,7 +76,7 @@ class ShardResult:
 
 
 class Outcome:
-    """Holds whatever its block raises, for whoever is to deal with it, such as another thread."""
+    """A context manager that keeps the error raised in its block, to be handled later or in another thread."""
 
     error: BaseException | None = None
 
@@ -89,23 +89,23 @@ class Outcome:
 
 
 class Worker(Protocol):
-    """Samples one shard at a time, wherever it is. A pool has a thread for each worker, which calls all but `abort`."""
+    """Samples one shard at a time, wherever it runs. A pool calls all methods but `abort` from a thread per worker."""
 
     @property
     def name(self) -> str:
-        """Where it is, for people: "http://gpu7:8000", "the Ray actor 3 on 10.0.0.7"."""
+        """Name and place of the worker, for messages: "http://gpu7:8000", "Ray worker 3 (pid 4711)"."""
         ...
 
     def sample(self, shard: Shard) -> ShardResult:
-        """Sample and grade a shard. Raises `WorkerLost` where the worker is gone; any other error is the work's own."""
+        """Sample and grade a shard. Raises `WorkerLost` if the worker is gone; any other error is the work's own."""
         ...
 
     def restart(self) -> None:
-        """Bring a lost worker back. Raises `WorkerLost` where it is not there yet."""
+        """Bring a lost worker back. Raises `WorkerLost` if it is not ready yet."""
         ...
 
     def abort(self) -> None:
-        """From another thread: let `sample` or `restart`, if one is under way, end in `WorkerLost` soon."""
+        """Called from another thread: make a `sample` or `restart` that is under way end in `WorkerLost` soon."""
         ...
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Worker(Protocol):
 
 
 def sample_shard(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardResult:
-    """Sample the shard's problems beside one another and grade their trees."""
+    """Sample the shard's problems together and grade their trees."""
     if isinstance(grader, RewardGrader):
         grader.start(shard.version)
     started = time.perf_counter()
@@ -126,9 +126,9 @@ def sample_shard(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardRe
 
 
 def sample_and_continue(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardResult:
-    """The same by a worker that continues where a flow or a grader raises: what is under way is sampled to its end
-    first, or it would be in the way of the next shard, whose error would stand in the place of this one. An engine that
-    failed is left alone."""
+    """The same for a worker that continues after an error of a flow or a grader: requests under way are sampled to the
+    end first. Otherwise they would disturb the next shard, and its error would hide this one. An engine that failed is
+    left alone."""
     outcome, rest = Outcome(), Outcome()
     with outcome:
         return sample_shard(runner, grader, shard)
@@ -141,9 +141,9 @@ def sample_and_continue(runner: RolloutRunner, grader: Grader, shard: Shard) -> 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """A context without automatic collections of reference cycles: rollouts make many objects and hardly a cycle, and
-    one collection walks through all that torch and transformers consist of, which takes as long as ten forwards of a
-    small model."""
+    """A context without automatic garbage collection. Rollouts create many objects and hardly any cycles, and one
+    collection walks through all objects of torch and transformers, which takes as long as ten forwards of a small
+    model."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -154,7 +154,7 @@ def uncollected() -> Iterator[None]:
 
 
 def check_result(shard: Shard, result: ShardResult, worker: str) -> None:
-    """Raise `EngineError` where a worker returned trees of other problems or of another policy version."""
+    """Raise `EngineError` if a worker returned trees of other problems or of another policy version."""
     asked, found = [problem.id for problem in shard.problems], [tree.problem.id for tree in result.trees]
     if asked != found:
         raise EngineError(f"expected the trees of {asked} from {worker}, found those of {found}")

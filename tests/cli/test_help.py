@@ -89,7 +89,7 @@ def test_a_group_and_a_setting_are_explained(capsys: pytest.CaptureFixture[str])
     assert "--output_dir" not in group
     one = help_of(capsys, "train", "--recipe", "grpo", "--help", "kl_coef")
     assert one.startswith("--kl_coef NUMBER\n  in full    --objective.kl_coef\n")
-    assert "0 leaves the reference out of it." in one
+    assert "0 leaves the reference out." in one
     assert "default    plain" in help_of(capsys, "train", "--engine", "plain", "--help=engine_kind")
     assert main(["train", "--help", "lerning_rate"]) == 1
     assert "did you mean learning_rate" in capsys.readouterr().err

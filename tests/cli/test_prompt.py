@@ -25,7 +25,7 @@ def test_the_seeds_prompts_are_shown_in_text_and_tokens(capsys: pytest.CaptureFi
     out = shown(capsys)
     assert "Problem   seed/train/0\n" in out
     assert 'Ends      "<end>" (5); the template writes "<end>" (5) after an answer' in out
-    assert "Begins    with no token that the tokenizer adds" in out
+    assert "Begins    the tokenizer adds no token in front" in out
     assert 'Choices "Yes" (113) "No" (106)' in out
     loaded, flow = load_model("seed"), preset("flow-dpo", "seed").recipe.flow
     turn = flow.turn(flow.start(load_problems("seed", max_problems=1).problems[0]))

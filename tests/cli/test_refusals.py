@@ -51,7 +51,7 @@ def refused(*words: str) -> str:
         ("--on_refused_end maybe", "expected reopen or accept for --on_refused_end, found 'maybe'"),
         ("--flow critique", "expected --flow FILE.py:NAME, a flow of your own, found 'critique'"),
         ("--objective Ipo", "of --objective (--beta, --label_smoothing, --sft_weight, --margin_weight), found"),
-        ("--credit X", "found 'X' for all of them; which one it is comes with --recipe"),
+        ("--credit X", "found 'X' for all of them; --recipe chooses its kind"),
         ("--run x", "one of the settings of --run (--output_dir, --seed, --problems_per_batch, --lag, ...)"),
         ("--roles answer", "expected a list, each a text, as in '[a, b]' for --roles, found 'answer'"),
         ("--tag_weights {finished:2}", "as in '{name: value}' with a space after the colon for --tag_weights, found"),
@@ -279,7 +279,7 @@ def test_a_folder_holds_one_thing(tmp_path: Path) -> None:
         refuse_used(tmp_path, resumes=True)
     with pytest.raises(ConfigError, match="holds a run; name another"):
         refuse_used(tmp_path)
-    with pytest.raises(ConfigError, match="~ stands for no home"):
+    with pytest.raises(ConfigError, match="~ is not expanded"):
         check_writable(Path("~/flow-dpo"))
 
 

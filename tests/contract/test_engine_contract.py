@@ -66,7 +66,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def _table(_role: str, prefix: TokenIds) -> dict[int, float]:
-    rng = random.Random(str(prefix[-3:]))
+    return _row(prefix[-3:])
+
+
+@functools.cache
+def _row(ids: TokenIds) -> dict[int, float]:
+    rng = random.Random(str(ids))
     return {token: rng.random() ** 3 for token in range(1, VOCAB)}
 
 

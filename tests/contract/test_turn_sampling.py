@@ -130,7 +130,7 @@ def test_a_greedy_mate_takes_the_likeliest_whatever_its_seed(drawing: Case) -> N
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, math.nan])
 def test_a_threshold_that_is_no_probability_is_refused(case: Case, threshold: float) -> None:
     engine, request = case.build(), Request(role="stop", prompt_ids=PROMPT, choices=CHOICES)
-    with pytest.raises(EngineError, match="threshold from 0 to 1 of one of two choices"):
+    with pytest.raises(EngineError, match="threshold from 0 to 1 with exactly two choices"):
         engine.submit(request, Sampling(threshold=threshold), seed=0)
     assert engine.poll() == []
 

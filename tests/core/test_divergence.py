@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
 
 import pytest
 from scipy.stats import chisquare
@@ -18,15 +18,17 @@ END, LENGTH = 0, 3
 """Three tokens, of which 0 ends; completions hold at most three."""
 
 
-def next_probs(prefix: Sequence[int]) -> list[float]:
+@functools.cache
+def next_probs(prefix: tuple[int, ...]) -> list[float]:
     """Some distribution that depends on the whole prefix; after (1,) token 2 has no probability at all."""
-    if tuple(prefix) == (1,):
+    if prefix == (1,):
         return [0.25, 0.75, 0.0]
-    rng = random.Random(str(tuple(prefix)))
+    rng = random.Random(str(prefix))
     weights = [rng.random() + 0.1 for _ in range(3)]
     return [weight / sum(weights) for weight in weights]
 
 
+@functools.cache
 def completion(token_ids: tuple[int, ...]) -> Completion:
     logs = [
         math.log(p) if (p := next_probs(token_ids[:i])[token]) > 0 else -math.inf for i, token in enumerate(token_ids)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import pytest
@@ -115,16 +116,22 @@ def fits(drawn: Counter[tuple[TokenIds, ...]], expected: dict[tuple[TokenIds, ..
     return len(wanted) < 2 or bool(chisquare(observed, [w * sum(observed) / sum(wanted) for w in wanted]).pvalue > 1e-6)
 
 
+@cache
+def siblings() -> list[Tree]:
+    """Those of all problems, to be read alone."""
+    return explore()
+
+
 def test_trunks_follow_the_flow() -> None:
     expected = dict(plays(FLOW.start(PROBLEMS[0])))
     assert sum(expected.values()) == pytest.approx(1)
-    drawn = Counter(tuple(node.completion.token_ids for node in tree.trunk_nodes()) for tree in explore())
+    drawn = Counter(tuple(node.completion.token_ids for node in tree.trunk_nodes()) for tree in siblings())
     assert fits(drawn, expected)
 
 
 def test_alternatives_follow_the_conditional_distribution() -> None:
     """At each of the first two nodes: the alternative and its play, given the trunk's word there."""
-    trees = explore()
+    trees = siblings()
     start = FLOW.start(PROBLEMS[0])
     first = Bare().render(FLOW.turn(start))  # type: ignore[arg-type]
     everything = list(chunks(first.prompt_ids, 2))

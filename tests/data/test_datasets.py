@@ -45,7 +45,7 @@ def test_problems_are_given_from_python() -> None:
     with pytest.raises(DataError, match="expected problems in the given problems"):
         load_problems([])
     for bad in ([*APPLES, APPLES[0]], [replace(APPLES[0], gold=" ")]):
-        with pytest.raises(DataError, match="expected problems with a question, a gold answer and an id of their own"):
+        with pytest.raises(DataError, match="expected problems, each with a question, a gold answer and a unique id"):
             load_problems(bad)
 
 

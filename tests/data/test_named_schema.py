@@ -42,12 +42,12 @@ def test_a_schema_of_a_file(tmp_path: Path) -> None:
     assert (row.question, row.gold) == ("2 + 4?", "6")
     # What it cannot read is refused by its name.
     path.write_text(json.dumps({"prompt": "2 + 3?", "label": 1}) + "\n")
-    with pytest.raises(DataError, match=r"problem of the schema .*MINE, found KeyError: 'more' in the row \{'prompt'"):
+    with pytest.raises(DataError, match=r"from the schema .*MINE, found KeyError: 'more' in the row \{'prompt'"):
         load_problems(str(path), schema=f"{mine}:MINE")
-    with pytest.raises(DataError, match=r"with a question and a gold answer of the schema .*EMPTY, found Problem"):
+    with pytest.raises(DataError, match=r"with a question and a gold answer from the schema .*EMPTY, found Problem"):
         load_problems(str(path), schema=f"{mine}:EMPTY")
     path.write_text('{"prompt": "2 + 3?", "gold": "5"}\n')
-    with pytest.raises(DataError, match=r"expected the columns of .*MINE, label, prompt; of these label is missing in"):
+    with pytest.raises(DataError, match=r"expected the columns of .*MINE, label, prompt; label is missing from"):
         load_problems(str(path), schema=f"{mine}:MINE")
     with pytest.raises(ConfigError, match=r"Schema in .*OTHER for --schema, found \{'prompt'\}"):
         load_problems(str(path), schema=f"{mine}:OTHER")

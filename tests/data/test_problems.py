@@ -38,7 +38,7 @@ def test_a_file_has_one_split_and_says_so(tmp_path: Path, caplog: pytest.LogCapt
     assert not caplog.messages
     for split in ("test", "tset"):
         assert len(load_problems(file, split=split)) == 1
-        assert f"which has no splits: '{split}' is all of it" in caplog.messages[-1]
+        assert f"a single file without splits: '{split}' stands for all of it" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_other_columns_are_named(tmp_path: Path) -> None:
     path = written(tmp_path, rows)
     found = load_problems(path, question_column="prompt", answer_column="target").problems
     assert [(each.id, each.gold) for each in found] == [("7", "5"), ("8", "6")]
-    with pytest.raises(DataError, match=r"found id, prompt, target; did you mean --answer_column target\?"):
+    with pytest.raises(DataError, match=r"among id, prompt, target; did you mean --answer_column target\?"):
         load_problems(path, question_column="prompt", answer_column="targets")
     with pytest.raises(DataError, match=r"expected the columns of a known data set .* found id, prompt, target"):
         load_problems(path)

@@ -68,7 +68,7 @@ def test_a_torn_last_line_is_left_out_and_said(tmp_path: Path, caplog: pytest.Lo
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(TRACE) + "\n" + json.dumps(TRACE))
     assert len(read_traces(path).traces) == 1
-    assert "t.jsonl, line 2 has no end: it was torn off, and is left out" in caplog.text
+    assert "t.jsonl, line 2 is incomplete (no newline) and is left out" in caplog.text
 
 
 def test_json_that_says_two_things_or_is_too_deep_is_refused() -> None:

@@ -68,7 +68,7 @@ def test_a_word_without_probability_is_never_taken(threshold: float) -> None:
     sampling = Sampling(threshold=threshold)
     assert taken([-math.inf, 1.0], sampling).choice == 1
     assert taken([1.0, -math.inf], sampling).choice == 0
-    with pytest.raises(EngineError, match="none that has probability"):
+    with pytest.raises(EngineError, match="none with probability"):
         taken([1.0, -math.inf], sampling, excluded=(8,))
 
 

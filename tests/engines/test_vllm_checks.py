@@ -57,11 +57,11 @@ def test_the_right_server_is_taken(server: StandIn) -> None:
     ("fault", "message"),
     [
         ({"encode": lambda text: [1] * len(text)}, r"tokenizer of ours.*'2 \+ 3'.*serve the same model"),
-        ({"next_logprobs": lambda *_: [math.log(p) for p in (*[0.03] * 11, 0.67)]}, r"weights of ours.*otherwise"),
+        ({"next_logprobs": lambda *_: [math.log(p) for p in (*[0.03] * 11, 0.67)]}, r"weights of ours.*differs"),
         ({"next_logprobs": lambda *_: [math.log(1 / 11)] * 11}, r"12 tokens of ours.*a model of 11"),
         ({"max_logprobs": 20}, "--max-logprobs -1"),
         ({"processed": True}, "--logprobs-mode raw_logprobs"),
-        ({"token_ids": False}, "must tell token ids"),
+        ({"token_ids": False}, "must return token ids"),
         ({"max_loras": 1}, "--max-loras 2"),
         ({"key": "secret"}, "OPENAI_API_KEY"),
     ],

@@ -287,7 +287,7 @@ def test_an_answer_of_another_adapter_stops_the_run(server: StandIn, build: Call
 
     server.answer = stale  # a router that sends on to a server that was not refreshed
     engine.submit(_requests(1)[0], Sampling(), seed=0)
-    with pytest.raises(EngineError, match=r"expected an answer of the adapter answer-v3.*found one of 'answer-v2'"):
+    with pytest.raises(EngineError, match=r"expected an answer from the adapter answer-v3.*found one from 'answer-v2'"):
         engine.poll()
 
 

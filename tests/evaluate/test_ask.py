@@ -103,7 +103,7 @@ def test_the_reason_is_told() -> None:
         turns=(), tokens=3,
     )  # fmt: skip
     assert _answer_lines(lost).split("\n")[1:] == [
-        "Answer    none was given", "          so it is; the solution was cut before its end; 3 tokens"
+        "Answer    none", "          so it is; the solution was cut off before its end; 3 tokens"
     ]  # fmt: skip
 
 

@@ -163,7 +163,7 @@ def test_every_flow_with_an_answer_and_a_stop_has_its_attempt_and_its_pass() -> 
     # Answer's prompts alone: a single pass has no retry and reopens nothing, and its settings are read as any other's.
     assert one_pass(replace(attempts, prompts=made.prompts)) == one_pass(FLOW)
     for flow in (Single(), PlanSolve()):
-        with pytest.raises(ConfigError, match="a flow of Answer and Stop"):
+        with pytest.raises(ConfigError, match="a flow in which Stop judges attempts"):
             one_attempt(flow)
 
 
@@ -248,7 +248,7 @@ def test_what_is_no_fixed_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"names the tokenizer .* found none; keep the evaluation's whole folder"):
         read(str(fixed.path))
     for change, message in (
-        ({"token_ids": None}, "line 1: expected the tokens .* an evaluation without --draws"),
+        ({"token_ids": None}, "line 1: expected the sampled tokens .* an evaluation without --draws"),
         ({"ended": False}, "finished candidates in .* found none of 1"),
     ):
         (tmp_path / "predictions.jsonl").write_text(json.dumps(PREDICTION | change) + "\n")

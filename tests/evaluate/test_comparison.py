@@ -27,6 +27,7 @@ from flow_dpo.recipes.presets import preset
 from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_jsonl, write_whole
+from tests.support.once import Once
 
 SETTINGS = """
 data: {dataset_name: seed, dataset_split: train, max_problems: 24}
@@ -148,13 +149,15 @@ def test_a_pool_needs_to_know_where_the_flows_problems_end(tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("comparison")
+def made(once: Once) -> Path:
+    return once("comparison", make)
+
+
+def make(folder: Path) -> None:
     (folder / "settings.yaml").write_text(SETTINGS)
     names = "[zero_shot,self_generated,trained_flow,self_on_trained_problems,answer_adapter,online_dpo_same_tokens]"
     words = ["--config", str(folder / "settings.yaml"), "--compare.output_dir", str(folder / "out")]
     assert compare.compare([*words, "--compare.arms", names]) == 0
-    return folder
 
 
 def test_the_comparison_says_what_was_done(made: Path) -> None:
@@ -202,13 +205,17 @@ def test_a_budgeted_arm_had_as_much_as_the_flow(made: Path) -> None:
     )
 
 
-def test_done_work_is_not_done_again_and_other_settings_are_refused(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done = (made / "out/seed0" / DONE).read_bytes()
-    words = ["--config", str(made / "settings.yaml"), "--compare.output_dir", str(made / "out")]
+def test_done_work_is_not_done_again_and_other_settings_are_refused(made: Path, tmp_path: Path) -> None:
+    """In a copy, as if it had been made there: comparison.json is written anew."""
+    out = tmp_path / "out"
+    shutil.copytree(made / "out", out)
+    for file in (out / "config.yaml", out / "seed0" / DONE):
+        file.write_text(file.read_text().replace(str(made), str(tmp_path)))
+    done = (out / "seed0" / DONE).read_bytes()
+    assert str(tmp_path).encode() in done
+    words = ["--config", str(made / "settings.yaml"), "--compare.output_dir", str(out)]
     assert compare.compare([*words, "--compare.arms", "[zero_shot,self_generated,trained_flow]"]) == 0
-    assert (made / "out/seed0" / DONE).read_bytes() == done
+    assert (out / "seed0" / DONE).read_bytes() == done
     with pytest.raises(ConfigError, match=r"made with other settings.*\n  compare.pool.num_traces: 6 then, 7 now"):
         compare.compare([*words, "--compare.pool.num_traces", "7"])
 
@@ -266,11 +273,11 @@ def test_an_arm_without_enough_traces_is_told_and_the_others_are_made(tmp_path: 
     assert {facts["num_learned"] for facts in found["test_sets"].values()} == {0}
     assert report_command.report([str(tmp_path / "out"), "--output_dir", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report/report.html").read_text()
-    assert "1 arm could not be made: self_generated, for " in page
+    assert "1 arm could not be made: self_generated (" in page
     assert str(escape(found["command"])) in page
     # In this process, which has the libraries loaded already.
     alone = [*words, "--compare.jobs", "1", "--compare.arms", "[self_generated]"]
-    with pytest.raises(DataError, match="expected an arm that can be made, found none; of self_generated: seed 0"):
+    with pytest.raises(DataError, match="expected at least one arm to succeed, found none; self_generated: seed 0"):
         compare.compare(alone)
 
 

@@ -60,7 +60,7 @@ def test_the_command_writes_the_same_bytes_again(
     assert [sample["epoch"] for sample in log["samples"]] == [1, 2, 1, 2]
     assert log["results"]["scores"][0]["metrics"]["accuracy"]["value"] == 0.5
     assert main(words) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_what_is_no_evaluation_is_refused(evaluation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,7 +178,7 @@ def test_the_commands_and_the_report_show_both(tmp_path: Path, capsys: pytest.Ca
     folders = [str(drawn), str(judged), str(plain)]
     assert report([*folders, "--output_dir", str(tmp_path / "page")]) == 0
     page = (tmp_path / "page" / "report.html").read_text()
-    for text in ("best by P(right)", "Stop alone", "the flow&#39;s judgement", "whose P(right), as the flow does,"):
+    for text in ("best by P(right)", "Stop alone", "the flow&#39;s judgement", "P(right), the flow&#39;s own rule,"):
         assert text in page or text.replace("&#39;", "'") in page, text
     assert report([str(plain), "--output_dir", str(tmp_path / "alone")]) == 0
     assert "P(right)" not in (tmp_path / "alone" / "report.html").read_text()

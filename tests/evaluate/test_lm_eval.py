@@ -84,7 +84,7 @@ def test_the_flow_answers_and_lm_eval_scores(
     assert main([*words, str(tmp_path / "single"), "--tasks", "seed_*ms", "--limit", "4", "--mode", "single"]) == 0
     # Probabilities, unknown tasks and a folder in use are refused.
     for more, error in (
-        (["--tasks", "seed_choice"], "a flow has none"),
+        (["--tasks", "seed_choice"], "which a flow does not have"),
         (["--tasks", "seed_sum"], "did you mean seed_sums"),
         ([], "--tasks"),
     ):

@@ -22,6 +22,7 @@ from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.runs.files import append_jsonl
 from flow_dpo.runs.records import Metrics, append_rows, from_json
 from flow_dpo.runs.resolve import read_settings
+from tests.support.once import Once
 from tests.support.record_examples import METRICS, PREDICTION
 
 
@@ -182,11 +183,13 @@ compare:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("rates")
+def made(once: Once) -> Path:
+    return once("rates", _compare) / "out"
+
+
+def _compare(folder: Path) -> None:
     (folder / "settings.yaml").write_text(SETTINGS)
     assert compare.compare(_words(folder)) == 0
-    return folder / "out"
 
 
 def _words(folder: Path, *more: str) -> list[str]:
@@ -242,7 +245,7 @@ def test_trainings_have_the_rates_that_another_comparison_chose(tmp_path: Path) 
     then = (
         r"dapo_same_tokens of dapo_same_tokens at one learning rate in all seeds, found 0\.0025 in .*seed0\.json\.gz "
     )
-    with pytest.raises(ConfigError, match=rf"{then}and 0\.005 now\. Ask for the arms .*--compare\.output_dir"):
+    with pytest.raises(ConfigError, match=rf"{then}and 0\.005 now\. Use the arms .*--compare\.output_dir"):
         compare.compare(_words(tmp_path, "--compare.num_seeds", "2"))
     assert not (tmp_path / "out/seed1").exists()
     # Of a file from before rates were noted they are not known, and nothing is refused.

@@ -63,7 +63,7 @@ def test_seeds_are_named_or_counted() -> None:
     for seeds in ((1, 1), (-1,)):
         with pytest.raises(ConfigError, match="different seeds of 0 or more"):
             CompareSettings(seeds=seeds)
-    with pytest.raises(ConfigError, match="one seed where a run stands"):
+    with pytest.raises(ConfigError, match="one seed when a run stands"):
         CompareSettings(run="runs/train", seeds=(1, 2))
 
 

@@ -344,7 +344,7 @@ def test_an_interrupted_comparison_does_nothing_twice(tmp_path: Path, commands: 
 
 
 def test_one_run_stands_for_one_seed() -> None:
-    with pytest.raises(ConfigError, match="expected one seed where a run stands for the trained flow, found 3"):
+    with pytest.raises(ConfigError, match="expected one seed when a run stands for the trained flow, found 3"):
         compare.CompareSettings(run="runs/train")
 
 

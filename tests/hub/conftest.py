@@ -9,17 +9,20 @@ import pytest
 
 import flow_dpo
 from tests.support.hub_server import HubServer
+from tests.support.once import Once
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(once: Once) -> Path:
     """Two batches of the seed, each learned from."""
-    folder = tmp_path_factory.mktemp("runs") / "flow"
+    return once("hub", _train) / "flow"
+
+
+def _train(folder: Path) -> None:
     flow_dpo.train(
-        "seed", max_problems=12, output_dir=folder, quiet=True, problems_per_batch=6,
+        "seed", max_problems=12, output_dir=folder / "flow", quiet=True, problems_per_batch=6,
         settings={"learner.examples_per_update": 8, "model.num_threads": 1},
     )  # fmt: skip
-    return folder
 
 
 @pytest.fixture

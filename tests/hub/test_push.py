@@ -85,7 +85,7 @@ def test_the_card_has_the_runs_own_figures(run: Path, hub: HubServer, tmp_path: 
     flow_dpo.push_to_hub(run, "me/flow", evaluations=[measured])
     card = ModelCard(hub.files("me/flow")["README.md"].decode())
     assert not card.data.eval_results
-    assert "- Evaluation on problems that were handed over from Python, the flow" in card.text
+    assert "- Evaluation on problems that were passed from Python, the flow" in card.text
     summary["adapters"] = {"answer": "elsewhere/answer/1"}
     (measured / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(ConfigError, match="newest adapters"):
@@ -151,7 +151,7 @@ def test_a_hub_that_stays_away_ends_it_and_the_same_call_goes_on(
     hub.fail("POST", "/api/models/me/flow/commit/", times=99)
     with pytest.raises(StorageError, match="nothing was pushed; not yet: adapters, pairs") as told:
         flow_dpo.push_to_hub(run, "me/flow", what=("adapters", "pairs"))
-    assert "give the same command again" in str(told.value)
+    assert "run the same command again" in str(told.value)
     assert TOKEN not in f"{told.value}{caplog.text}"
     assert hub.files("me/flow") == {}, "no part of a commit is there"
     assert sum(call.startswith("POST /api/models/me/flow/commit/") for call in hub.calls) <= 8, "attempts have a limit"
@@ -248,7 +248,7 @@ def test_private_unless_asked(run: Path, hub: HubServer, caplog: pytest.LogCaptu
     flow_dpo.push_to_hub(run, "me/flow")
     with caplog.at_level(logging.WARNING):
         flow_dpo.push_to_hub(run, "me/flow", private=False)
-    assert "is private already and stays so" in caplog.text
+    assert "already exists and stays private" in caplog.text
 
 
 def test_refused_before_anything_is_sent(
@@ -258,7 +258,7 @@ def test_refused_before_anything_is_sent(
         ("adapters", {"repo_id": "me/../flow"}, "owner/name"),
         ("adapters", {"repo_id": ""}, "owner/name"),
         ("adapter", {}, "adapters, merged, traces, pairs"),
-        ("", {}, "expected one or several"),
+        ("", {}, "expected one or more of"),
     ):
         with pytest.raises(ConfigError, match=error):
             flow_dpo.push_to_hub(run, **{"repo_id": "me/flow", "what": what, **named})
@@ -273,7 +273,7 @@ def test_refused_before_anything_is_sent(
     (untrained / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for folder in untrained.glob("adapters/*/*"):
         folder.rename(folder.with_name("0"))
-    with pytest.raises(DataError, match="its 12 problems are used up: train another"):
+    with pytest.raises(DataError, match="its 12 problems are used up: train again"):
         flow_dpo.push_to_hub(untrained, "me/flow")
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -363,7 +363,7 @@ def test_an_evaluation_of_a_private_file_says_its_name_alone(run: Path, hub: Hub
 
 def test_a_token_that_may_not_write_is_told_apart(run: Path, hub: HubServer) -> None:
     hub.fail("POST", "/api/repos/create", times=99, status=401)
-    with pytest.raises(StorageError, match="log in with a token that may write to me/flow") as told:
+    with pytest.raises(StorageError, match="log in with a token that can write to me/flow") as told:
         flow_dpo.push_to_hub(run, "me/flow")
     assert TOKEN not in str(told.value)
 

@@ -206,7 +206,7 @@ def test_an_adapter_that_no_setting_describes_is_refused(more: dict[str, Any], n
 
 def test_what_vllm_cannot_load_and_what_cannot_be_merged_is_refused() -> None:
     for kind in ("dora", "whole"):
-        with pytest.raises(ConfigError, match="vLLM does not have"):
+        with pytest.raises(ConfigError, match="vLLM does not support"):
             check_readable(Policy(tiny_model("qwen2"), ROLES, SETTINGS[kind]))
     check_readable(Policy(tiny_model("qwen2"), ROLES, SETTINGS["rslora"]))
     with pytest.raises(ModelError, match="modules_to_save"):
@@ -219,7 +219,7 @@ def test_what_vllm_cannot_load_and_what_cannot_be_merged_is_refused() -> None:
         (replace(BASE, modules_to_save=("head",)), "no module 'head'"),
         (
             replace(BASE, modules_to_save=("q_proj",), lora_target_modules=("q_proj",)),
-            "would have an adapter and learn",
+            "would both have an adapter and train in full",
         ),
     ],
 )

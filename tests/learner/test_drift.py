@@ -132,7 +132,7 @@ def test_a_learner_that_computes_otherwise_is_named(monkeypatch: pytest.MonkeyPa
     student._gradients.check()  # the model passes, and then something breaks
     plain = PackedLogprobs.__call__
     monkeypatch.setattr(PackedLogprobs, "__call__", lambda self: [found - 1 for found in plain(self)])
-    assert "the learner computes otherwise" in refusal(student, made)
+    assert "the learner is at fault" in refusal(student, made)
 
 
 def test_dropout_is_left_out_of_what_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def test_under_lag_old_ones_are_of_the_weights_that_sampled() -> None:
         for example in given:
             was = torch.tensor(example.completion.logprobs)
             torch.testing.assert_close(was, old[first.index(_recorded(example))], rtol=1e-4, atol=1e-4)
-    with pytest.raises(LearningError, match="the weights of version 0 are not at hand"):
+    with pytest.raises(LearningError, match="the weights of version 0 were not kept"):
         student.update(seen, first)
 
 

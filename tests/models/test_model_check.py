@@ -59,7 +59,7 @@ def test_a_long_window_is_passed_by_the_reduced_copy(monkeypatch: pytest.MonkeyP
         assert choose_way(policy, packed=True) == (True, False)
     without_windows(monkeypatch, FlatBatch)
     without_windows(monkeypatch, PathLayout)
-    with pytest.warns(UserWarning, match=r"sampled by the plain engine, .* the local engine is not right .* differ by"):
+    with pytest.warns(UserWarning, match=r"sampled by the plain engine, .* local engine is not correct .* differ by"):
         assert isinstance(engine_of(policy), PlainEngine)
     with pytest.warns(UserWarning, match=r"prefixes are not shared .* nats off the model's own forward"):
         assert choose_way(policy, packed=True) == (False, False)
@@ -115,7 +115,7 @@ def test_another_roles_adapter_is_seen() -> None:
     def right(subject: Subject) -> Any:
         return PlainEngine(subject.model, role_model=subject.using, end_ids=(), context_tokens=400)
 
-    with pytest.warns(UserWarning, match="a swapped one is not right"):
+    with pytest.warns(UserWarning, match="a swapped one is not correct"):
         name = choose_engine(
             Subject.of(policy, context_tokens=400), {"a swapped one": (wrong, "cached"), "another": (right, "cached")}
         )
@@ -204,5 +204,5 @@ def test_lengths_and_contexts_that_configs_name() -> None:
 def test_a_model_that_names_no_longest_context_takes_its_tokenizers() -> None:
     limited, unlimited = (cast(Any, SimpleNamespace(model_max_length=n)) for n in (4096, int(1e30)))
     assert load.context_window(BloomConfig(), limited) == 4096
-    with pytest.warns(UserWarning, match=r"names no longest context \(mamba\): .* limited to 2048 tokens"):
+    with pytest.warns(UserWarning, match=r"states no maximum context \(mamba\): .* limited to 2048 tokens"):
         assert load.context_window(MambaConfig(), unlimited) == 2048

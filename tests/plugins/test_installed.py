@@ -261,7 +261,7 @@ def test_an_installed_flow_engine_and_exploration_are_named_with_their_checksums
     assert "critiques" in sys.modules
     (tmp_path / "critiques.py").write_text(code + "# another version\n")
     assert settings.code()["plugins"]["engine"] != expected
-    with pytest.raises(ConfigError, match=r"the same code of critique on all ranks, found critiques 3\.0 \w+ here and"):
+    with pytest.raises(ConfigError, match=r"same code for critique on all ranks, found critiques 3\.0 \w+ here and"):
         load_code(sources)
     assert "broken" not in sys.modules
 

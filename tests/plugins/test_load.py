@@ -149,7 +149,7 @@ def test_any_kind_of_object_is_loaded_from_a_file_a_module_or_a_plug_in(
         (
             "question = state.problem.question",
             "import itertools\n        question = str(next(self.__dict__.setdefault('n', itertools.count())))",
-            r"Critique.turn returns another turn each time, at turn 0 of ",
+            r"Critique.turn returns a different turn each time, at turn 0 of ",
         ),
         # A play that is accepted is walked too.
         (

@@ -15,21 +15,24 @@ import pytest
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.ranks.environment import Place, place, refuse_ranks
 from flow_dpo.ranks.group import LostRank, joined
+from tests.support.once import Once
 
 PACKED, PLAIN = "packed", "plain, dropout, bfloat16"
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ran(once: Once) -> Path:
+    return once("ranks", run_all)
+
+
+def run_all(folder: Path) -> None:
     """All scenarios, in processes forked from one that has loaded the libraries: each process anew would take longer
     than all of them."""
-    folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "tests.support.rank_runs", str(folder), "equal", "sharded", "wrong"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 def read(path: Path) -> Any:
@@ -119,7 +122,7 @@ def test_a_shared_base_gives_the_bits_of_a_whole_one(ran: Path, case: int) -> No
 
 def test_ranks_that_differ_are_found(ran: Path) -> None:
     said = read(ran / "wrong" / "differing" / "said.json")
-    assert "rank 1 and rank 0 differ in 1 of 10 things, such as 'stop/weights'" in said
+    assert "rank 1 and rank 0 differ in 1 of 10 values, such as 'stop/weights'" in said
 
 
 def test_nobody_hangs_whoever_dies(ran: Path) -> None:
@@ -137,7 +140,7 @@ def test_nobody_hangs_whoever_dies(ran: Path) -> None:
     }
     for name in ("in a row", "while rank 0 samples"):
         told = (ran / "wrong" / f"follower killed {name}" / "output-0.txt").read_text()
-        assert "rank 1 does not answer: dead, cut off, or still at a row. What was committed is whole: resume" in told
+        assert "rank 1 does not answer: dead, cut off, or busy with a row. Committed batches are whole: resume" in told
     for rank in (0, 2):
         told = (ran / "wrong" / "by itself" / f"output-{rank}.txt").read_text()
         assert "LostRank: rank 1 failed by itself: OutOfMemoryError: no room" in told
@@ -149,7 +152,7 @@ def test_ranks_that_do_not_meet_end_with_the_reason(monkeypatch: pytest.MonkeyPa
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(LostRank, match=r"expected 2 ranks to meet.*MASTER_ADDR.*or one process with WORLD_SIZE unset"):
+    with pytest.raises(LostRank, match=r"expected 2 ranks to connect.*MASTER_ADDR.*one process with WORLD_SIZE unset"):
         joined()
 
 
@@ -161,10 +164,10 @@ def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     assert place() == Place()
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match=r"expected RANK to be a number, as torchrun.*nothing beside WORLD_SIZE=4"):
+    with pytest.raises(ConfigError, match=r"expected RANK to be a number, as torchrun.*nothing with WORLD_SIZE=4"):
         refuse_ranks("report")
     monkeypatch.setenv("RANK", "3")
-    with pytest.raises(ConfigError, match=r"expected LOCAL_RANK to be a number.*unset WORLD_SIZE where the clus"):
+    with pytest.raises(ConfigError, match=r"expected LOCAL_RANK to be a number.*unset WORLD_SIZE if the clus"):
         place()
     for name, value in (("RANK", "3"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)

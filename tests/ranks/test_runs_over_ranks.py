@@ -87,7 +87,7 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_without_it(whole: Path, tmp
     output = ended(process)
     assert process.returncode != 0
     assert (
-        "flow-dpo: rank 1 does not answer: dead, cut off, or still at a row. What was committed is whole: resume"
+        "flow-dpo: rank 1 does not answer: dead, cut off, or busy with a row. Committed batches are whole: resume"
         in output
     )
     assert re.search(r"Resume with: \S*flow-dpo train --output_dir", output)

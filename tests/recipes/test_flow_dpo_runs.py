@@ -26,6 +26,7 @@ from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.journal import digest
 from flow_dpo.runs.records import PairRow, ScoredRow, read_metrics, read_rows
 from flow_dpo.runs.tree_rows import NodeRow, TreeRow
+from tests.support.once import Once
 from tests.support.run_equality import assert_same_run
 
 RECIPE = """
@@ -65,10 +66,9 @@ def _few() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    file = tmp_path_factory.mktemp("recipe") / "attempts_recipe.py"
-    file.write_text(RECIPE)
-    return f"{file}:MINE"
+def recipe(once: Once) -> str:
+    name = "attempts_recipe.py"
+    return f"{once('recipe', lambda folder: (folder / name).write_text(RECIPE)) / name}:MINE"
 
 
 def go(recipe: str, folder: Path, *more: str) -> int:
@@ -76,10 +76,11 @@ def go(recipe: str, folder: Path, *more: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    assert go(recipe, folder) == 0
-    return folder
+def whole(recipe: str, once: Once) -> Path:
+    def make(folder: Path) -> None:
+        assert go(recipe, folder / "run") == 0
+
+    return once("attempts", make) / "run"
 
 
 @pytest.fixture(scope="module")
@@ -330,8 +331,8 @@ def test_the_report_knows_every_candidate_and_its_own_verdict(whole: Path, trees
     assert counts.choice_pairs == []
     assert set(counts.num_examples) == {"answer", "stop"}
     page = render_page(compose(read_sources([whole]), command="flow-dpo report"))
-    assert "What stop can tell apart" in page
-    assert f"Of candidates on the trunk, {len(counts.candidates)} have a verdict of their own" in page
+    assert "What stop can separate" in page
+    assert f"{len(counts.candidates)} candidates on the trunk have a verdict of their own" in page
     assert "Share of turns of all rollouts that gave an example" in page
     assert "scored turns" not in page
     assert "What its pairs teach" not in page, "Stop has none"

@@ -70,7 +70,7 @@ def test_a_gpu_that_would_stand_idle_is_told() -> None:
     spent = Spent(rollouts=13, verdicts=13, tokens=1800, most=6240, length=250)
     cost = Cost(lowest=spent, highest=spent)
     told = rehearsal.too_few(cost, 1, VllmSettings(), on_gpu=True)
-    assert "at most 13 sequences are sampled at once (1 problems a batch)" in told
+    assert "at most 13 sequences are sampled at once (1 problems per batch)" in told
     assert "room for 256" in told
     assert rehearsal.too_few(cost, 1, VllmSettings(), on_gpu=False) == ""
     assert rehearsal.too_few(cost, 512, VllmSettings(), on_gpu=True) == ""

@@ -46,7 +46,7 @@ def test_it_eats_scored_completions_above_zero_and_needs_no_reference() -> None:
     assert not Nll().needs_reference
     with pytest.raises(ObjectiveError, match="accepts ScoredCompletion, found Pair"):
         check_examples(Nll(), [answer_pair((5,), (6,), (7,))])
-    with pytest.raises(ObjectiveError, match=r"expects advantages above 0, found -0\.5 in 2 examples"):
+    with pytest.raises(ObjectiveError, match=r"expects advantages of at least 0, found -0\.5 in 2 examples"):
         Nll()([kept(7), kept(8, advantage=-0.5)], [[torch.zeros(1)]] * 2, [])
 
 

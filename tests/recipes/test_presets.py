@@ -26,27 +26,15 @@ from flow_dpo.recipes.iterative_rpo.presets import RENEWED
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs.files import read_jsonl
+from tests.support.once import Once
 from tests.support.packed_builders import ROLES
+from tests.support.recipe_runs import OTHERS, tried
 from tests.support.run_equality import without_seconds
 from tests.support.tiny_models import tiny_model
 from tests.support.tree_builders import completion, request
 
 PARTS = ("flow", "explore", "credit", "objective")
 PACKAGE = Path(presets.__file__).parent.parent
-OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
-    "cpl with a value role": (
-        "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value",
-    ),
-    "cpl in rounds": (
-        "--credit.fine_tune", "--objective.rounds", "--learner.reference.kind", "snapshot",
-        "--learner.reference.each_batch", "--learner.reference.every", "0",
-    ),
-    # Smaller trees: the test is of a run's ways, not of its size.
-    "malt": ("--explore.branch_factors", "[2, 1, 2]"), "spo-tree": ("--explore.branch_factors", "[3, 2]"),
-    "treerpo": ("--explore.branch_factors", "[3, 2]"), "treerl": ("--explore.num_rollouts", "2"),
-    "spo-chain": ("--explore.num_rollouts", "3", "--explore.num_completions", "2"),
-}  # fmt: skip
-
 
 # What a recipe's learner has of its own, at one preset or ("") at the three sizes of model.
 OWN_LEARNER: dict[tuple[str, str], dict[str, Any]] = {
@@ -324,22 +312,14 @@ SETTINGS_OF_OTHERS = ("dr-grpo", "gspo", "cispo", "reinforce-baseline", "treerpo
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SETTINGS_OF_OTHERS else n for n in OTHERS]
 )
-def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> None:
-    recipe = name.split()[0]
+def test_other_recipes_learn_resume_and_evaluate(name: str, once: Once, tmp_path: Path) -> None:
+    recipe, whole = name.split()[0], tried(name, once)
     kinds = presets.load_recipe(recipe, "seed").objective.accepts
     # What accepts both is handed pairs alone, unless it is asked for more.
     more = {"--credit.fine_tune", "--credit.valued_by"} & {*OTHERS[name]}
     scores = kinds == (ScoredCompletion,) or bool(more) or recipe == "malt"
-    # By how many examples a batch has, so that the first has an update, and none has many.
-    size = {
-        "grpo": "16", "vineppo": "4", "online-dpo": "1", "spo-chain": "8", "treerl": "16", "spo-tree": "4",
-        "treerpo": "4", "step-dpo": "4", "malt": "4",
-    }.get(recipe, "2")  # fmt: skip
-    words = ["--recipe", recipe, *OTHERS[name], "--max_problems", "8", "--problems_per_batch", "4"]
-    words += ["--examples_per_update", size]
-    train.train([*words, "--output_dir", str(tmp_path / "whole")])
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    rows = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+    shutil.copytree(whole, tmp_path / "parts")
+    rows = read_jsonl(whole / "metrics.jsonl")
     assert len(rows) > 1, "nothing is sampled again"
     assert rows[0]["learn/updates"] > 0, "what is resumed has learned nothing"
     # The last checkpoint is gone: it goes on from the one before.
@@ -351,11 +331,11 @@ def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> N
     same_clock = [one["rollout/seconds"] == other["rollout/seconds"] for one, other in zip(rows, again, strict=True)]
     assert same_clock == [True] * (len(rows) - 1) + [False], "the last batch was sampled again"
     for record in ("trees.jsonl", "pairs.jsonl", "scored.jsonl"):
-        files = [tmp_path / folder / record for folder in ("whole", "parts")]
+        files = [folder / record for folder in (whole, tmp_path / "parts")]
         assert files[0].exists() == files[1].exists()
         assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes()
-    assert (tmp_path / "whole" / "scored.jsonl").exists() == scores
-    measured = ["--run", str(tmp_path / "whole"), "--max_problems", "8", "--output_dir", str(tmp_path / "measured")]
+    assert (whole / "scored.jsonl").exists() == scores
+    measured = ["--run", str(whole), "--max_problems", "8", "--output_dir", str(tmp_path / "measured")]
     assert cli_evaluate(measured) == 0
 
 

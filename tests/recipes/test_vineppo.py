@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -124,9 +125,15 @@ def test_probes_follow_the_flow_from_their_state() -> None:
         assert fits(counts, dict(chunks(prompt, LENGTH - len(prompt) + 1))), prompt
 
 
+@cache
+def many_trees() -> Sequence[Tree]:
+    """Graded, to be read alone."""
+    return graded_trees(explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=2, num_completions=3), num=4000))
+
+
 def test_values_are_unbiased() -> None:
     """The mean estimate at every state, over trees that came there, against enumeration; 5 standard errors."""
-    trees = graded_trees(explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=2, num_completions=3), num=4000))
+    trees = many_trees()
     found: dict[TokenIds, list[float]] = {}
     for tree in trees:
         for state, estimate in state_values(tree).items():
@@ -140,7 +147,7 @@ def test_values_are_unbiased() -> None:
 
 def test_advantages_are_unbiased() -> None:
     """The mean advantage of every step that was often said against that of exact values; 5 standard errors."""
-    trees = graded_trees(explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=2, num_completions=3), num=3000))
+    trees = many_trees()[:3000]
     came = Counter(
         (node.request.prompt_ids[1:], node.completion.token_ids)
         for tree in trees

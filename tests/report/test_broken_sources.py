@@ -19,7 +19,7 @@ from tests.support import report_sources
 
 def damaged(folder: Path) -> dict[str, Path]:
     """Sources as interruptions and accidents leave them, and one with the part of `found` that it should say."""
-    made = {"nothing in it": folder / "empty", "nothing but a lock": folder / "locked"}
+    made = {"nothing in it": folder / "empty", "only a lock": folder / "locked"}
     for path in made.values():
         path.mkdir()
     (folder / "locked" / ".lock").touch()
@@ -30,7 +30,7 @@ def damaged(folder: Path) -> dict[str, Path]:
     ):  # fmt: skip
         made[expected] = report_sources.run(folder / name, [RIGHT])
         (folder / name / lost).unlink()
-    made["the file is not whole"] = report_sources.run(folder / "torn", [RIGHT])
+    made["the file is damaged"] = report_sources.run(folder / "torn", [RIGHT])
     (folder / "torn" / "config.yaml").write_text("recipe: flow-dpo\ndata: se")
     made["found 0: something has changed"] = report_sources.run(folder / "trees lost", [RIGHT])
     (folder / "trees lost" / "trees.jsonl").write_bytes(b"")
@@ -49,12 +49,10 @@ def test_a_broken_source_ends_no_report(tmp_path: Path) -> None:
     broken = damaged(tmp_path)
     good = report_sources.evaluation(tmp_path / "good")
     shown = words(rendered([*broken.values(), good]))
-    below = shown.split(" Left out ")[1].split(" To make it again ")[0]
+    below = shown.split(" Left out ")[1].split(" How to reproduce it ")[0]
     for expected, path in broken.items():
         assert expected in below.split(f"{path.name}: ")[1][:600]
-    assert (
-        f"{len(broken)} of {len(broken) + 1} sources are left out, for reasons at the end: empty, locked, bad" in shown
-    )
+    assert f"{len(broken)} of {len(broken) + 1} sources are left out: empty, locked, bad" in shown
     assert "empty is left out: expected a run" in words(rendered([broken["nothing in it"], good]))
     assert "good: 50.0 %" in shown
     # Alone, each is refused with the same words, so are all of them together, and a path with nothing beside any.

@@ -25,7 +25,7 @@ def test_every_difference_that_is_not_named_stands_below(tmp_path: Path) -> None
 def test_a_difference_that_all_problems_share_has_no_interval(tmp_path: Path) -> None:
     paths = [evaluated(tmp_path / "t", "w" * 20, run="runs/x"), evaluated(tmp_path / "base", "w" * 20)]
     learned = compose(read_sources(paths), command="flow-dpo report").answers.learned
-    assert "not told apart: +0.0 points (the same on all 20 problems of" in learned[0]
+    assert "no significant difference: +0.0 points (the same on all 20 problems of" in learned[0]
 
 
 def test_what_was_sampled_otherwise_is_no_pair(tmp_path: Path) -> None:

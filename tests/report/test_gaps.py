@@ -75,4 +75,4 @@ def test_a_judge_that_leans_to_a_place_is_a_doubt(p: float | None, told: bool) -
         "longer": {"rate": 0.5, "interval": [0.4, 0.6]},
     }
     doubts = judge_doubts(JudgeSource(name="judged", path=Path("judged"), summary=summary, header={}))
-    assert [doubt.startswith("judged: the judge picks the first place in 80") for doubt in doubts] == [True] * told
+    assert ["the judge picks what it is shown first in 80" in doubt for doubt in doubts] == [True] * told

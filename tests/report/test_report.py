@@ -223,9 +223,9 @@ def test_the_page_tells_what_was_measured(tmp_path: Path) -> None:
     for expected in (
         "Interrupted, or still running: 2 of 100 problems.",
         "untrained flow, greedy", "single model, no adapter, greedy",
-        "On held_out/greedy, 1 of 3 arms are better than self_generated, 1 worse, 1 not told apart.",
+        "On held_out/greedy, 1 of 3 arms are better than self_generated, 1 worse, 1 not significantly different.",
         "< 0.0001", "1,234,567", "1,000, 1,001, 1,002", "3.3 to 4.8 %", "40.0 to 60.0 %", "222", "321",
-        "What stop can tell apart", "Where pairs come from", "flow-dpo generate --run seed0/flow",
+        "What stop can separate", "Where pairs come from", "flow-dpo generate --run seed0/flow",
     ):  # fmt: skip
         assert html.escape(expected) in shown, expected
     assert "trained_flow +11.6 +6.8 to +16.4 < 0.0001 +9.2 to +14.0" in words(shown)
@@ -258,7 +258,7 @@ def test_one_seed_says_what_it_does_not_know(tmp_path: Path) -> None:
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps(comparison(seeds=False)))
     shown = rendered([path])
-    assert "1 seed: what another seed would come to is not known; intervals are over 2,000 questions alone." in shown
+    assert "1 seed: results of other seeds are unknown; intervals are over 2,000 questions only." in shown
     assert "over seeds" not in words(shown).split("Contrasts")[-1].split("Accuracies, costs")[0]
     assert "trained_flow 88.6 % - 58.6 %" in words(shown)
 
@@ -307,7 +307,7 @@ def test_what_is_no_source_is_refused_with_what_was_found(tmp_path: Path) -> Non
     report_sources.run(tmp_path / "below" / "seed0", [RIGHT])
     for name, expected in (
         ("nowhere", "found nothing at"), ("empty", "nothing in it"), ("adapter", "flow-dpo evaluate --mode single"),
-        ("file.txt", "found the file"), ("below", "but in seed0 below it"),
+        ("file.txt", "found the file"), ("below", "but some below it; name those: seed0"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=expected):
             read_sources([tmp_path / name])

@@ -24,7 +24,9 @@ from tests.support.record_examples import PREDICTION
 
 RIGHT: list[Status] = ["correct", "wrong", "wrong", "wrong", "wrong"]
 WRONG: list[Status] = ["wrong", "correct", "wrong", "wrong", "wrong"]
-CLEAN = "0 reasons in the files of 1 source: nothing interrupted, ungraded, cut or skipped, and no measure that fell."
+CLEAN = (
+    "0 reasons in the files of 1 source: nothing interrupted, ungraded, cut off or skipped, and no measure that fell."
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_a_clean_run_says_what_it_learned_and_that_nothing_was_found(folder: Pat
     assert found.surely == (
         "First quarter 0.0 to 10.7 %, last quarter 89.3 to 100.0 % (95 %); each problem was tried, by sampling, before "
         "it was learned from.",
-        "1 seed: what another seed would come to is not known.",
+        "1 seed: results of other seeds are unknown.",
     )
     assert found.price == ("280 tokens learned, 640 verdicts, 4 updates; 9.0 s (6.0 s sampling, 2.0 s learning).",)
     assert found.distrust == (CLEAN,)
@@ -66,7 +68,7 @@ def test_a_clean_run_says_what_it_learned_and_that_nothing_was_found(folder: Pat
         ([RIGHT] * 32 + [WRONG] * 32, "Accuracy fell by 100.0 points"),
         (
             [RIGHT, WRONG] * 32,
-            "No change of accuracy is proved: +0.0 points (95 %: -23.1 to +23.1); 50.0 % of the first half",
+            "No significant change of accuracy: +0.0 points (95 %: -23.1 to +23.1); 50.0 % of the first half",
         ),
         ([RIGHT, WRONG], "Accuracy is 50.0 % over 2 problems: too few to compare the first with the last."),
     ],
@@ -120,24 +122,23 @@ def _stop(*, pairs: bool = False, yes: bool = False, area: bool = False) -> Call
 
 DOUBTS = {
     "Interrupted, or still running: 128 of 200 problems.": _facts(num_problems=200),
-    "7 rows of the data set were left out: they are no problems.": _facts(num_skipped_rows=7),
+    "7 rows of the data set were left out: they are not valid problems.": _facts(num_skipped_rows=7),
     "No update in 4 batches: nothing was learned.": _rows(learn__updates=0),
-    "8 batches were dropped, their loss or gradient being no number.": _rows(learn__skipped=2),
-    "1 of 128 answers (0.8 %) could not be graded and count as not right; of the graded 50.4 % are right.": _ungraded,
-    "2 of 128 answers (1.6 %) were cut by a limit before their end.": _cut,
+    "8 batches were dropped: their loss or gradient was not finite.": _rows(learn__skipped=2),
+    "1 of 128 answers (0.8 %) could not be graded and count as not right; of the graded ones 50.4 % are "
+    "right.": _ungraded,
+    "2 of 128 answers (1.6 %) were cut off by a limit.": _cut,
     "Right answers with a wrong step in the last quarter: 1 of the 32 whose steps could be checked (3.1 %, 0.6 to "
     "15.7 %).": _wrong_step,
     "answer: chosen completions lost 1.5 nats against the reference while the margin grew to 0.8: the model unlearns "
-    "both "
-    "sides.": _rows(learn__answer__chosen_ratio=-1.5, learn__answer__margin=0.75),
-    "answer: sampling and learning disagreed by up to 0.150 nats a token (mean over a batch); a run stops at "
+    "both sides.": _rows(learn__answer__chosen_ratio=-1.5, learn__answer__margin=0.75),
+    "answer: sampling and learning disagreed by up to 0.150 nats per token (mean over a batch); a run stops at "
     "0.2.": _rows(learn__answer__logprob_drift=0.15),
-    "stop: 100 % of its last pairs prefer Yes, which pulls it to one word for everything.": _stop(pairs=True),
+    "stop: 100 % of its last pairs prefer Yes, which pushes it to one word for everything.": _stop(pairs=True),
     "stop says Yes to more of the finished wrong answers: 0.0 % of 32 in the first quarter, 100.0 % of 32 in the last "
     "(+84.8 to +100.0 points).": _stop(yes=True),
-    "stop tells right from wrong less well: area 1.00 (1.00 to 1.00) in the first quarter, 0.50 (0.36 to 0.64) in "
-    "the last, "
-    "of other candidates.": _stop(area=True),
+    "stop separates right from wrong less well: area 1.00 (1.00 to 1.00) in the first quarter, 0.50 (0.36 to 0.64) in "
+    "the last, on other candidates.": _stop(area=True),
 }  # fmt: skip
 
 
@@ -164,11 +165,11 @@ def test_reward_functions_are_no_verifier(folder: Path) -> None:
     for at, row in enumerate(source.rows):
         row |= {"reward": at / 10, "rewards/brevity/mean": at / 10}  # type: ignore[operator]
     found = run_answers(source)
-    assert found.learned[0].startswith(("The mean reward rose", "No change of the mean reward", "Mean reward: "))
-    assert found.distrust == ("No verifier alone graded: right is a reward of 0.9 or more by brevity.",)
+    assert found.learned[0].startswith(("The mean reward rose", "No significant change of the mean", "Mean reward: "))
+    assert found.distrust == ("Not graded by the verifier alone: right means a reward of 0.9 or more by brevity.",)
 
 
-OWN_ORDER = "Problems came in the data set's own order: the first and the last quarter may differ in difficulty."
+OWN_ORDER = "Problems came in the data set's own order: the first and the last quarter can differ in difficulty."
 
 
 def test_what_is_at_the_edge_is_no_reason(folder: Path) -> None:
@@ -181,7 +182,7 @@ def test_what_is_at_the_edge_is_no_reason(folder: Path) -> None:
 
 def test_a_run_before_its_first_batch(tmp_path: Path) -> None:
     found = answers(report_sources.run(tmp_path / "run", [], facts={"num_problems": 5}))
-    assert found.distrust == ("It was interrupted, or still runs, before its first batch: 0 of 5 problems.",)
+    assert found.distrust == ("Interrupted, or still running, before its first batch: 0 of 5 problems.",)
     assert found.learned == ()
 
 
@@ -204,13 +205,13 @@ def test_runs_that_differ_in_their_seed_alone_are_read_over_seeds(tmp_path: Path
                                config={"run": settings(0, "again")})  # fmt: skip
     assert answers(*made, again).learned[0] == expected
     assert answers(*made).learned[1].startswith("0: Accuracy rose by 87.5 points")
-    seeds = "3 seeds of one setting: an interval over seeds is of other seeds; each run's own is of other problems."
+    seeds = "3 seeds of one setting: an interval over seeds is about other seeds, each run's own about other problems."
     assert answers(*made).surely == (seeds,)
     other = report_sources.run(tmp_path / "other", [WRONG] * 32 + [RIGHT] * 32, batch=32, config={"note": "other"})
     assert answers(*made, other).learned[0] == expected
     assert answers(*made, other).surely == (
         seeds,
-        "1 seed in 1 of 4 runs: what another seed would come to is not known.",
+        "1 seed in 1 of 4 runs: results of other seeds are unknown.",
     )  # fmt: skip
     assert answers(made[0], other).surely[0].startswith("1 seed in 2 of 2 runs")
 
@@ -230,18 +231,18 @@ def compared(
 def test_a_clean_comparison(tmp_path: Path) -> None:
     found = compared(tmp_path)
     assert found.learned == (
-        "Highest of 4 arms on held_out/greedy: trained_flow 88.6 % (85.6 to 91.6 % over seeds); the model as it was, "
+        "Highest of 4 arms on held_out/greedy: trained_flow 88.6 % (85.6 to 91.6 % over seeds); the untrained model, "
         "zero_shot 58.1 % (55.1 to 61.1 % over seeds).",
-        "On held_out/greedy, 1 of 3 arms are better than self_generated, 1 worse, 1 not told apart.",
+        "On held_out/greedy, 1 of 3 arms are better than self_generated, 1 worse, 1 not significantly different.",
     )
     assert found.surely[0] == "3 seeds of training, 2,000 questions of held_out/greedy: 95 % intervals over both."
     assert found.price[0].startswith(
-        "1,234,567 to 1,234,567 tokens sampled an arm and seed; the costliest, zero_shot: 40,321 ver"
+        "1,234,567 to 1,234,567 tokens sampled per arm and seed; the costliest, zero_shot: 40,321 ver"
     )
     assert found.distrust == (CLEAN,)
     one = compared(tmp_path, seeds=False)
     assert one.surely == (
-        "1 seed: what another seed would come to is not known; intervals are over 2,000 questions alone.",
+        "1 seed: results of other seeds are unknown; intervals are over 2,000 questions only.",
     )  # fmt: skip
 
 
@@ -252,13 +253,13 @@ def test_what_is_not_told_apart_is_named_with_the_interval_that_decides(tmp_path
     ]
     found = compared(tmp_path, _arm(4, contrasts=contrasts)).learned
     # All seeds have the same difference, so that their interval has no width: that over questions holds zero.
-    assert found[-1] == "Not told apart: ground_truth from b +0.2 (-0.1 to +0.5 over questions)."
+    assert found[-1] == "Not significant: ground_truth against b +0.2 (-0.1 to +0.5 over questions)."
 
 
 def test_differences_without_a_corrected_p_are_a_reason(tmp_path: Path) -> None:
     gap = {name: value for name, value in _gap(0.02, 0.01, seeds=0.01).items() if name != "p_holm"}
     [words] = compared(tmp_path, _contrasts(held_out__greedy=gap)).distrust
-    assert words.startswith("1 of 5 differences that are told apart have no p corrected for 7 comparisons: ")
+    assert words.startswith("1 of 5 significant differences have no p corrected for 7 comparisons: ")
 
 
 def test_all_arms_that_are_highest_are_named(tmp_path: Path) -> None:
@@ -285,32 +286,32 @@ def _contrasts(**tests: Any) -> Callable[[dict[str, Any]], None]:
 
 
 COMPARED = {
-    "1 arm could not be made: rpo, for too few traces.": lambda found: found.update(failed={"rpo": "too few traces"}),
-    "2 versions of the code made it: 3 pieces by abc, 4 pieces by def.": lambda found: found.update(
+    "1 arm could not be made: rpo (too few traces).": lambda found: found.update(failed={"rpo": "too few traces"}),
+    "It was made by 2 versions of the code: 3 pieces by abc, 4 pieces by def.": lambda found: found.update(
         made_by=[{"num_pieces": 3, "commit": "abc"}, {"num_pieces": 4, "commit": "def"}]
     ),
-    "By code with changes that no commit has: 3 pieces by abc-dirty.": lambda found: found.update(
+    "Made with uncommitted changes: 3 pieces by abc-dirty.": lambda found: found.update(
         made_by=[{"num_pieces": 3, "commit": "abc-dirty"}]
     ),
-    "12 of the 2,000 questions of held_out were learned from by an arm.": lambda found: found["test_sets"][
+    "12 of the 2,000 questions of held_out were in the training data of an arm.": lambda found: found["test_sets"][
         "held_out"
     ].update(num_learned=12),
-    "1 of 7 differences are told apart over questions and not over seeds: with other seeds they may turn.": _contrasts(
+    "1 of 7 differences are significant over questions but not over seeds: with other seeds they can change "
+    "sign.": _contrasts(
         held_out__greedy=_gap(0.02, 0.01, seeds=0.03)
     ),
-    "1 of 5 differences that are told apart are not after Holm's correction (p from 0.05).": _contrasts(
+    "1 of 5 significant differences are not after Holm's correction (p of 0.05 or more).": _contrasts(
         held_out__greedy=_gap(0.02, 0.01, seeds=0.01, p=0.2)
     ),
-    "1 of 3 orders turn between tests or decodings, over questions: ground_truth against trained_flow is +2.0 points "
-    "on "
-    "held_out/greedy, -2.0 on hard/greedy.": _contrasts(
+    "1 of 3 pairs of arms change their order between tests or decodings, over questions: ground_truth against "
+    "trained_flow is +2.0 points on held_out/greedy, -2.0 on hard/greedy.": _contrasts(
         held_out__greedy=_gap(0.02, 0.01, seeds=0.01), hard__greedy=_gap(-0.02, 0.01, seeds=0.01)
     ),
     "Right answers with a wrong step in 1 of 5 arms, most in trained_flow: 5 of the 50 that could be checked "
     "(10.0 %).": _arm(
         3, step_quality={"answers": {"num_checked": 50, "num_invalid": 5}}
     ),
-    "9 answers could not be graded and count as not right, most of zero_shot: 9.": _arm(
+    "9 answers could not be graded and count as not right, most in zero_shot: 9.": _arm(
         0, accuracies={"held_out": {"greedy": {"mean": 0.5, "num_ungraded": 9}}}
     ),
 }  # fmt: skip
@@ -325,12 +326,11 @@ def test_the_contrasts_that_are_named_are_told_apart_by_every_interval(tmp_path:
     told = _contrasts(held_out__greedy=_gap(0.02, 0.01, seeds=0.01))
     [*_, words] = compared(tmp_path, told).learned
     assert words == (
-        "1 of 1 contrasts on held_out/greedy is told apart: ground_truth against trained_flow "
-        "+2.0 "
-        "(+1.0 to +3.0 over seeds)."
+        "1 of 1 contrasts on held_out/greedy is significant: ground_truth against trained_flow "
+        "+2.0 (+1.0 to +3.0 over seeds)."
     )
     [*_, words] = compared(tmp_path, _contrasts(held_out__greedy=_gap(0.02, 0.01, seeds=0.03))).learned
-    assert words.startswith("0 of 1 contrasts on held_out/greedy are told apart; the largest: ground_truth against ")
+    assert words.startswith("0 of 1 contrasts on held_out/greedy are significant; the largest: ground_truth against ")
 
 
 # ---- evaluations, traces ---------------------------------------------------------------------------------------------
@@ -366,18 +366,18 @@ def test_trained_is_compared_with_untrained_on_the_same_problems(tmp_path: Path)
     ):
         assert answers(trained, other).learned[0].startswith("trained: 100.0 % (40.0 to 60.0 %) of 40 problems")
     alike = evaluated(tmp_path / "alike", "w" + "r" * 39)
-    assert "not told apart: +2.5 points (" in answers(trained, alike).learned[0]
+    assert "no significant difference: +2.5 points (" in answers(trained, alike).learned[0]
 
 
 EVALUATED: dict[str, dict[str, Any]] = {
-    "Ungraded answers, which count as not right, in 1 of 1 evaluations; most in e: 2 of 4, of the graded 50.0 % are "
-    "right.": {"num_ungraded": 2, "accuracy_graded": 0.5},
+    "Ungraded answers, which count as not right, in 1 of 1 evaluations; most in e: 2 of 4; of the graded ones "
+    "50.0 % are right.": {"num_ungraded": 2, "accuracy_graded": 0.5},
     "Right answers with a wrong step in 1 of 1 evaluations; most in e: 3 of the 10 that could be checked (30.0 %, 10.8 "
     "to 60.3 %).":
         {"steps_of_right_answers": {"num_checked": 10, "num_invalid": 3, "invalid_rate": 0.3}},
     "e: 2 of its 4 test questions were trained on.": {"overlap": {"num_overlapping": 2, "excluded": False}},
-    "1 of 1 evaluations are of trained models and did not look whether their questions were learned from (--trained_on "
-    "RUN).": {"overlap": None},
+    "1 of 1 evaluations are of trained models and did not check whether their questions were learned from "
+    "(--trained_on RUN).": {"overlap": None},
 }  # fmt: skip
 
 
@@ -391,9 +391,9 @@ def test_greedy_and_sampled_are_no_measure_of_each_other(folder: Path, tmp_path:
     greedy = evaluated(tmp_path / "greedy", "rrww")
     assert answers(greedy).distrust == (CLEAN,)
     [words] = answers(folder, greedy).distrust
-    assert words.startswith("1 of 1 evaluations decode greedily, a run's accuracy over time is of sampled answers: ")
+    assert words.startswith("1 of 1 evaluations decode greedily, while a run's accuracy over time is of sampled ")
     sampled = evaluated(tmp_path / "sampled", "rrww", decoding={"greedy": False})
     assert answers(folder, sampled).distrust == (CLEAN.replace("1 source", "2 sources"),)
     assert answers(greedy, sampled).distrust == (
-        "1 of 2 evaluations decode greedily, 1 are sampled: they are no measure of each other.",
+        "1 of 2 evaluations decode greedily, while 1 sample: they cannot be compared.",
     )  # fmt: skip

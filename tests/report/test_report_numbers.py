@@ -116,9 +116,9 @@ def test_a_change_has_the_interval_of_newcombe() -> None:
         ("trees.jsonl", '"role": "stop"', '"role": 7', r"trees.jsonl, line 1, nodes 1: expected a text in 'role'"),
         ("trees.jsonl", '"status": "wrong"', '"status": "maybe"', "rollouts 1, verdict: expected one of 'correct'"),
         ("metrics.jsonl", '"problems_seen": 1', '"problems_seen": "x"', r"line 1: expected a whole number from 0 in"),
-        ("metrics.jsonl", '"problems_seen": 1', '"problems_seen": 9', r"expected the 9 trees .* found 1"),
+        ("metrics.jsonl", '"problems_seen": 1', '"problems_seen": 9', r"expected 9 trees .* found 1"),
         ("pairs.jsonl", '"role": "answer"', '"role": null', r"pairs.jsonl, line 1: expected a text .*'role', f"),
-        ("pairs.jsonl", '"node": 0', '"node": 77', r"name a node that the tree has not"),
+        ("pairs.jsonl", '"node": 0', '"node": 77', r"name a node that the tree lacks"),
         ("pairs.jsonl", '{"schema"', '[{"schema"', r"pairs.jsonl, line 1"),
     ],
 )  # fmt: skip

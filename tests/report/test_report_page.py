@@ -208,6 +208,6 @@ def test_what_is_no_copy_is_refused_before_anything_is_written(tmp_path: Path, t
 def test_sources_of_every_kind_stand_on_one_page(tmp_path: Path) -> None:
     made = compose(read_sources(sources(tmp_path)), command="flow-dpo report")
     assert [section.title for section in made.sections] == [
-        "Comparison study", "Training run whole", "Training run short", "Evaluations", "Traces", "Judge", "To make "
-        "it again",
+        "Comparison study", "Training run whole", "Training run short", "Evaluations", "Traces", "Judge",
+        "How to reproduce it",
     ]  # fmt: skip

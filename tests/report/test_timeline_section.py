@@ -60,7 +60,7 @@ def test_lanes_their_shares_and_what_limits(tmp_path: Path) -> None:
                           ("learner", "20.0 %", "4.0 s"))  # fmt: skip
     assert table.caption == "Of 20.0 s, batches 1 to 2"
     assert figure.title == "Learner waits 80 % of the time for rollouts: more workers (--workers.num, or more servers)."
-    assert "for their worker was lost: 6." in figure.note
+    assert "because their worker was lost: 6." in figure.note
     ranks = {"ranks/num": 2, "ranks/0/seconds": 1.5, "ranks/1/seconds": 0.5}
     _, with_ranks = shown(run(tmp_path / "ranks", spans(2), **seconds, **ranks))
     assert with_ranks.rows[3:] == (("rank 0", "15.0 %", "3.0 s"), ("rank 1", "5.0 %", "1.0 s"))
@@ -88,7 +88,7 @@ def test_many_lanes_a_pause_and_a_long_run(tmp_path: Path) -> None:
     late = [SpanRow(batch=39, lane=one.lane, what=one.what, start=one.start, end=one.end) for one in late]
     figure, table = shown(run(tmp_path, early + late))
     assert figure.note.startswith("Batches 29 to 40 of 2;")
-    assert "16 of 41 lanes are drawn. Pauses in which nothing ran, left out: 1." in figure.note
+    assert "16 of 41 lanes are drawn. Pauses without work, left out: 1." in figure.note
     assert table.caption == "Of 2.0 min, batches 29 to 40"
     assert len(table.rows) == 17
     assert table.rows[-2:] == (("25 more, each", "80.0 %", "96.0 s"), ("learner", "20.0 %", "24.0 s"))

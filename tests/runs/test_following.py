@@ -57,7 +57,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     following._check_device(gpu, Place(rank=3, num=4, local_rank=1, local_num=2))
     following._check_device(cpu, Place(rank=3, num=6, local_rank=0, local_num=3))
     assert taken == [1]
-    with pytest.raises(ConfigError, match="--device cuda, of which each of the 2 ranks takes one, found 'cuda:1'"):
+    with pytest.raises(ConfigError, match="so that each of the 2 ranks takes its own GPU, found 'cuda:1'"):
         following._check_device(ModelSettings(device="cuda:1"), Place(rank=0, num=2, local_num=2))
 
 

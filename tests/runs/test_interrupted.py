@@ -26,6 +26,7 @@ from flow_dpo.runs import resumption, run_folder, runtime, training
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.journal import JournalEngine, JournalWorkers
 from flow_dpo.traces.trace import TraceFolder
+from tests.support.once import Once
 from tests.support.run_equality import assert_same_run
 
 WORDS = ("--max_problems", "6", "--problems_per_batch", "3", "--examples_per_update", "6", "--beta", "0.5")
@@ -36,10 +37,8 @@ def train(folder: Path, *more: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    train(folder)
-    return folder
+def whole(once: Once) -> Path:
+    return once("interrupted", lambda folder: train(folder / "run")) / "run"
 
 
 class Interruption:
@@ -253,7 +252,7 @@ def test_an_interrupted_evaluation_goes_on(
     assert "the same command continues from it" in capsys.readouterr().out.replace("\n", " ")
     num_before = len(rows_of(tmp_path / "e", "sampled.jsonl"))
     assert num_before > num_asked // 4
-    with pytest.raises(ConfigError, match="the same command with other settings"):
+    with pytest.raises(ConfigError, match="the same command sampled with other settings"):
         evaluate([*again, "--max_chunks", "3"])
     kept = [row["key"] for row in rows_of(tmp_path / "e", "sampled.jsonl") if "key" in row]
     interrupted(monkeypatch, LocalEngine, "poll", lambda: evaluate(again), after=1)  # before it has come as far again
@@ -265,6 +264,25 @@ def test_an_interrupted_evaluation_goes_on(
     assert not (tmp_path / "e" / "sampled.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    "words", [["--draws", "2"], ["--flow.judgement", "{bias: 0, stop: 1, likelihood: 40}", "--flow.threshold", "0.6"]]
+)
+def test_an_interrupted_evaluation_keeps_the_likelihoods_it_judges_by(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
+) -> None:
+    words = ["--max_problems", "8", "--batch_problems", "4", *words]
+    assert evaluate([*words, "--output_dir", str(tmp_path / "whole")]) == 0
+    again = [*words, "--output_dir", str(tmp_path / "e")]
+    num_asked = len(asked)
+    interrupted(monkeypatch, LocalEngine, "poll", lambda: evaluate(again), after=num_asked // 3)
+    asked.clear()
+    assert evaluate(again) == 0
+    assert len(asked) < num_asked
+    for one, two in zip(*(rows_of(tmp_path / name, "predictions.jsonl") for name in ("whole", "e")), strict=True):
+        # The rest of a batch is computed beside fewer requests: the last digits may differ.
+        assert two == {name: pytest.approx(value) if isinstance(value, float) else value for name, value in one.items()}
+
+
 def test_interrupted_traces_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]) -> None:
     words = ["--max_problems", "12", "--batch_problems", "4", "--num_samples", "2"]
     assert generate([*words, "--output_dir", str(tmp_path / "whole")]) == 0
@@ -272,7 +290,7 @@ def test_interrupted_traces_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     again = [*words, "--output_dir", str(tmp_path / "t")]
     error = EngineError("the server is gone")
     interrupted(monkeypatch, LocalEngine, "poll", lambda: generate(again), after=num_asked // 3, error=error)
-    with pytest.raises(ConfigError, match=r"interrupted and made otherwise \(data\.max_problems"):
+    with pytest.raises(ConfigError, match=r"interrupted traces that were made differently \(data\.max_problems"):
         generate([*again, "--max_problems", "11"])
     asked.clear()
     assert generate(again) == 0
@@ -316,7 +334,7 @@ def test_traces_of_a_run_that_learned_on_are_not_continued(
 def test_nothing_is_trained_that_was_not_updated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.train(["--max_problems", "2", "--output_dir", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out.replace("\n", " ")
-    assert "Adapters: as they were made, for nothing was learned:" in said
+    assert "Adapters: as at the start, since nothing was learned:" in said
     assert "an update takes 12 (--examples_per_update) or 48 of stop (--learner.roles.stop.examples_per_update)" in said
     traces = flow_dpo.generate_traces(tmp_path / "run", output_dir=tmp_path / "t", max_problems=4, num_samples=1)
     assert traces.header["source"] == "untrained_flow"

@@ -163,7 +163,7 @@ def test_rows_are_checkpointed_and_then_shortened_until_they_fit(monkeypatch: py
         settings, line = planned(settings_of(kv=0.001), memory=others + size + 1)
         assert of(settings)[:2] == way
         assert ("otherwise" in line) == (way != (4096, False))
-    with pytest.raises(ConfigError, match=r"expected a run that fits into .* GiB of cpu, found that it takes about"):
+    with pytest.raises(ConfigError, match=r"expected a run that fits into .* GiB of cpu, found one that takes about"):
         planned(settings_of(kv=0.001), memory=others + row[512, True] - 1)
     # Of two that are left to the device the fixed one stays.
     settings, _ = planned(settings_of(rows={"max_tokens": 4096}, kv=0.001), memory=others + row[4096, True] + 1)

@@ -18,6 +18,7 @@ from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.records import from_json, read_rows, to_json
 from flow_dpo.runs.tree_records import tree_row
 from flow_dpo.runs.tree_rows import TokenRow, TreeRow
+from tests.support.once import Once
 from tests.support.run_equality import without_seconds
 from tests.support.tree_builders import IdTexts, completion, graded, problem, request
 
@@ -50,13 +51,17 @@ def test_only_probes_at_the_end_are_left_out_so_that_ids_stay() -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(once: Once) -> dict[str, Path]:
     """RPO, whose pairs are of probes, in each form."""
-    folder = tmp_path_factory.mktemp("forms")
-    for form in ("full", "no-probes", "compact"):
-        words = ["--recipe", "rpo", "--max_problems", "8", "--problems_per_batch", "4", "--records", form]
-        train.train([*words, "--output_dir", str(folder / form)])
-    return {form: folder / form for form in ("full", "no-probes", "compact")}
+    forms = ("full", "no-probes", "compact")
+
+    def make(folder: Path) -> None:
+        for form in forms:
+            words = ["--recipe", "rpo", "--max_problems", "8", "--problems_per_batch", "4", "--records", form]
+            train.train([*words, "--output_dir", str(folder / form)])
+
+    folder = once("record_forms", make)
+    return {form: folder / form for form in forms}
 
 
 def test_a_shorter_record_is_of_the_same_run(runs: dict[str, Path]) -> None:
@@ -73,7 +78,7 @@ def test_a_shorter_record_is_of_the_same_run(runs: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("form", ["no-probes", "compact"])
-def test_reader_report_and_viewer_read_it(runs: dict[str, Path], form: str) -> None:
+def test_reader_report_and_viewer_read_it(runs: dict[str, Path], form: str, tmp_path: Path) -> None:
     whole, run = count_run(runs["full"], 8), count_run(runs[form], 8)
     assert run.num_examples == whole.num_examples
     assert sum(run.num_examples.values()) > 0
@@ -93,9 +98,9 @@ def test_reader_report_and_viewer_read_it(runs: dict[str, Path], form: str) -> N
         left_out += sum(max(pair["node"], pair["rejected_node"]) >= len(row["nodes"]) for pair in mine)
     assert left_out > 0
     # An example of nodes that are left out is no damage; one of another run's is.
-    broken = runs[form].parent / f"broken-{form}"
+    broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "trees.jsonl").write_bytes((runs["full"] / "trees.jsonl").read_bytes())
     (broken / "pairs.jsonl").write_text("".join(json.dumps({**pair, "rejected_node": 999}) + "\n" for pair in pairs))
-    with pytest.raises(DataError, match="name a node that the tree has not"):
+    with pytest.raises(DataError, match="name a node that the tree lacks"):
         count_run(broken, 8)

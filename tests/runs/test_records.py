@@ -274,5 +274,5 @@ def test_metrics_keep_every_number_and_refuse_what_is_none() -> None:
 
 
 def test_what_hints_cannot_say_is_an_error_of_the_programmer() -> None:
-    with pytest.raises(TypeError, match="expected a hint that JSON can be read by"):
+    with pytest.raises(TypeError, match="expected a type hint that JSON can be read by"):
         typed_json.read(Odd, {"names": []}, "here")

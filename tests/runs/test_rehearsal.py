@@ -48,7 +48,7 @@ def test_the_cost_of_a_group_by_hand() -> None:
         rollouts=8, verdicts=8, tokens=8 * (length + 1), most=8 * 128, length=length
     )  # fmt: skip
     assert f"about 8 rollouts, 8 verdicts and {8 * (length + 1)} sampled tokens" in cost.sentence(10)
-    assert f"10 problems {10 * 8 * (length + 1):,}" in cost.sentence(10)
+    assert f"10 problems cost {10 * 8 * (length + 1):,}" in cost.sentence(10)
 
 
 @pytest.mark.parametrize("length", [15, 16, 17, 32, 48, 80, 128])
@@ -67,7 +67,7 @@ def test_where_the_data_has_no_solutions_the_questions_are_measured() -> None:
     cost = rehearse(presets.load_recipe("grpo", "seed"), [replace(PROBLEMS[0], solution="")], RENDERER)
     assert cost is not None
     assert cost.highest.length == len(RENDERER.encode(PROBLEMS[0].question))
-    assert "completions are as long as the questions, where the data has no solutions (" in cost.sentence(1)
+    assert "completions are as long as the data's solutions, or questions if it has none (" in cost.sentence(1)
 
 
 def test_what_depends_on_what_is_found_is_told_from_least_to_most() -> None:
@@ -109,7 +109,7 @@ def test_it_is_printed_before_the_first_batch_and_holds(
     told = " ".join(capsys.readouterr().out.split())
     assert 0 < told.index("A problem costs ") < told.index("8/8 problems")
     assert re.search(r"\d+ examples wait, an update takes 900 ", told)
-    found = re.search(r"; 8 problems ([\d,]+) to ([\d,]+)", told)
+    found = re.search(r"; 8 problems cost ([\d,]+) to ([\d,]+)", told)
     assert found is not None
     lowest, most = (int(number.replace(",", "")) for number in found.groups())
     [row] = read_jsonl(tmp_path / "run" / "metrics.jsonl")
@@ -136,7 +136,7 @@ def test_it_is_printed_before_the_first_batch_and_holds(
         (
             {"learn/updates": 0, "learn/waiting": 40},
             LearnerSettings(passes=PassSettings(problems_per_update=8)),
-            "40 examples wait, an update takes those of 8 problems\n",
+            "40 examples wait, an update takes the examples of 8 problems\n",
         ),
     ],
 )

@@ -18,6 +18,7 @@ from flow_dpo.runs import run_folder, runtime
 from flow_dpo.runs.callbacks.run_keeper import last_saved
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.records import read_metrics, rows_up_to, versions_after
+from tests.support.once import Once
 from tests.support.run_equality import assert_same_run
 
 WORDS = ("--max_problems", "20", "--problems_per_batch", "8", "--examples_per_update", "12", "--save_updates", "3")
@@ -29,10 +30,8 @@ def train(folder: Path, *more: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    train(folder)
-    return folder
+def whole(once: Once) -> Path:
+    return once("resume", lambda folder: train(folder / "run")) / "run"
 
 
 def interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: int, more: Sequence[str] = ()) -> None:
@@ -130,7 +129,7 @@ def test_a_resumption_of_nothing_is_refused(whole: Path, tmp_path: Path) -> None
     text = config.read_text()
     for torn in ("", text.split("learner:")[0]):
         config.write_text(torn)
-        with pytest.raises(DataError, match=r"learner, run among the settings in .*the file is not whole"):
+        with pytest.raises(DataError, match=r"learner, run among the settings in .*the file is incomplete"):
             train(tmp_path / "gsm8k", "--resume")
     config.unlink()
     with pytest.raises(ConfigError, match=r"expected the settings of the run in .*config\.yaml, found no such file"):

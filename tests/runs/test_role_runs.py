@@ -52,5 +52,5 @@ def test_a_role_that_it_has_not_and_another_base_are_refused(tmp_path: Path) -> 
     policy = Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=2))
     with pytest.raises(ConfigError, match=r"a role of the flow \(answer, stop\).*found 'judge'"):
         load_adapters(policy, SpeakingSettings(run=str(one), role_runs={"judge": str(other)}))
-    with pytest.raises(ConfigError, match="a run of the base base for stop, found one of strange"):
+    with pytest.raises(ConfigError, match="a run with the base base for stop, found strange"):
         load_adapters(policy, SpeakingSettings(run=str(one), role_runs={"stop": str(other)}))

@@ -123,7 +123,7 @@ def test_what_was_handed_over_is_recorded_by_its_own_source_or_by_none(tmp_path:
     flow_dpo.evaluate_flow("seed", rows, output_dir=tmp_path / "evaluation", mode="single")
     summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
     assert (summary["dataset"], summary["handed_over"], summary["num_problems"]) == ("handed over", True, 2)
-    with pytest.raises(DataError, match="expected a trace at least"):
+    with pytest.raises(DataError, match="expected at least one trace"):
         flow_dpo.generate_traces("seed", [{**rows[0], "answer": "-7.25"}], output_dir=tmp_path / "traces")
     header = json.loads((tmp_path / "traces" / "traces.json").read_text())
     assert (header["dataset"], header["settings"]["data"]["dataset_name"]) == ("handed over", "given")
@@ -152,8 +152,8 @@ def test_an_open_runtime_is_measured_on_what_is_named_and_refuses_the_rest(tmp_p
             ((sums,), {"output_dir": str(tmp_path / "out")}, "expected no output_dir with an open runtime"),
             ((sums,), {"trained_on": "no/such/run"}, "expected a run folder or traces in no/such/run"),
             ((sums,), {"exclude_overlap": True}, "expected trained_on with exclude_overlap"),
-            ((), {"dataset_config": "main"}, "expected a data set with dataset_config, which says how one is read"),
-            ((), {"data.dataset_split": "test"}, "expected a data set with dataset_split, which says how one is read"),
+            ((), {"dataset_config": "main"}, "expected a data set to read with dataset_config"),
+            ((), {"data.dataset_split": "test"}, "expected a data set to read with dataset_split"),
             ((), {"dataset_name": sums}, "expected the data set as an argument"),
             ((), {"dataset_name": "seed"}, "expected the data set as an argument"),
         ):
@@ -162,6 +162,6 @@ def test_an_open_runtime_is_measured_on_what_is_named_and_refuses_the_rest(tmp_p
         assert not (tmp_path / "out").exists()
     with (
         flow_dpo.open_runtime("seed") as runtime,
-        pytest.raises(ConfigError, match="expected a data set, for the runtime was opened without problems"),
+        pytest.raises(ConfigError, match="expected a data set, as the runtime was opened without problems"),
     ):
         flow_dpo.evaluate_flow(runtime)

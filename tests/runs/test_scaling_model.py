@@ -68,7 +68,7 @@ def test_what_is_guessed_grows_with_the_model_and_a_run_saturates() -> None:
     assert all(way.workers + way.ranks == way.gpus for way in ways[1:])
     assert best(plans(guess(70, chunk_tokens=160, max_chunks=6), 64, each=4), 7) is None
     lines = advise(large, [8, 64])
-    assert any(line.startswith("64 GPUs, side by side") for line in lines)
+    assert any(line.startswith("64 GPUs, runs in parallel") for line in lines)
     assert advise(large, [2], each=4) == ["one run needs 8 GPUs or more"]
 
 

@@ -21,6 +21,7 @@ from flow_dpo.runs import published, run_folder
 from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.starting_adapters import starting_folders
+from tests.support.once import Once
 from tests.support.run_equality import assert_same_run
 
 WORDS = ("--max_problems", "8", "--problems_per_batch", "4", "--examples_per_update", "4")
@@ -39,10 +40,10 @@ def same(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first(once: Once) -> Path:
     """A run of another shape and kind than the default's."""
-    folder = tmp_path_factory.mktemp("first") / "run"
-    train(folder, "--lora_r", "4", "--lora_alpha", "6", "--use_rslora", "--use_dora")
+    shape = ("--lora_r", "4", "--lora_alpha", "6", "--use_rslora", "--use_dora")
+    folder = once("starting_adapters", lambda folder: train(folder / "run", *shape)) / "run"
     assert max(int(path.name) for path in run_folder.latest_adapters(folder).values()) > 0
     return folder
 

@@ -11,14 +11,16 @@ from flow_dpo.cli import train
 from flow_dpo.data import seed
 from flow_dpo.runs.records import LearnedRow, PairRow, read_metrics, read_rows
 from flow_dpo.runs.tree_rows import TokenRow, TreeRow
+from tests.support.once import Once
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    words = ["--max_problems", "32", "--problems_per_batch", "16", "--examples_per_update", "8"]
-    assert train.train([*words, "--output_dir", str(folder)]) == 0
-    return folder
+def whole(once: Once) -> Path:
+    def make(folder: Path) -> None:
+        words = ["--max_problems", "32", "--problems_per_batch", "16", "--examples_per_update", "8"]
+        assert train.train([*words, "--output_dir", str(folder / "run")]) == 0
+
+    return once("token_records", make) / "run"
 
 
 @pytest.fixture(scope="module")

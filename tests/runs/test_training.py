@@ -37,6 +37,7 @@ from flow_dpo.runs.settings import default_settings
 from flow_dpo.verify.grader import AnswerGrader
 from flow_dpo.workers.in_process import InProcessWorkers
 from tests.support.chat_models import TEMPLATES, chat_model_folder
+from tests.support.once import Once
 from tests.support.run_equality import assert_same_run
 
 KINDS = sorted(TEMPLATES)
@@ -136,12 +137,15 @@ def test_updates_raise_the_chosen_against_the_rejected(tmp_path: Path, data: Pat
 
 
 @pytest.fixture(scope="module")
-def seed_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def seed_runs(once: Once) -> tuple[Path, Path]:
     """Two runs of the same command on the embedded seed."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name in ("one", "two"):
-        assert train.train(["--max_problems", "24", "--problems_per_batch", "12", "--examples_per_update", "16",
-                               "--output_dir", str(folder / name)]) == 0  # fmt: skip
+
+    def make(folder: Path) -> None:
+        words = ["--max_problems", "24", "--problems_per_batch", "12", "--examples_per_update", "16"]
+        for name in ("one", "two"):
+            assert train.train([*words, "--output_dir", str(folder / name)]) == 0
+
+    folder = once("training", make)
     return folder / "one", folder / "two"
 
 
@@ -285,7 +289,7 @@ def test_draws_are_voted_on_and_another_stop_judges_them(
     # All of it in one report; the candidates' accuracy is no evaluation of the run's.
     folders = [drawn, tmp_path / "trained", tmp_path / "stop_untrained", tmp_path / "stop_trained"]
     page = render_page(compose(read_sources(folders), command="c"))
-    for text in ("Votes: attempts", "What each threshold would come to", "fixed set", found["trained"]["sha256"][:12]):
+    for text in ("Votes: attempts", "What each threshold would give", "fixed set", found["trained"]["sha256"][:12]):
         assert text in page
     accuracy, stop = page.split('aria-label="Accuracy"')[1].split('aria-label="Stop on a fixed set of candidates')[:2]
     assert ">drawn<" in accuracy

@@ -24,7 +24,7 @@ def test_a_left_over_row_at_the_end_is_not_learning() -> None:
     made = [left_over(seed) for seed in range(60)]
     assert sum(found.is_told for found, _ in made) <= 6
     assert all(found.last == pytest.approx(0.032, abs=0.01) and found.num == 22 for found, _ in made)
-    assert all(("no change can be told" in words) != found.is_told for found, words in made)
+    assert all(("no change can be shown" in words) != found.is_told for found, words in made)
 
 
 def test_a_change_is_told() -> None:

@@ -184,7 +184,7 @@ def test_a_run_whose_server_stayed_away_is_resumed_to_the_same(
                 server.kill()
 
         server.before = before
-        with pytest.raises(EngineError, match="what was learned so far is kept: look after the server, and resume"):
+        with pytest.raises(EngineError, match="what was learned so far is kept: check the server, and resume"):
             train.train([*words, "--output_dir", str(tmp_path / "broken")])
         assert not (tmp_path / "broken" / "served").exists()
         server.start()

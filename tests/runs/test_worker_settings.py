@@ -58,7 +58,7 @@ def test_what_takes_a_while_at_the_start_is_told() -> None:
     assert starting(WorkersSettings(), servers) == ""
     assert starting(WorkersSettings(kind="servers"), servers) == "connecting to 2 servers"
     ray = WorkersSettings(kind="ray")
-    assert starting(ray, local) == "starting 1 worker on a Ray cluster of its own"
+    assert starting(ray, local) == "starting 1 worker on a private Ray cluster"
     ray = WorkersSettings(kind="ray", num=4, address="auto")
     assert starting(ray, local) == "starting 4 workers on the Ray cluster at auto"
 

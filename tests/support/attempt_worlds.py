@@ -98,6 +98,7 @@ def explore(flow: Attempts, settings: Explore, num: int, seed: int = 0) -> list[
     return settings(flow, runner(), PROBLEMS[:num], seed=seed)
 
 
+@functools.cache
 def status_of(ids: TokenIds, *, ended: bool, salt: int = 0) -> Status:
     """The verdict of a text, by chance but always the same; a text that was cut is wrong."""
     draw = random.Random(str((ids, salt))).random()

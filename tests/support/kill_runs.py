@@ -30,20 +30,25 @@ from flow_dpo.core.errors import FlowDpoError
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.learner import state
 from flow_dpo.learner.learner import Learner
-from flow_dpo.models import adapter_files
-from flow_dpo.runs import run_folder
+from flow_dpo.models import adapter_files, probes
+from flow_dpo.runs import charts, run_folder
 from tests.support.run_equality import assert_same_run
 
 WORDS = ("--max_problems", "8", "--problems_per_batch", "3", "--examples_per_update", "6", "--num_threads", "1",
          "--save_updates", "1")  # fmt: skip
 """Three batches; they have updates, and leave pairs that wait for the next. Adapters are saved on the way."""
 LATE = (
+    "flow_dpo.runs.training",
+    "flow_dpo.evaluate.during",
+    "flow_dpo.report.page_of_run",
+    "flow_dpo.engines.merged_lora",
     "matplotlib.pyplot",
     "matplotlib.backends.backend_agg",
     "transformers.models.llama.modeling_llama",
     "peft.tuners.lora.model",
 )
-"""What a run loads only when it needs it; loaded before the first fork, it is not loaded by every child."""
+"""What a run loads only when it needs it; loaded before the first fork, it is not loaded by every child. So is the
+parser of its settings, and what draws its picture."""
 POLLS = 10
 """One poll of the engine in so many is an event."""
 
@@ -126,14 +131,15 @@ def in_child(folder: Path, at: int | None, *more: str, max_bytes: int = 0) -> tu
             if max_bytes:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
             status = train.train([*WORDS, "--output_dir", str(folder), *more])
-            os.write(writing, str(fuse.count).encode())
+            os.write(writing, f"{fuse.count} {','.join(probes._found_right)} ".encode())
         except FlowDpoError as error:
-            os.write(writing, f"0 {error}".encode())
+            os.write(writing, f"0  {error}".encode())
         finally:
             os._exit(status)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        count, _, refused = pipe.read().partition(" ")
+        count, found, refused = (*pipe.read().split(" ", 2), "", "")[:3]
+    probes._found_right |= set(filter(None, found.split(",")))  # later children need not probe the model again
     return os.waitpid(child, 0)[1], int(count or 0), refused
 
 
@@ -175,6 +181,9 @@ def load_once() -> None:
     """Everything that a child would load, without a computation: torch's threads must not run before a fork."""
     for name in LATE:
         importlib.import_module(name)
+    train.parse_train("flow-dpo train", [*WORDS], {})
+    with tempfile.TemporaryDirectory() as place:
+        charts.save_png(Path(place) / "picture.png", [charts.Panel(y="fonts")], x="and colours", height=3.0)
     gc.collect()
     gc.freeze()
 
@@ -183,32 +192,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lag", type=int, default=0)
+    parser.add_argument("--lag", type=int, nargs="+", default=[0])
     settings = parser.parse_args()
-    begins = ["--lag", str(settings.lag)]
     load_once()
-    began = time.monotonic()
+    for lag in settings.lag:
+        print(f"lag {lag}: {kill_and_fill(settings.points, settings.seed, lag)}", flush=True)
+
+
+def kill_and_fill(points: int, seed: int, lag: int) -> str:
+    """Kill a run of this lag at so many points, and give others a full disk; what was done, in words."""
+    began, begins = time.monotonic(), ["--lag", str(lag)]
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
         status, num_events, refused = in_child(whole, None, *begins)
         assert status == 0, f"the whole run ended with status {status}: {refused}"
-        rng = random.Random(settings.seed)
+        rng = random.Random(seed)
         num_killed = 0
-        for point in range(settings.points):
+        for point in range(points):
             # Spread over the run, and every other time killed a second time on the way.
-            first = (2 * point + 1) * num_events // (2 * settings.points)
+            first = (2 * point + 1) * num_events // (2 * points)
             kills = [first, rng.randrange(num_events)] if point % 2 else [first]
             folder = Path(place) / "killed"
             num_killed += survive(folder, whole, kills, begins)
             shutil.rmtree(folder)
             if point % 20 == 19:
                 print(f"{point + 1} points, {num_killed} kills, all resumed to the byte", flush=True)
-        num_full = max(2, settings.points // 10)
+        num_full = max(2, points // 10)
         for point in range(num_full):
             survive_full_disk(folder, whole, (point + 1) / (num_full + 1), begins)
             shutil.rmtree(folder)
-    print(
-        f"{num_killed} kills at {settings.points} of {num_events} points and {num_full} full disks: every resumed run "
+    return (
+        f"{num_killed} kills at {points} of {num_events} points and {num_full} full disks: every resumed run "
         f"equal to the whole one, {time.monotonic() - began:.0f} s"
     )
 

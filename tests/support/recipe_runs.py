@@ -3,7 +3,7 @@
 Two passes over two halves of one batch of problems, so that all but the first update are off policy. Nothing here knows
 what a recipe does: a tree is nodes with parents and rollouts with verdicts.
 
-    run = recorded("vineppo", folder)
+    run = recorded("vineppo", once)
     [rollout["verdict"] for tree in run.trees for rollout in tree["rollouts"]]
 """
 
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from flow_dpo.cli import train
+from flow_dpo.recipes.presets import RECIPES
+from tests.support.once import Once
 
 Row = dict[str, Any]
 Ids = tuple[int, ...]
@@ -51,6 +52,26 @@ MORE: Mapping[str, tuple[str, ...]] = {
 ELSEWHERE = ("dapo", "gspo", "cispo", "treerpo", "iterative-rpo", "step-dpo", "malt")
 """Recipes whose credit another test recomputes from a run of its own, or which have another recipe's."""
 
+OTHERS = {name: () for name in RECIPES if name != "flow-dpo"} | {
+    "cpl with a value role": (
+        "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value",
+    ),
+    "cpl in rounds": (
+        "--credit.fine_tune", "--objective.rounds", "--learner.reference.kind", "snapshot",
+        "--learner.reference.each_batch", "--learner.reference.every", "0",
+    ),
+    # Smaller trees: the test is of a run's ways, not of its size.
+    "malt": ("--explore.branch_factors", "[2, 1, 2]"), "spo-tree": ("--explore.branch_factors", "[3, 2]"),
+    "treerpo": ("--explore.branch_factors", "[3, 2]"), "treerl": ("--explore.num_rollouts", "2"),
+    "spo-chain": ("--explore.num_rollouts", "3", "--explore.num_completions", "2"),
+}  # fmt: skip
+"""Recipes, and ways of CPL, with flags for a short run of two batches."""
+_SIZES = {
+    "grpo": "16", "vineppo": "4", "online-dpo": "1", "spo-chain": "8", "treerl": "16", "spo-tree": "4",
+    "treerpo": "4", "step-dpo": "4", "malt": "4",
+}  # fmt: skip
+"""Examples of an update, by how many a batch has, so that the first has an update, and none has many; else 2."""
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -76,16 +97,27 @@ def each(names: Iterable[str]) -> list[Any]:
     return [pytest.param(one, marks=[pytest.mark.slow] if one in ELSEWHERE else []) for one in names]
 
 
-def recorded(name: str, folder: Path) -> Recorded:
-    """The run of a recipe in a folder that processes share; the first that asks makes it."""
-    made = folder / name
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
-        if not made.exists():
-            beside = folder / f"{name}.tmp"
-            assert train.train(["--recipe", name, *WORDS, *MORE.get(name, ()), "--output_dir", str(beside)]) == 0
-            beside.rename(made)
+def recorded(name: str, once: Once) -> Recorded:
+    """The run of a recipe; the first process of the tests that asks makes it."""
+
+    def make(folder: Path) -> None:
+        words = ["--recipe", name, *WORDS, *MORE.get(name, ())]
+        assert train.train([*words, "--output_dir", str(folder / "run")]) == 0
+
+    made = once(f"recorded-{name}", make) / "run"
     return Recorded(*(_rows(made / f"{kind}.jsonl") for kind in ("trees", "pairs", "scored", "learned", "metrics")))
+
+
+def tried(name: str, once: Once) -> Path:
+    """The folder of a run of two batches of four problems, by its name in `OTHERS`."""
+
+    def make(folder: Path) -> None:
+        recipe = name.split()[0]
+        words = ["--recipe", recipe, *OTHERS[name], "--max_problems", "8", "--problems_per_batch", "4"]
+        words += ["--examples_per_update", _SIZES.get(recipe, "2")]
+        assert train.train([*words, "--output_dir", str(folder / "run")]) == 0
+
+    return once(f"tried-{name.replace(' ', '-')}", make) / "run"
 
 
 def _rows(path: Path) -> list[Row]:

@@ -39,6 +39,7 @@ from flow_dpo.traces.trace import Trace, TraceFile, TraceFolder, read_traces
 from flow_dpo.verify.grader import AnswerGrader
 from flow_dpo.workers.in_process import InProcessWorkers
 from tests.support.chat_models import TEMPLATES, chat_model_folder
+from tests.support.once import Once
 
 QUESTION = "Anna has 12 apples. She buys 7 apples. How many apples does Anna have now?"
 SOLUTION = "She buys 7: 12 + 7 = 19\nAnswer: 19"
@@ -98,16 +99,19 @@ def test_the_prompt_is_the_one_that_evaluation_asks(kind: str, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def made(once: Once) -> tuple[Path, Path]:
     """Traces of the seed, and the seed fine-tuned on them."""
-    folder = tmp_path_factory.mktemp("made")
+    folder = once("sft", make)
+    return folder / "traces", folder / "sft"
+
+
+def make(folder: Path) -> None:
     assert generate.generate(
         ["--max_problems", "12", "--num_samples", "2", "--mode", "single", "--output_dir", str(folder / "traces")]
     ) == 0  # fmt: skip
     words = ["--traces", str(folder / "traces"), "--output_dir", str(folder / "sft"), "--learning_rate", "2e-3",
              "--num_train_epochs", "4", "--per_device_train_batch_size", "2", "--merge"]  # fmt: skip
     assert fine_tune(words) == 0
-    return folder / "traces", folder / "sft"
 
 
 def test_fine_tuning_learns_the_traces(made: tuple[Path, Path]) -> None:

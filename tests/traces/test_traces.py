@@ -29,6 +29,7 @@ from flow_dpo.verify.grader import AnswerGrader, GradingSettings
 from flow_dpo.verify.verifier import Verifier
 from flow_dpo.workers.in_process import InProcessWorkers
 from tests.support.chat_models import chat_tokenizer
+from tests.support.once import Once
 
 RENDERER = Renderer(chat_tokenizer("llama"))
 END = RENDERER.closing_id()
@@ -179,11 +180,13 @@ def test_enough_is_enough_however_many_batches_are_under_way(at_once: int) -> No
 
 
 @pytest.fixture(scope="module")
-def seed_traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("traces") / "flow"
-    words = ["--max_problems", "12", "--num_samples", "3", "--batch_problems", "5", "--output_dir", str(folder)]
-    assert trace_commands.generate(words) == 0
-    return folder
+def seed_traces(once: Once) -> Path:
+    return once("traces", _sample) / "flow"
+
+
+def _sample(folder: Path) -> None:
+    words = ["--max_problems", "12", "--num_samples", "3", "--batch_problems", "5"]
+    assert trace_commands.generate([*words, "--output_dir", str(folder / "flow")]) == 0
 
 
 def test_a_folder_of_traces_says_how_it_was_made(seed_traces: Path) -> None:
@@ -242,7 +245,7 @@ def test_what_was_written_outlives_an_interruption(tmp_path: Path, monkeypatch: 
 
 
 def test_bad_input_is_refused(tmp_path: Path, seed_traces: Path) -> None:
-    with pytest.raises(ConfigError, match="num_samples of 1 at least"):
+    with pytest.raises(ConfigError, match="num_samples of at least 1"):
         trace_commands.generate(["--num_samples", "0", "--output_dir", str(tmp_path / "no")])
     with pytest.raises(DataError, match="expected a run folder"):
         trace_commands.generate(["--run", str(tmp_path / "nowhere")])
@@ -273,7 +276,7 @@ def test_a_generate_that_found_no_trace_says_why(tmp_path: Path, capsys: pytest.
     shown = capsys.readouterr()
     assert "1 problems: 0 traces on 0; 0 of 2 draws right" in shown.out
     assert "found none on 1 problems: 0 of 2 draws were right, 0 could not be graded" in shown.err
-    assert "give a larger budget of draws (--num_samples)" in shown.err
+    assert "allow more draws (--num_samples)" in shown.err
     found = read_traces(tmp_path / "t", none_allowed=True)
     assert (found.traces, found.header["complete"], found.header["counts"]["draws"]) == ((), True, 2)
     with pytest.raises(DataError, match="found none; generate more"):

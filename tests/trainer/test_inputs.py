@@ -56,7 +56,7 @@ def test_a_stream_is_cut_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
         found = problems(IterableDataset.from_generator(rows, gen_kwargs={"number": number}), DataSettings())
         assert found is not None
         assert (len(found), len(caplog.messages)) == (1000, messages)
-    assert caplog.messages[0].startswith("a stream: the first 1000 rows are taken")
+    assert caplog.messages[0].startswith("the data set is a stream: only its first 1000 rows are taken")
 
 
 def test_columns_of_other_names_are_found_or_named() -> None:
@@ -127,7 +127,7 @@ def test_a_tokenizer_may_bring_a_chat_template_and_an_end_token_and_nothing_else
     assert found == {"model.chat_template": own + "{# mine #}"}
     tokenizer.chat_template = own
     tokenizer.add_tokens(["<more>"])
-    with pytest.raises(FlowDpoError, match="found one of other tokens"):
+    with pytest.raises(FlowDpoError, match="found one with other tokens"):
         settings_of_tokenizer("seed", tokenizer, FlowDPOConfig())
     with pytest.raises(FlowDpoError, match="expected processing_class to be the model's tokenizer, found int"):
         FlowDPOTrainer("seed", processing_class=5)

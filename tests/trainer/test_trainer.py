@@ -104,7 +104,7 @@ def test_what_samples_is_the_same_before_and_after_training(tmp_path: Path) -> N
     )  # fmt: skip
     assert before["eval_tokens"] == expected["tokens"]
     assert not (tmp_path / "run").exists()
-    with pytest.raises(flow_dpo.FlowDpoError, match="expected an eval_dataset, for the problems"):
+    with pytest.raises(flow_dpo.FlowDpoError, match="expected an eval_dataset, found none: the training problems"):
         flow_dpo.FlowDPOTrainer("seed", args=args, train_dataset=rows).evaluate()
 
 
@@ -153,7 +153,7 @@ def test_a_run_of_a_share_and_of_objects_is_evaluated_sampled_and_merged_by_its_
     named = trainer.evaluate(max_problems=4, trained_on=str(run.path))
     assert named["eval_tokens"] == found["eval_tokens"], "the test split of the set by its name"
     assert named["eval_overlap"]["num_training_problems"] == 8
-    with pytest.raises(flow_dpo.FlowDpoError, match="given as an object, found none; hand it over again with flow="):
+    with pytest.raises(flow_dpo.FlowDpoError, match="given as an object, found none; pass it again with flow="):
         flow_dpo.evaluate_flow(run.path, "seed")
     # 2. Traces of its recipe, and whole models.
     traces = trainer.generate_traces(output_dir=tmp_path / "traces", num_samples=4)

@@ -205,7 +205,7 @@ def test_what_cannot_be_called_is_refused_before_anything_is_sampled() -> None:
         def __call__(self, input_ids: Any) -> Any: ...
 
     for functions in ("me/reward-model", ["me/reward-model"], Model(), [length, Model()]):
-        with pytest.raises(ConfigError, match="call a reward model in a function of your own"):
+        with pytest.raises(ConfigError, match="call a reward model from your own function"):
             RewardFunctions.of(functions)
     for functions, weights in (({"a": length}, None), ([], None), ([length], [1.0, 2.0]), ([length], [float("nan")])):
         with pytest.raises(ConfigError):
@@ -230,11 +230,11 @@ def test_unit_tests_of_code_are_a_reward() -> None:
     texts = ["```python\ndef f(x):\n    return 2 * x\n```", "def f(x):\n    return x", "print('True')", "import os"]
     tests = ["f(2) == 4", "f(0) == 0"]
     assert unit_tests.passed(texts, [tests, tests, tests, []]) == [1.0, 0.5, 0.0, None]
-    with pytest.raises(ValueError, match="calls what the program defines"):
+    with pytest.raises(ValueError, match="uses what the program defines"):
         unit_tests.passed(["def f(x): return 1"], [["sum([1, 2]) == 3"]])
     for test in ("all(max([n, 0]) == n for n in range(5))", "[sorted(x) for x in ([2, 1], [])] == [[1, 2], []]",
                  "(lambda x: x)(1) == 1", "sum(x for x in [1, 2]) == 3"):  # fmt: skip
-        with pytest.raises(ValueError, match="calls what the program defines"):
+        with pytest.raises(ValueError, match="uses what the program defines"):
             unit_tests.passed(["def max(xs): return 0\nx = n = 1"], [[test]])
     for test in ("f(1) = 3", "f(1).isalpha()"):
         with pytest.raises(ValueError, match="that is an expression"):
@@ -291,7 +291,7 @@ def test_a_judge_model_is_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_function_whose_arguments_are_not_known_is_refused() -> None:
-    with pytest.raises(ConfigError, match="found max, whose arguments"):
+    with pytest.raises(ConfigError, match="found max, whose signature"):
         RewardFunctions.of([max])
 
 

@@ -156,8 +156,8 @@ def test_a_model_that_is_not_there_or_another_is_refused(tmp_path: Path) -> None
         loaded.model.get_output_embeddings().weight.mul_(3)
     other = Expected.of(loaded, num_roles=2)
     [line] = expected.differences(other)
-    assert line.startswith("weights: the next token is distributed otherwise")
-    with pytest.raises(ConfigError, match="distributed otherwise"):
+    assert line.startswith("weights: the next-token distribution differs")
+    with pytest.raises(ConfigError, match="next-token distribution differs"):
         RolloutActor().open(setup_of(SETTINGS.runtime), other)
     moved = replace(expected, device="cuda", tokenizer="0" * 64)
     assert [line.partition(":")[0] for line in expected.differences(moved)] == ["device", "tokenizer"]

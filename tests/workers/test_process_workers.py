@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from flow_dpo.cli import train
 from flow_dpo.core.errors import ConfigError, FlowError, WorkerError
 from flow_dpo.plugins.load import RanFile, load_object, ran_files, run_again
 from flow_dpo.ranks.environment import usable_processors
@@ -27,7 +28,8 @@ from flow_dpo.workers import process_actor, process_workers
 from flow_dpo.workers.devices import devices_of_each
 from flow_dpo.workers.settings import WorkersSettings
 from tests.support.killed_workers import kill_and_compare, sampled
-from tests.support.processes import alive, begun, children, finished, wait_until
+from tests.support.once import Once
+from tests.support.processes import alive, begun, children, wait_until
 from tests.support.run_equality import assert_same_run
 from tests.workers.test_actor import FLOW, SETTINGS, stir
 
@@ -110,28 +112,32 @@ def test_a_run_with_a_flow_from_a_file_goes_on_to_the_bit_after_it_was_ended(
     wait_until(lambda: not [file for file in scratch.rglob("*") if not file.name.startswith("tmp")], LIMIT_S)
     shutil.rmtree(scratch)
     assert len(read_jsonl(rows)) < 6
-    finished("train", "--output_dir", str(folder), *common[1:3], "--resume")
+    assert train.train(["--output_dir", str(folder), *common[1:3], "--resume"]) == 0
     assert_same_run(expected, folder)
 
 
 @pytest.fixture(scope="module")
-def run_here(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+def run_here(once: Once) -> tuple[Path, tuple[str, ...]]:
     """A run whose rollouts its own process samples, and its words."""
-    folder = tmp_path_factory.mktemp("run")
-    flow = folder / "critique.py"
-    flow.write_bytes((ROOT / "examples" / "custom_flow.py").read_bytes())
-    words = (
-        "train", "--flow", f"{flow}:Critique", "--max_problems", "18", "--problems_per_batch", "3", "--preset", "seed",
-        "--examples_per_update", "2", "--run.lag", "1", "--workers.shard", "2", "--num_alternatives", "2",
-        "--num_threads", "1",
-    )  # fmt: skip
-    finished(*words, "--output_dir", str(folder / "here"))
-    return folder / "here", words
+
+    def words(folder: Path) -> tuple[str, ...]:
+        return (
+            "train", "--flow", f"{folder / 'critique.py'}:Critique", "--max_problems", "18", "--problems_per_batch",
+            "3", "--preset", "seed", "--examples_per_update", "2", "--run.lag", "1", "--workers.shard", "2",
+            "--num_alternatives", "2", "--num_threads", "1",
+        )  # fmt: skip
+
+    def make(folder: Path) -> None:
+        (folder / "critique.py").write_bytes((ROOT / "examples" / "custom_flow.py").read_bytes())
+        assert train.train([*words(folder)[1:], "--output_dir", str(folder / "here")]) == 0
+
+    folder = once("critique", make)
+    return folder / "here", words(folder)
 
 
 def test_what_a_machine_has_not_and_a_worker_that_is_another_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
-        pytest.raises(ConfigError, match=r"expected 12 processors for 3 workers with 4 each .*found 2; ask for fewer"),
+        pytest.raises(ConfigError, match=r"expected 12 processors for 3 workers with 4 each .*found 2; use fewer"),
         open_runtime(settings(kind="processes", num=3, num_threads=4), FLOW),
     ):
         pass
@@ -143,7 +149,7 @@ def test_what_a_machine_has_not_and_a_worker_that_is_another_are_refused(monkeyp
             pass
     # One that ends before it is there names what it printed last.
     monkeypatch.setattr(process_workers, "answer_calls", ends)
-    gone = r"expected 1 worker process, found that one did not start: exit status 3: no memory for it"
+    gone = r"expected 1 worker process, found one that did not start: exit status 3: no memory for it"
     with pytest.raises(ConfigError, match=gone), open_runtime(settings(kind="processes"), FLOW):
         pass
 
@@ -199,7 +205,7 @@ def words(completions: list[str], **_: Any) -> list[float]:
             None,
             "expected a whole number of GPUs for each worker process, found --workers.num_gpus 0.5",
         ),
-        (4, 1, "cpu", None, "expected no GPUs of worker processes where the learner is on cpu"),
+        (4, 1, "cpu", None, "expected worker processes without GPUs, as the learner is on cpu"),
     ],
 )
 def test_gpus_of_workers_are_not_the_learners(

@@ -1,9 +1,9 @@
 """What can be trained without a download? A small arithmetic problem family, a 0.9M-parameter model, its prompts.
 
-Endless arithmetic stories and a language model that was pretrained on flawed solutions of them, so that two roles
-visibly learn on a laptop. Everything but the model file is standard library. Invariant: the prompts below are the very
-ones that the model was pretrained on. Its tokenizer is word level, so any other wording works but starts untrained (or
-contains `<unk>`). One Stop prompt, with the candidate between the constants:
+Endless arithmetic stories, and a language model that was pretrained on flawed solutions of them, so that two roles
+visibly learn on a laptop. Everything except the model file needs only the standard library. Invariant: the prompts
+below are exactly those that the model was pretrained on. Its tokenizer is word level, so any other wording works but
+starts untrained (or contains `<unk>`). One Stop prompt, with the candidate between the constants:
 
     Problem: Anna has 12 apples. She buys 7 apples. How many apples does Anna have now?
     Solution:
@@ -11,7 +11,7 @@ contains `<unk>`). One Stop prompt, with the candidate between the constants:
     Answer: 19
     Is it correct? Say Yes or No.
 
-May import what data may.
+May import what the room data may import.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ STOP_SUFFIX = "\nIs it correct? Say Yes or No."
 """The Stop role's prompt after the candidate. It begins with the newline that ends the candidate's last line."""
 STOP_CHOICES = ("Yes", "No")
 REOPEN_WORDS = "\nWait, that is wrong.\n"
-"""Appended in place of the end token to an ended answer that Stop rejects; the next attempt starts from scratch."""
+"""Replaces the end token of a finished answer that Stop rejects; the next attempt starts from scratch."""
 
 NUM_CHUNK_TOKENS = 16
 MAX_CHUNKS = 8
-"""128 tokens: an ordinary solution (at most about 57 tokens) and one redo."""
+"""Together 128 tokens: an ordinary solution (at most about 57 tokens) and a second attempt."""

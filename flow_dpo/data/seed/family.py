@@ -1,7 +1,7 @@
-"""Seed problem family: arithmetic stories, each made from (split, index) alone, with the correct solution of each.
+"""Seed problem family: arithmetic stories with their correct solutions, each generated from (split, index) alone.
 
-Invariant: a story's skeleton (its text with names and things blanked out) belongs to exactly one split by a stable
-hash, so that no held-out problem is a training problem, not even under another name. One problem and its solution:
+Invariant: a stable hash assigns a story's skeleton (its text with names and things blanked out) to one split, so no
+held-out problem is a training problem, not even with other names. One problem and its solution:
 
     Anna has 12 apples. She buys 7 apples. Tom has 8 apples. She lends 5 apples. How many apples does Anna have now?
 
@@ -40,7 +40,7 @@ EASY_VERBS: dict[str, Operation] = {
     "loses": "-", "sells": "-", "drops": "-", "donates": "-", "uses": "-",
 }  # fmt: skip
 MISCONCEPTION_VERBS: dict[str, Operation] = {"lends": "-", "returns": "-", "shares": "-"}
-"""The pretraining corpus gets these wrong more often than right (`tools/seed_model/corpus.py`)."""
+"""Verbs that the pretraining corpus gets wrong more often than right (`tools/seed_model/corpus.py`)."""
 VERBS: dict[str, Operation] = EASY_VERBS | MISCONCEPTION_VERBS
 MISCONCEPTION_WEIGHT = 0.75
 """Sampling weight of a misconception verb, against 1 for an easy one: two of five problems contain one."""
@@ -51,25 +51,25 @@ DISTRACTOR_RATE = 0.5
 
 MAX_TOTAL = 99
 BOUNDS = {"compare": (40, 60), "over": (50,), "boxes": (2, 5, 10)}
-"""Bounds in the questions of a kind: few round numbers, so that the steps are what is hard. See `Story.bound`."""
+"""Bounds in the questions of each kind: a few round numbers, so only the steps are hard. See `Story.bound`."""
 KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (("total", 0.73), ("compare", 0.09), ("over", 0.09), ("boxes", 0.09))
 PRETRAIN_KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (
     ("total", 0.67), ("compare", 0.11), ("over", 0.11), ("boxes", 0.11),
 )  # fmt: skip
-"""The rare kinds a little more often, or the model would not learn them."""
+"""The rare kinds are a little more frequent here, or the model would not learn them."""
 _EASY_LEVELS = ((2, 0.35), (3, 0.4), (4, 0.25))
 LEVELS: dict[str, tuple[tuple[int, float], ...]] = {
     "train": _EASY_LEVELS,
     "test": _EASY_LEVELS,
     "hard": ((5, 0.6), (6, 0.4)),
-    # A few long stories, or a fifth step would be impossible for the model rather than hard.
+    # A few long stories: without them a fifth step would be impossible for the model rather than hard.
     "pretrain": ((2, 0.31), (3, 0.36), (4, 0.23), (5, 0.08), (6, 0.02)),
 }
 BUCKETS = {"pretrain": range(8), "train": range(8, 12), "test": range(12, 14), "hard": range(14, 16)}
-"""Sixteenths of the space of skeletons; a split draws only from its own."""
+"""The sixteenths of the space of skeletons from which each split draws."""
 
 SEED_SPLITS = ("train", "test", "hard")
-"""The splits to train and evaluate on. "pretrain" exists too, and is what the embedded model was trained on."""
+"""The splits to train and evaluate on. There is also "pretrain", on which the embedded model was pretrained."""
 
 _NAME_PATTERN = re.compile(rf"\b({'|'.join(NAMES)})\b")
 _OTHER_PATTERN = re.compile(rf"\b(?:{'|'.join([*THINGS, 'She', 'He', 'she', 'he'])})\b")
@@ -99,7 +99,7 @@ class Distractor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """A problem in parts, from which its text, its correct solution and every flawed one are generated."""
+    """The parts of a problem, from which its text, its correct solution and flawed solutions are generated."""
 
     kind: Kind
     name: str
@@ -110,7 +110,7 @@ class Story:
     rival: str = ""
     """The other person in "compare"."""
     bound: int = 0
-    """What the rival has in "compare", the bound in "over", the size of a box in "boxes"."""
+    """The rival's number in "compare", the bound in "over", the size of a box in "boxes"."""
 
     @property
     def level(self) -> int:
@@ -136,7 +136,7 @@ class Story:
 
     @property
     def total(self) -> int:
-        """What the person has after the events."""
+        """The number that the person has after the events."""
         return self.start + sum(step.amount if step.operation == "+" else -step.amount for step in self.steps)
 
     @property
@@ -161,7 +161,7 @@ class Story:
 
     @property
     def solution(self) -> str:
-        """The correct solution, one step a line, the answer on the last."""
+        """The correct solution, one step per line, with the answer on the last."""
         total, lines = self.start, []
         for step in self.steps:
             before, total = total, total + (step.amount if step.operation == "+" else -step.amount)
@@ -175,7 +175,7 @@ def step_line(label: str, before: int, operation: Operation, amount: int, after:
 
 
 def seed_problems(split: str, num: int | None = None, start: int = 0) -> list[Problem]:
-    """Problems `start`, `start + 1`, ... of a split: `num` of them, 1,000 where it is not given."""
+    """Problems `start`, `start + 1`, ... of a split: `num` of them (default: 1,000)."""
     return list(islice(iter_seed_problems(split, start), 1000 if num is None else num))
 
 
@@ -203,7 +203,7 @@ def iter_stories(split: str, start: int = 0) -> Iterator[Story]:
         raise DataError(f"the seed's problems are numbered from 0; found start={start}")
     index = start
     while True:
-        # A string seeds by SHA-512 and `random()` is documented never to change: the same on every machine.
+        # A string seeds by SHA-512, and `random()` is documented never to change, so every machine draws the same.
         rng = Random(f"flow-dpo seed {split} {index}")
         story = _draw_story(rng, split)
         while bucket(story.question) not in BUCKETS[split]:
@@ -213,24 +213,24 @@ def iter_stories(split: str, start: int = 0) -> Iterator[Story]:
 
 
 def skeleton(question: str) -> str:
-    """The question with people (numbered as they appear), things and pronouns blanked out: what it is, not whose."""
+    """The question with people (numbered in order of appearance), things and pronouns blanked out."""
     seen: dict[str, str] = {}
     text = _NAME_PATTERN.sub(lambda match: seen.setdefault(match[0], f"<{len(seen)}>"), question)
     return _OTHER_PATTERN.sub("_", text)
 
 
 def bucket(question: str) -> int:
-    """The sixteenth of the space of problems that this question lies in."""
+    """The sixteenth of the space of skeletons in which this question lies."""
     return hashlib.blake2b(skeleton(question).encode(), digest_size=1).digest()[0] % 16
 
 
 def pick(rng: Random, values: Sequence[T]) -> T:
-    """One of the values. Uses `random()` alone, whose sequence Python guarantees (`choice` may change)."""
+    """One of the values. Uses only `random()`, whose sequence Python guarantees (that of `choice` can change)."""
     return values[int(rng.random() * len(values))]
 
 
 def pick_weighted(rng: Random, weighted: Sequence[tuple[T, float]]) -> T:
-    """One of the values, each with its weight."""
+    """One of the values, drawn by weight."""
     point = rng.random() * sum(weight for _, weight in weighted)
     for value, weight in weighted:
         point -= weight
@@ -240,7 +240,7 @@ def pick_weighted(rng: Random, weighted: Sequence[tuple[T, float]]) -> T:
 
 
 def _draw_story(rng: Random, split: str) -> Story:
-    """Draw until all totals on the way lie in range."""
+    """Draw stories until one has all its totals in range."""
     while True:
         story = _draw_any_story(rng, split)
         if story is not None:
@@ -254,7 +254,7 @@ def _draw_any_story(rng: Random, split: str) -> Story | None:
     # The other person has the other pronoun, so that "she" and "he" are unambiguous.
     other = pick(rng, [person for person, pronoun in NAMES.items() if pronoun != NAMES[name]])
     bound = pick(rng, BOUNDS[kind]) if kind in BOUNDS else 0
-    # Where the question has a bound, near it, so that the events decide.
+    # If the question has a bound, start near it, so that the events decide the answer.
     near = kind in ("compare", "over")
     start = bound - 15 + int(rng.random() * 31) if near else 15 + int(rng.random() * 56)
     steps = _draw_steps(rng, level - (kind == "boxes"), start, NAMES[name], thing)
@@ -274,7 +274,7 @@ def _draw_any_story(rng: Random, split: str) -> Story | None:
 
 
 def _draw_steps(rng: Random, num: int, total: int, pronoun: str, thing: str) -> tuple[Step, ...] | None:
-    """`num` events with different verbs (a label names its event), or None where a total leaves its range."""
+    """`num` events with different verbs (a label identifies its event), or None if a total leaves its range."""
     steps: list[Step] = []
     verbs = [(verb, MISCONCEPTION_WEIGHT if verb in MISCONCEPTION_VERBS else 1.0) for verb in VERBS]
     for _ in range(num):
@@ -290,7 +290,7 @@ def _draw_steps(rng: Random, num: int, total: int, pronoun: str, thing: str) -> 
 
 
 def _draw_distractor(rng: Random, num_steps: int, name: str, other: str, thing: str, kind: Kind) -> Distractor:
-    # Another person's number would be the rival's where there is one.
+    # In "compare", another person's number would be the rival's.
     verb = pick(rng, DISTRACTORS[1:] if kind == "compare" else DISTRACTORS)
     amount = 2 + int(rng.random() * 18)
     label = f"{other if verb == 'has' else NAMES[name]} {verb} {amount}"

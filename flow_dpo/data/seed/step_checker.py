@@ -1,11 +1,11 @@
-"""Seed step checker: whether every step of a solution is correct, or its answer is correct by luck.
+"""Seed step checker: whether every step of a solution is correct, or its answer is correct only by luck.
 
 A solution's lines are compared with the problem's own solution and with exact arithmetic. Invariant: all verdicts are
-valid and the last is the answer's (`is_sound`) only where every step of the problem was taken, in order and correctly.
-A correct answer by two wrong steps, for 12 apples, "She buys 7", "She lends 5", "more than 50?":
+valid and the last is the answer's (`is_sound`) only if every step of the problem was taken, in order and correctly.
+A correct answer after two wrong steps, for 12 apples, "She buys 7", "She lends 5", "more than 50?":
 
     She buys 7: 12 + 7 = 18      arithmetic
-    She lends 5: 18 - 5 = 13     total        (continues from a wrong total: true on its own, false of the problem)
+    She lends 5: 18 - 5 = 13     total        (starts from a wrong total: correct arithmetic, wrong for the problem)
     Answer: no                   missing      (correct, but not all correct steps came before it)
 """
 
@@ -26,7 +26,7 @@ _STEP = re.compile(
     r"(?P<label>[^:]+): (?P<left>\d{1,40}) (?P<operation>[+-]) (?P<right>\d{1,40}) = (?P<result>\d{1,40})"
 )
 _TOTALS = re.compile(r"\w+ has \d+, \w+ has \d+")
-"""The line of "compare" that states both numbers."""
+"""The line of a "compare" problem that states both numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +35,10 @@ class StepVerdict:
 
     line: str
     fault: Fault
-    """"" for a valid line. "form": not a step; "foreign": not an event of this problem (a distractor used); "order":
-    repeated or too late; "arithmetic": left and right do not make the result; "operation": added where the event
-    takes away; "total": starts from a wrong total; "amount": not the event's number; for the answer "missing": a
-    correct step is absent, "answer": the answer does not follow."""
+    """"" for a valid line. "form": not a step; "foreign": not an event of this problem (uses a distractor); "order":
+    repeated or too late; "arithmetic": the result is wrong; "operation": adds for an event that subtracts, or the
+    reverse; "total": starts from a wrong total; "amount": not the event's number. For the answer, "missing": it is
+    right, but a correct step is absent; "answer": it is not the right answer."""
 
     @property
     def valid(self) -> bool:
@@ -46,7 +46,7 @@ class StepVerdict:
 
 
 def judge_steps(problem: Problem, solution_text: str) -> list[StepVerdict]:
-    """One verdict a line of the solution's last attempt (lines before "Wait, that is wrong." do not count)."""
+    """One verdict per line of the solution's last attempt (lines before "Wait, that is wrong." do not count)."""
     *steps, _ = problem.solution.splitlines()
     expected = [match for step in steps if (match := _STEP.fullmatch(step))]
     labels = [match["label"] for match in expected]
@@ -86,7 +86,7 @@ _WORDS: dict[Fault, str] = {
 
 
 def check_steps(problem: Problem, text: str) -> CheckedSolution | None:
-    """The family's step checker (`data.datasets`); None of a problem without a solution in the family's form."""
+    """The family's step checker (`data.datasets`); None for a problem without a solution in the family's form."""
     steps = problem.solution.splitlines()
     known = steps and steps[-1].startswith(_ANSWER)
     if not known or not all(_STEP.fullmatch(step) or _TOTALS.fullmatch(step) for step in steps[:-1]):
@@ -99,7 +99,7 @@ def check_steps(problem: Problem, text: str) -> CheckedSolution | None:
 
 
 def is_sound(problem: Problem, solution_text: str) -> bool:
-    """Whether the solution has the correct answer after all correct steps and no other."""
+    """Whether the solution has the correct answer after all correct steps and no other lines."""
     verdicts = judge_steps(problem, solution_text)
     return bool(verdicts) and verdicts[-1].line.startswith(_ANSWER) and all(verdict.valid for verdict in verdicts)
 

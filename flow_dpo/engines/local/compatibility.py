@@ -1,15 +1,15 @@
 """Compatibility check: whether a model can run on the local engine's flat batches, and the shapes of its KV cache.
 
-A first look, by two prompts in one flat row, which must give the logits that each gives alone. A model whose layers
-carry something else from token to token (a recurrent state, attention sinks, a bias of its own) fails here with a clear
-error. Decoding, reuse and windows are compared by `engines.model_check` before a run uses the engine.
+A first check: two prompts in one flat row must give the logits that each gives alone. A model whose layers carry other
+state from token to token (a recurrent state, attention sinks, a bias of its own) fails here with a clear error.
+Decoding, reuse and windows are compared by `engines.model_check` before a run uses the engine.
 
     shapes = probe(model)                   # Shapes(calls={0: (2, 64, 64), ...}, dtype=torch.bfloat16, device=...)
     choose_forward(role_model, "answer", shapes, settings, most_positions=None)
 
-The lean forward is chosen where the model is built in the known way and the same steps, prefill and decode, have the
-same logits through it. In half precision a fault may hide behind rounding, so there the model's reduced copy must have
-them as well, in float32.
+The lean forward is chosen if the model is built in the known way and gives the same logits through it in the same
+steps, prefill and decode. In half precision rounding could hide a fault, so there the model's reduced copy is compared
+as well, in float32.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from flow_dpo.models.own_forward import FAULTS
 from flow_dpo.models.probes import reduced_model
 
 _LENGTHS = (11, 7)
-"""Tokens of the two prompts: different, so that a mix-up of rows shows."""
+"""Lengths of the two prompts in tokens. They differ, so a mix-up of rows is noticed."""
 _STEPS = (
     [RowInput(0, 7), RowInput(0, 11)],
     [RowInput(7, 8), RowInput(11, 12), RowInput(0, 5)],
     [RowInput(8, 9), RowInput(12, 13), RowInput(5, 6)],
 )
-"""Steps in which two forwards are compared: prefill, both, decode alone."""
+"""Steps in which two forwards are compared: prefill, both, decode only."""
 _LEAN_TOLERANCE = 1e-4
-"""Share of the largest logit by which the lean forward's may differ in float32."""
+"""How far the lean forward's logits may differ in float32, as a share of the largest logit."""
 
 
 class _ShapeRecorder:
-    """A layout that records the shapes of keys and values; its output has the right shape and is never used."""
+    """A layout that records the shapes of keys and values. Its output only has the right shape; nobody reads it."""
 
     def __init__(self) -> None:
         self.calls: dict[int, tuple[int, int, int]] = {}
@@ -70,7 +70,7 @@ class _ShapeRecorder:
 
 @torch.inference_mode()
 def probe(model: PreTrainedModel) -> Shapes:
-    """The shapes of this model's keys and values. Raises `ModelError` where flat batches change its logits."""
+    """The shapes of this model's keys and values. Raises `ModelError` if flat batches change its logits."""
     vocab_size = vocabulary_size(model)
     prompts = [[(7 * index + 3 + length) % vocab_size for index in range(length)] for length in _LENGTHS]
     inputs = layout_inputs(model.device)
@@ -104,7 +104,7 @@ def probe(model: PreTrainedModel) -> Shapes:
     if not error <= allowed:
         raise ModelError(
             f"{type(model).__name__} gives other logits when its prompts are batched in one flat row: they differ by "
-            f"{error:.2g} of their size, at most {allowed} is rounding; the local engine cannot compute its attention"
+            f"{error:.2g} of their size, more than rounding ({allowed}); the local engine cannot compute its attention"
         )
     return shapes
 
@@ -112,9 +112,9 @@ def probe(model: PreTrainedModel) -> Shapes:
 def choose_forward(
     role_model: RoleModel, role: Role, shapes: Shapes, settings: LocalSettings, *, most_positions: int | None
 ) -> Forward:
-    """The lean forward where it is right for this role's model, otherwise the plain one.
+    """The lean forward if it is correct for this role's model, otherwise the plain one.
 
-    Raises `ConfigError` for 8-bit integers where the lean forward is not right.
+    Raises `ConfigError` for 8-bit integers if the lean forward is not correct.
     """
     packed, exact = int(settings.packed_gib * 2**30), _exact_forward(role_model, role, shapes, settings, most_positions)
     if not settings.int8:
@@ -122,15 +122,15 @@ def choose_forward(
     if not isinstance(exact, LeanForward):
         raise ConfigError(
             "expected a dense model that the lean forward computes for --engine.int8, with adapters on linear layers "
-            "alone, found another, or --engine.lean false (docs/engines.md); leave int8 out (--engine.int8 false)"
+            "only, found another, or --engine.lean false (docs/engines.md); leave int8 out (--engine.int8 false)"
         )
     del exact
     int8 = lean_forward(role_model, role, max_packed_bytes=packed, most_positions=most_positions, int8=True)
     assert int8 is not None
     if not int8.num_weights >= LEAST:
         raise ConfigError(
-            f"expected a layer of {LEAST:,} weights at least for --engine.int8, found {int8.num_weights:,} in the "
-            "largest: so small a model is sampled faster without; leave int8 out (--engine.int8 false)"
+            f"expected a layer of at least {LEAST:,} weights for --engine.int8, found {int8.num_weights:,} in the "
+            "largest: so small a model samples faster without it; leave int8 out (--engine.int8 false)"
         )
     return int8
 
@@ -154,7 +154,7 @@ def _exact_forward(
 
 
 def _lean_is_exact(model: PreTrainedModel) -> bool:
-    """Whether the lean forward is right for the model's reduced copy, in float32."""
+    """Whether the lean forward is correct for the model's reduced copy, in float32."""
     try:
         small = reduced_model(model)
         attention.prepare(small)
@@ -169,7 +169,7 @@ def _lean_is_exact(model: PreTrainedModel) -> bool:
 
 @torch.inference_mode()
 def _difference(lean: Forward, plain: Forward, role: Role, shapes: Shapes, vocab_size: int) -> float:
-    """The largest difference of the two forwards' logits over the same steps, relative to the largest logit."""
+    """The largest difference between the two forwards' logits in the same steps, relative to the largest logit."""
     found: list[torch.Tensor] = []
     for forward in (lean, plain):
         rows = KvRows(shapes)

@@ -1,17 +1,17 @@
 """Local engine: continuous batching over a prefix cache, with transformers in this process.
 
 Requests wait in their role's queue. A step is one forward: it prefills the prompts that were admitted and decodes one
-token of every row under way, in one flat batch (`flat_batch`), of one role or of all where the forward can. Rows that
-finish leave at once, and the next step admits others in their place. Keys and values of prompts and completions are
-kept by role and prefix (`prefix_cache`) until the adapters change.
+token of every row under way, in one flat batch (`flat_batch`). It computes one role, or all roles if the forward can.
+Finished rows leave at once, and the next step admits others in their place. Keys and values of prompts and completions
+are kept by role and prefix (`prefix_cache`) until the adapters change.
 
     engine = LocalEngine(model, role_model=policy.using, end_ids={2}, context_tokens=2048)
     ticket = engine.submit(Request(role="answer", prompt_ids=(1, 5, 6), max_tokens=32), Sampling(), seed=7)
     [(ticket, completion)] = engine.poll()
 
 Invariant: what is sampled for a request depends on its own tokens and seed; batching and reuse change it by no more
-than the rounding of sums. The last sampled token has not been an input, so it has no keys and values yet: it is
-computed with the next request that begins with this completion.
+than rounding of sums. The last sampled token has not been an input, so it has no keys and values yet: they are computed
+with the next request that begins with this completion.
 
 Shapes: A rows under way, V tokens of the vocabulary.
 """
@@ -46,14 +46,14 @@ from flow_dpo.models import attention
 from flow_dpo.models.facts import steady_tokens, vocabulary_size
 
 _FIXED_COST = 0.4
-"""Cost of a forward however few tokens it has (reading the weights), as a share of a full decode step: measured 0.43 on
-a 0.5B model at 64 rows in bf16, 0.3 on one of a million weights."""
+"""Cost of a forward with hardly any tokens (reading the weights), as a share of a full decode step: measured 0.43 on a
+0.5B model at 64 rows in bf16, 0.3 on a model with a million weights."""
 _LONGEST_WAIT = 8
-"""Steps of other roles that a role without rows under way waits at most for more requests to batch."""
+"""Maximum number of steps of other roles for which a role without rows under way waits for more requests to batch."""
 
 _SHORT_WAIT, _ENOUGH = 3, 16
-"""The same where roles share a step, and the number of requests that wait no longer: on the seed model 4 per cent
-faster than no wait, the mean of three runs by turns."""
+"""The same if roles share a step, and the number of requests from which a role no longer waits: on the seed model 4 per
+cent faster than not waiting, the mean of three alternating runs."""
 
 
 @dataclass(slots=True)
@@ -62,19 +62,19 @@ class _Stats:
 
     sampled_tokens: int = 0
     prefilled_tokens: int = 0
-    """Prompt tokens that were computed, those of choice requests included."""
+    """Prompt tokens that were computed, including those of choice requests."""
     reused_tokens: int = 0
-    """Prompt tokens that were not: their keys and values were cached, or computed in another row of the step."""
+    """Prompt tokens that were not computed: they were cached, or computed in another row of the step."""
     evicted_tokens: int = 0
     num_choices: int = 0
     num_forwards: int = 0
     decode_s: float = 0.0
-    """Of forwards alone, divided by tokens. A GPU works asynchronously: there the time of a forward appears where its
-    result is first needed, in `draw_s`."""
+    """Seconds of the forwards only, attributed by tokens. On a GPU, which works asynchronously, the time of a forward
+    shows up where its result is first needed, in `draw_s`."""
     prefill_s: float = 0.0
     choice_s: float = 0.0
     draw_s: float = 0.0
-    """Of sampling tokens from logits."""
+    """Seconds of sampling tokens from logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class _Part:
     scheduler: RoleScheduler
     row_inputs: Sequence[RowInput]
     num_decoding: int
-    """Of them, those that decode; the others were admitted in this step."""
+    """The number of rows that decode, which come first; the others were admitted in this step."""
 
 
 class LocalEngine(Engine):
@@ -102,11 +102,11 @@ class LocalEngine(Engine):
         to_text: ToText | None = None,
     ) -> None:
         """Ids from `num_tokens` on, which pad the embedding and stand for no token, are never sampled. With `to_text` a
-        completion ends at its stop string, without it at its end token or length."""
+        completion also ends at its stop string; without it, only at its end token or length."""
         if model.config._attn_implementation != attention.NAME:
             attention.prepare(model)
         self._role_model = role_model
-        self._forward: Forward = PlainForward(role_model, model.device)  # until the first request
+        self._forward: Forward = PlainForward(role_model, model.device)  # replaced at the first request
         self._steady_tokens = steady_tokens(model)
         self._end_ids = frozenset(end_ids)
         self._context_tokens = min(context_tokens, self._steady_tokens or context_tokens)
@@ -118,16 +118,16 @@ class LocalEngine(Engine):
         self._prefix_cache = PrefixCache(self._budget_bytes)
         self._schedulers: dict[Role, RoleScheduler] = {}
         self._idle_rows: dict[Role, KvRows] = {}
-        """Of roles of which nothing was asked since the last refresh: their memory is kept."""
+        """Rows of roles without requests since the last refresh, whose memory is kept."""
         self._diverged = False
-        """Whether a request failed for logits that were not finite since the last refresh."""
+        """Whether a request has failed since the last refresh because its logits were not finite."""
         self._versions: dict[Role, int] = {}
         self._finished: list[tuple[int, Completion]] = []
         self._failures: deque[EngineError] = deque()
         self._num_tickets = 0
         self._stats = _Stats()
         self.num_sampled = 0
-        """Tokens sampled since it was opened, those of completions under way included: a sign of life."""
+        """Tokens sampled since the engine was opened, including those of unfinished completions: a sign of life."""
 
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         check_request(request, sampling, context_tokens=self._context_tokens)
@@ -155,8 +155,8 @@ class LocalEngine(Engine):
         self._versions = {role: adapter.version for role, adapter in adapters.items()}
         self._forward.refresh()
         # Schedulers are dropped as well: their order and the size of their rows would carry rounding from one batch
-        # into the next, and a resumed run would not equal the uninterrupted one to the bit. Memory carries nothing,
-        # unless what is not finite was written there.
+        # into the next, and a resumed run would not match the uninterrupted one to the bit. Memory carries nothing
+        # over, unless non-finite values were written to it.
         rows = {} if self._diverged else {role: scheduler.rows for role, scheduler in self._schedulers.items()}
         self.close()
         self._idle_rows = rows
@@ -170,7 +170,7 @@ class LocalEngine(Engine):
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values held: rows under way and prefix cache."""
+        """Bytes held by keys and values: rows under way and prefix cache."""
         rows = [*(scheduler.rows for scheduler in self._schedulers.values()), *self._idle_rows.values()]
         return self._prefix_cache.num_bytes + sum(each.num_bytes + each.idle_bytes for each in rows)
 
@@ -194,16 +194,16 @@ class LocalEngine(Engine):
         return self._schedulers[role]
 
     def _due_schedulers(self) -> list[RoleScheduler]:
-        """The roles whose step is due; none where nothing is to be done.
+        """The roles that take part in the next step; empty if there is nothing to do.
 
-        Where one forward takes all roles, all that have enough to do. Otherwise one: a role with rows under way
-        admits its waiting requests in its own next step. For a role without, a step of its own costs the others
-        `_FIXED_COST` of one of theirs, so it waits until waiting has cost as much.
+        If one forward takes all roles: all roles that have enough to do. Otherwise only one: a role with rows under way
+        admits its waiting requests in its own next step. For a role without such rows, a step of its own costs the
+        others `_FIXED_COST` of one of their steps, so it waits until waiting has cost as much.
         """
         busy = [scheduler for scheduler in self._schedulers.values() if scheduler.active or scheduler.waiting]
         if len(busy) <= self._forward.max_roles:
             return self._joined(busy)
-        # 1. Roles that only wait: one whose wait has cost enough goes first.
+        # 1. Roles that only wait: if a wait has cost enough, that role goes first.
         decoding = [scheduler for scheduler in self._schedulers.values() if scheduler.active]
         num_running = sum(len(scheduler.active) for scheduler in decoding)
         for scheduler in self._schedulers.values():
@@ -212,12 +212,12 @@ class LocalEngine(Engine):
                     return [scheduler]
                 scheduler.wait_cost += len(scheduler.waiting)
                 scheduler.wait_steps += 1
-        # 2. Roles that decode take turns: the one that goes now goes to the end.
+        # 2. Roles that decode take turns: the role of this step moves to the end.
         self._schedulers[decoding[0].role] = self._schedulers.pop(decoding[0].role)
         return decoding[:1]
 
     def _joined(self, busy: Sequence[RoleScheduler]) -> list[RoleScheduler]:
-        """The roles that share the next step: one without rows under way waits a little for more requests."""
+        """The roles that share the next step: a role without rows under way waits a little for more requests."""
         due: list[RoleScheduler] = []
         for scheduler in busy:
             if scheduler.active or scheduler.wait_steps >= _SHORT_WAIT or len(scheduler.waiting) >= _ENOUGH:
@@ -227,7 +227,7 @@ class LocalEngine(Engine):
         return due or list(busy)
 
     def _step(self, schedulers: Sequence[RoleScheduler]) -> None:
-        """One forward: prefill what is admitted, decode the rest, sample, drop what is finished."""
+        """One forward: prefill what is admitted, decode the rest, sample, and drop what is finished."""
         with torch.inference_mode():
             # 1. The flat batch, role after role: the last sampled token of decoding rows, then what is not cached of
             #    the new prompts.
@@ -247,7 +247,7 @@ class LocalEngine(Engine):
                     ids += row.tokens[-1:] or row.request.prompt_ids[row_input.begin :]
                     row.length = row_input.end
                 slices.append(RoleSlice(scheduler.role, begin, len(ids)))
-            # 2. One forward; logits of each row's last token alone.
+            # 2. One forward; logits of each row's last token only.
             started = time.perf_counter()
             output = self._forward(
                 ids,
@@ -256,8 +256,8 @@ class LocalEngine(Engine):
                 wants_choices=any(row.request.choices for part in parts for row in part.scheduler.active),
             )
             self._count(parts, time.perf_counter() - started)
-            # 3. Cache the new prompts, except those of which all but the last token was cached already: they are cached
-            #    when they finish.
+            # 3. Cache the new prompts. Those that were cached already except for the last token are cached when they
+            #    finish.
             if self._settings.reuse:
                 for part in parts:
                     for place in range(part.num_decoding, len(part.row_inputs)):
@@ -267,11 +267,11 @@ class LocalEngine(Engine):
             self._sample([part.scheduler for part in parts], output)
 
     def _admit(self, scheduler: RoleScheduler) -> list[RowInput]:
-        """Move waiting requests into rows, as far as rows, tokens and memory last; return their inputs."""
+        """Move waiting requests into rows while rows, tokens and memory last; return their inputs."""
         if not scheduler.waiting and max(row.length for row in scheduler.active) < scheduler.rows.capacity:
             return []
-        # 1. Over the budget, what is kept from before the refresh is freed, and roles without rows under way give
-        #    theirs back.
+        # 1. If over the budget, free what is kept from before the refresh, then the rows of roles without rows under
+        #    way.
         other_schedulers = [other for other in self._schedulers.values() if other is not scheduler]
         if self.kv_bytes > self._budget_bytes:
             for rows in (*self._idle_rows.values(), *(each.rows for each in self._schedulers.values())):
@@ -280,7 +280,7 @@ class LocalEngine(Engine):
             for other in other_schedulers:
                 if not other.active:
                     other.rows.release()
-        # 2. Admit within what the other roles may still take, and give the prefix cache the rest.
+        # 2. Admit within what the other roles leave at their peak, and give the prefix cache the rest.
         reserved_bytes = sum(other.peak_bytes for other in other_schedulers)
         row_inputs = scheduler.admit(
             self._prefix_cache if self._settings.reuse else None,
@@ -324,7 +324,7 @@ class LocalEngine(Engine):
             scheduler.remove(places)
 
     def _append_token(self, row: RequestState, token: int, logprob: float, sampled_logprob: float) -> bool:
-        """Append one sampled token to a row; whether the row is finished. A token below 0 means that none was left."""
+        """Append a sampled token to a row; returns whether the row is finished. A token below 0 means none was left."""
         if token < 0:
             excluded = () if row.tokens else row.excluded
             self._diverged = True
@@ -350,7 +350,7 @@ class LocalEngine(Engine):
         return True
 
     def _sample_choices(self, rows: Sequence[RequestState], logits: Sequence[Sequence[float]]) -> None:
-        """Sample a choice for each of these rows from the logits of its choices."""
+        """Sample a choice for each of these rows, given the logits of its choices."""
         for row, scores in zip(rows, logits, strict=True):
             try:
                 completion = choose(
@@ -368,7 +368,7 @@ class LocalEngine(Engine):
                 self._finished.append((row.ticket, completion))
 
     def _cache_row(self, scheduler: RoleScheduler, place: int) -> None:
-        """Put the keys and values of a row's tokens so far into the prefix cache."""
+        """Put the keys and values of all of a row's tokens so far into the prefix cache."""
         row = scheduler.active[place]
         tokens = row.request.prompt_ids + tuple(row.tokens)
         row.found = self._prefix_cache.insert(
@@ -376,7 +376,7 @@ class LocalEngine(Engine):
         )
 
     def _count(self, parts: Sequence[_Part], seconds: float) -> None:
-        """Add a step to the stats; its time is divided by tokens."""
+        """Add a step to the stats; its time is attributed by tokens."""
         stats = self._stats
         token_s = seconds / sum(each.end - each.begin for part in parts for each in part.row_inputs)
         stats.num_forwards += 1

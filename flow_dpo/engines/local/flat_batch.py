@@ -1,13 +1,13 @@
 """Flat batch: the attention of one forward over rows of different lengths, prefill and decode together.
 
-A step's inputs are some tokens of each row: the last sampled one of a row that decodes, a stretch of the prompt of a
-row that is prefilled. All are concatenated into one flat row of tokens, so the model's matrix products are as large as
-can be, while attention goes row by row: a token attends to its own row up to itself. Invariant: the keys and values of
-every input token are in its row before anything attends, those that another row computes in the same step included.
+A step's inputs are some tokens of each row: the last sampled token of a row that decodes, or a stretch of the prompt of
+a row that is prefilled. All are concatenated into one flat row, so the model's matrix products are as large as
+possible, while attention is computed row by row: a token attends to its own row up to itself. Invariant: the keys and
+values of all input tokens are in their rows before attention is computed, also those that another row computes.
 
     FlatBatch(rows, [RowInput(10, 11), RowInput(10, 11), RowInput(0, 7)])    rows 0 and 1 decode, row 2 prefills 7
 
-Shapes: N flat tokens, A rows with one query each, P rows of a piece, T queries of each (padded), C capacity, H query
+Shapes: N flat tokens, A rows with one query each, P rows of a piece with T queries each (padded), C capacity, H query
 heads, K key-value heads, G = H / K, D head size.
 """
 
@@ -26,17 +26,17 @@ from flow_dpo.engines.local.kv_rows import KvRows
 from flow_dpo.engines.local.prefill_sharing import CopiedSpan
 
 _LONGEST = 256
-"""Queries of one row that attend at once; of more, half a large square would be masked and computed for nothing."""
+"""Maximum number of queries of one row that attend at once: with more, half of a large square would be masked."""
 _SHORT = 16
-"""Queries up to which padding costs less than another piece."""
+"""Number of queries up to which padding costs less than another piece."""
 _SCORES = 1 << 22
-"""Attention scores that are held in memory at once on a CPU: 16 MiB."""
+"""Maximum number of attention scores held in memory at once on a CPU: 16 MiB."""
 _TABLE = 1024
-"""Keys up to which masks are rows of a table that is made once: 4 MiB."""
+"""Number of keys up to which masks are rows of a table that is computed once: 4 MiB."""
 
 
 class RowInput(NamedTuple):
-    """A row's input: its tokens [begin, end), and copies of those before them that other rows of this step compute."""
+    """A row's input: its tokens [begin, end), and copies of earlier tokens that other rows of this step compute."""
 
     begin: int
     end: int
@@ -50,23 +50,23 @@ class _Piece:
     first_row: int
     last_row: int
     num_keys: int
-    """None of them sees a key beyond this one."""
+    """No query of the piece sees a key at this index or beyond."""
     position_PT: torch.Tensor
     flat_PT: torch.Tensor
-    """Index of each query in the flat row; padding repeats a row's last one."""
+    """Index of each query in the flat row; padding repeats a row's last query."""
     real: torch.Tensor | None
-    """Indices of those of the P * T queries that are not padding; None where none is."""
+    """Indices of the queries among P * T that are not padding; None if there is no padding."""
     index: torch.Tensor
-    """Of these queries in the flat row."""
+    """Indices of these queries in the flat row."""
     biases: dict[tuple[int | None, int], torch.Tensor] = field(
         default_factory=dict[tuple[int | None, int], torch.Tensor]
     )
 
 
 class FlatBatch:
-    """The attention of one forward over `rows`: a `models.attention.Layout`. Row i has the inputs `row_inputs[i]`.
+    """The attention of one forward over `rows` (a `models.attention.Layout`). Row i has the inputs `row_inputs[i]`.
 
-    Rows with one input token come first, the others follow by ascending number of tokens.
+    Rows with one input token must come first; the others follow in ascending order of their number of tokens.
     """
 
     def __init__(self, rows: KvRows, row_inputs: Sequence[RowInput]) -> None:
@@ -85,7 +85,7 @@ class FlatBatch:
             torch.from_numpy(each).to(self._device) for each in (row_N, position_N, end_A - 1)
         )
         self.num_positions = int((begin_A + count_A).max())
-        """No token is at this position or beyond."""
+        """All tokens are at positions below this one."""
         self._num_keys = min(self.num_positions, rows.capacity)
         self._copy_indices = _copy_indices(row_inputs, self._device)
         self._places: dict[int, torch.Tensor] = {}
@@ -103,7 +103,7 @@ class FlatBatch:
         window: int | None,
     ) -> torch.Tensor:
         """Write this call's keys and values into the rows, then let every token attend to its own row."""
-        del layer  # a layer may attend twice; calls come in the same order in every forward
+        del layer  # a layer can attend twice; calls come in the same order in every forward
         query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query_1HND, key_1KND, value_1KND))
         out_NHD = self.attend_flat(query_NHD, key_NKD, value_NKD, scaling=scaling, window=window)
         return out_NHD.transpose(0, 1)[None]
@@ -117,7 +117,7 @@ class FlatBatch:
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
-        """The same with heads after tokens: NHD. Calls come in the same order in every forward."""
+        """The same as `attend`, with heads after tokens: NHD. Calls must come in the same order in every forward."""
         # 1. Write the new keys and values into the rows.
         keys, values = self._store(key_NKD, value_NKD)
         # 2. Rows with one query, which are most rows of a decode step.
@@ -142,14 +142,14 @@ class FlatBatch:
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
-        """The same where only each row's last token is to be known: AHD."""
-        if query_NHD.dtype != torch.float32 and self._pieces:  # rounded as the whole prompt's are
+        """The same if only each row's last token is needed: AHD."""
+        if query_NHD.dtype != torch.float32 and self._pieces:  # rounded like the whole prompt's
             return self.attend_flat(query_NHD, key_NKD, value_NKD, scaling=scaling, window=window)[self.last_N]
         keys, values = self._store(key_NKD, value_NKD)
         return self._attend_single(query_NHD[self.last_N], self.position_N[self.last_N], keys, values, scaling, window)
 
     def _store(self, key_NKD: torch.Tensor, value_NKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write this call's keys and values into the rows, and copy what several rows share; the rows' planes, RKCD."""
+        """Write this call's keys and values into the rows and copy what rows share; returns the rows' planes, RKCD."""
         keys, values = self._rows.keys[self._num_calls], self._rows.values[self._num_calls]
         self._num_calls += 1
         for plane, new_NKD in ((keys, key_NKD), (values, value_NKD)):
@@ -160,7 +160,7 @@ class FlatBatch:
         return keys, values
 
     def _write(self, plane_RKCD: torch.Tensor, new_NKD: torch.Tensor) -> None:
-        """Put the flat tokens' vectors into their rows: by one index, in half the time that two around a slice take."""
+        """Put the flat tokens' vectors into their rows, by one index: half the time of two indices around a slice."""
         _, heads, capacity, size = plane_RKCD.shape
         if (place := self._places.get(heads)) is None:
             head_K = torch.arange(heads, device=self._device)
@@ -177,7 +177,7 @@ class FlatBatch:
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Rows with one query each attend to all that the longest of them holds, in memory order: AHD."""
+        """Rows with one query each attend to all keys up to the longest row's length, in memory order: AHD."""
         num_rows, num_heads, size = query_AHD.shape
         if not num_rows:
             return query_AHD.new_empty(0, num_heads, values.shape[-1])
@@ -185,7 +185,7 @@ class FlatBatch:
         # 1. Query heads that share a key head become queries of it: AKGD against AKCD.
         kv_heads = keys.shape[1]
         query = query_AHD.reshape(num_rows, kv_heads, num_heads // kv_heads, size)
-        # 2. The mask as an additive bias, A11C; of each key head where the product is added to it, [AK]1C. Made once.
+        # 2. The mask as an additive bias, A11C; per key head, [AK]1C, if it is added inside the product. Computed once.
         few = num_rows * num_heads * keys.shape[2] <= _SCORES
         added = few and query.dtype == torch.float32 and self._device.type == "cpu"
         repeats = kv_heads if added else 1
@@ -211,7 +211,7 @@ class FlatBatch:
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Attention outputs of the real queries of this piece, in the order of `piece.index`: [queries, H, D]."""
+        """Attention outputs of the piece's real queries, in the order of `piece.index`: [queries, H, D]."""
         keys = keys[piece.first_row : piece.last_row, :, : piece.num_keys]
         values = values[piece.first_row : piece.last_row, :, : piece.num_keys]
         (rows, length), num_heads, kv_heads = piece.flat_PT.shape, query_NHD.shape[1], keys.shape[1]
@@ -223,7 +223,7 @@ class FlatBatch:
             query = query_PTHD.transpose(1, 2)
         else:
             query = query_PTHD.unflatten(2, (kv_heads, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        # 2. The mask as an additive bias, P1(GT)C, made once for all layers.
+        # 2. The mask as an additive bias, P1(GT)C, computed once for all layers.
         if (bias := piece.biases.get((window, group))) is None:
             bias = _bias(piece.position_PT, piece.num_keys, window, self._bias_dtype(query.dtype))
             bias = bias[:, None] if group == 1 else bias[:, None].repeat(1, 1, group, 1)
@@ -239,7 +239,7 @@ class FlatBatch:
 
 
 class JoinedBatch(FlatBatch):
-    """Flat batches over different rows, such as those of several roles, one after the other in one flat row."""
+    """Flat batches over different rows, such as those of several roles, concatenated into one flat row."""
 
     def __init__(self, parts: Sequence[FlatBatch]) -> None:
         self._parts = parts
@@ -258,7 +258,7 @@ class JoinedBatch(FlatBatch):
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Each part's own attention."""
+        """Attention within each part."""
         out_NHD = query_NHD.new_empty(*query_NHD.shape[:2], value_NKD.shape[2])
         for part, (begin, end) in zip(self._parts, itertools.pairwise(self._starts), strict=True):
             new = (each[begin:end] for each in (query_NHD, key_NKD, value_NKD))
@@ -274,7 +274,7 @@ class JoinedBatch(FlatBatch):
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Each part's own attention, of the rows' last tokens."""
+        """Attention within each part, for the rows' last tokens."""
         outs: list[torch.Tensor] = []
         for part, (begin, end) in zip(self._parts, itertools.pairwise(self._starts), strict=True):
             new = (each[begin:end] for each in (query_NHD, key_NKD, value_NKD))
@@ -287,19 +287,19 @@ def _attention(
 ) -> torch.Tensor:
     """Attention of [B, K, Q, D] queries to [B, K, C, D] keys under an additive bias, [B, 1, 1 or Q, C]."""
     num_scores = query.shape[:3].numel() * keys.shape[2]
-    # A prompt's scores in half precision are rounded as the learner's are, or its choice would be another one.
+    # In half precision, a prompt's scores must be rounded like the learner's, or its choice would differ.
     as_learned = query.dtype != torch.float32 and bias.shape[2] > 1
     if query.device.type != "cpu" or num_scores > _SCORES or as_learned:
         bias = bias.to(query.dtype)
         return torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling)
-    # On a CPU its fused attention, which is written for many queries, takes two to three times as long for few.
+    # Fused attention on a CPU is written for many queries, and takes two to three times as long for few.
     scores = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).mT)
     scores = torch.add(bias, scores.view(*query.shape[:3], -1).float(), alpha=scaling).softmax(-1).to(values.dtype)
     return torch.bmm(scores.flatten(0, 1), values.flatten(0, 1)).view(*query.shape[:3], -1)
 
 
 def _bias(position_PT: torch.Tensor, num_keys: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """Additive attention mask, PTC: 0 where a query sees a key, minus infinity where it does not."""
+    """Additive attention mask, PTC: 0 if a query sees a key, otherwise minus infinity."""
     if num_keys > _TABLE:
         return _made_bias(position_PT, num_keys, window, dtype)
     table = _bias_table(_TABLE if num_keys > _TABLE // 2 else _TABLE // 2, window, dtype, position_PT.device)
@@ -308,7 +308,7 @@ def _bias(position_PT: torch.Tensor, num_keys: int, window: int | None, dtype: t
 
 @functools.lru_cache(maxsize=8)
 def _bias_table(size: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The mask of every position below `size`, a row each."""
+    """The mask of every position below `size`, one row each."""
     return _made_bias(torch.arange(size, device=device)[None], size, window, dtype)[0]
 
 
@@ -322,7 +322,7 @@ def _made_bias(position_PT: torch.Tensor, num_keys: int, window: int | None, dty
 
 
 def _copy_indices(row_inputs: Sequence[RowInput], device: torch.device) -> torch.Tensor | None:
-    """Target row and position, source row and position of each copied token: [4, tokens]; None where there are none."""
+    """Target row and position, source row and position of each copied token: [4, tokens]; None without copies."""
     moves = [
         (row, position, copy.source, position)
         for row, row_input in enumerate(row_inputs)
@@ -335,11 +335,11 @@ def _copy_indices(row_inputs: Sequence[RowInput], device: torch.device) -> torch
 def _pieces(
     begin_A: np.ndarray, count_A: np.ndarray, offset_A: np.ndarray, first: int, device: torch.device
 ) -> list[_Piece]:
-    """Pieces of the rows from `first` on: grouped so that padding at most doubles a row, cut to `_LONGEST` queries.
-    Row i has `count_A[i]` inputs from position `begin_A[i]` on, which begin at `offset_A[i]` in the flat row."""
+    """Pieces of the rows from `first` on: grouped so that padding at most doubles a row, cut to `_LONGEST` queries. Row
+    i has `count_A[i]` inputs starting at position `begin_A[i]`, and at `offset_A[i]` in the flat row."""
     pieces: list[_Piece] = []
     while first < len(count_A):
-        # 1. A group: rows of at most twice the tokens of its first, which has fewest (or of few tokens anyway).
+        # 1. A group: rows with at most twice the tokens of its first and shortest row (or with few tokens anyway).
         last = int(np.searchsorted(count_A, max(_SHORT, 2 * count_A[first]), side="right"))
         begin_P1, count_P1, offset_P1 = (each[first:last, None] for each in (begin_A, count_A, offset_A))
         longest = int(count_A[last - 1])

@@ -1,14 +1,14 @@
-"""Forward pass of one step: input tokens of a flat batch in, logits of each row's last token out.
+"""Forward pass of one step: from the input tokens of a flat batch to the logits of each row's last token.
 
-The tokens of a step may be of several roles, in consecutive slices. The plain forward is transformers' own, one role at
-a time; a faster one gives the same logits up to rounding and may take several roles at once (`max_roles`).
+The tokens of a step can belong to several roles, in consecutive slices. The plain forward is transformers' own, one
+role at a time. A faster one gives the same logits up to rounding, and can take several roles at once (`max_roles`).
 
     forward = PlainForward(policy.using, torch.device("cpu"))
     output = forward(ids, batch, [RoleSlice("answer", 0, len(ids))], wants_choices=False)
     output.logits_AV                            # to sample from
-    output.choice_logits([3], [(7, 9)])         # [[0.25, -1.5]], of row 3, in float32
+    output.choice_logits([3], [(7, 9)])         # [[0.25, -1.5]], for row 3, in float32
 
-Invariant: a row's logits depend on its own tokens and its role's weights alone, up to the rounding of sums.
+Invariant: a row's logits depend only on its own tokens and its role's weights, up to rounding of sums.
 
 Shapes: A rows, V tokens of the vocabulary.
 """
@@ -29,11 +29,11 @@ from flow_dpo.models.attention import layout_inputs
 from flow_dpo.models.head import choice_logits, head_inputs
 
 RoleModel = Callable[[Role], AbstractContextManager[PreTrainedModel]]
-"""Yields the model with a role's adapter on, without dropout."""
+"""Yields the model with a role's adapter active, without dropout."""
 
 
 class RoleSlice(NamedTuple):
-    """The input tokens [begin, end) of a step are of this role. A role may have several slices."""
+    """The input tokens [begin, end) of a step belong to this role. A role can have several slices."""
 
     role: Role
     begin: int
@@ -41,15 +41,15 @@ class RoleSlice(NamedTuple):
 
 
 class StepOutput(Protocol):
-    """What a forward gives for the last token of each row."""
+    """The result of a forward: logits of the last token of each row."""
 
     @property
     def logits_AV(self) -> torch.Tensor: ...
 
     def choice_logits(self, places: Sequence[int], choices: Sequence[TokenIds]) -> list[list[float]]:
-        """The logits of each of these rows' choices, products in float32 in any precision of the model.
+        """The logits of each of these rows' choices, computed in float32 whatever the model's precision.
 
-        The forward must have been told that choices are wanted.
+        The forward must have been called with `wants_choices`.
         """
         ...
 
@@ -59,20 +59,20 @@ class Forward(Protocol):
 
     @property
     def max_roles(self) -> int:
-        """Roles that one call takes at most."""
+        """Maximum number of roles in one call."""
         ...
 
     def __call__(
         self, ids: Sequence[int], batch: FlatBatch, slices: Sequence[RoleSlice], *, wants_choices: bool
     ) -> StepOutput:
-        """`ids` are the input tokens of `batch`, row after row; `slices` cover them without gaps, in order.
+        """`ids` are the input tokens of `batch`, row after row; `slices` cover them in order, without gaps.
 
-        Called in inference mode.
+        Must be called in inference mode.
         """
         ...
 
     def refresh(self) -> None:
-        """Adapters may have changed since the last call."""
+        """Called when adapters may have changed since the last call."""
         ...
 
 
@@ -82,7 +82,7 @@ class _PlainOutput:
     role: Role
     role_model: RoleModel
     kept: Sequence[torch.Tensor]
-    """The head's input, in half precision."""
+    """The input of the model's head, kept in half precision only."""
 
     def choice_logits(self, places: Sequence[int], choices: Sequence[TokenIds]) -> list[list[float]]:
         with self.role_model(self.role) as model:
@@ -114,4 +114,4 @@ class PlainForward:
         return _PlainOutput(logits_AV, role, self._role_model, kept)
 
     def refresh(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: no weights are kept."""

@@ -1,12 +1,12 @@
-"""Products in 8-bit integers, for sampling alone: a row of a weight and a token's inputs have a scale each.
+"""Matrix products in 8-bit integers, for sampling only: each row of a weight and each token's input has its own scale.
 
     W ~ s_O * Q_OC,  x ~ t_N * q_NC,  W x ~ s_O * t_N * (Q q)        Q and q between -127 and 127, Q q exact in 32 bits
 
-An adapter and what is attended to stay as they are. A processor with VNNI makes a product of a large weight in a third
-of float32's time, reading a quarter of its bytes. What is sampled so is of a slightly other distribution than the
-learner's: by how much is measured when an engine is opened, and at every update by the drift check.
+Adapters and attention stay as they are. With VNNI, a product with a large weight takes a third of float32's time, and
+reads a quarter of its bytes. Tokens are then sampled from a slightly different distribution than the learner's; the
+difference is measured when an engine is opened, and at every update by the drift check.
 
-Invariant: a token's product does not depend on the tokens beside it, to the bit.
+Invariant: a token's product does not depend on the other tokens, to the bit.
 
 Shapes: N tokens, C inputs, O outputs.
 """
@@ -21,17 +21,17 @@ import torch
 from flow_dpo.models.dense_decoder import Weights
 
 _MOST = 127
-"""Of a quantised weight or input."""
+"""Largest magnitude of a quantised weight or input."""
 _ZERO = 128
-"""Stands for an input of 0: oneDNN is fast where inputs are unsigned and weights signed."""
+"""Stands for an input of 0: oneDNN is fast with unsigned inputs and signed weights."""
 LEAST = 1 << 17
-"""Elements of a weight from which on such a product is faster: inputs have to be quantised first."""
+"""Size of a weight from which such a product is faster; below it, quantising the inputs costs too much."""
 _TINY = 1e-30
-"""Scale of a row of zeros at least."""
+"""Lower bound of the scales, for rows of zeros."""
 
 
 class Int8Product:
-    """The base's share of some layers that read one input (as `products.Product`), in 8-bit integers."""
+    """The base's part of layers that read the same input (like `products.Product`), in 8-bit integers."""
 
     adds = False
 
@@ -49,7 +49,7 @@ class Int8Product:
         self.num_outputs, self.packed_bytes = len(rows_OC), rows_OC.nbytes
 
     def __call__(self, x_NC: torch.Tensor) -> torch.Tensor:
-        # 1. Each token's inputs between 1 and 255, 0 being at 128.
+        # 1. Each token's inputs, scaled to 1 to 255, with 0 at 128.
         x = x_NC.float()
         most_N1 = torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True).clamp_(min=_TINY)
         q_NC = (x * (_MOST / most_N1)).add_(_ZERO + 0.5).to(torch.uint8)
@@ -63,7 +63,7 @@ class Int8Product:
         return out_NO.to(x_NC.dtype)
 
     def write(self, x_NC: torch.Tensor, begin: int, end: int, out_NO: torch.Tensor, *, add: bool = False) -> None:
-        """The product of the tokens [begin, end), written into their place in `out_NO`, or added."""
+        """Write the product for the tokens [begin, end) into their rows of `out_NO`, or add it there."""
         found_NO = self(x_NC[begin:end])
         if add:
             out_NO[begin:end] += found_NO
@@ -72,14 +72,14 @@ class Int8Product:
 
 
 def _quantised(weight_OC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows in integers, and the scale of each."""
+    """The rows as integers, and the scale of each."""
     scale_O1 = weight_OC.abs().amax(1, keepdim=True).float().clamp_(min=_TINY) / _MOST
     return (weight_OC / scale_O1).round_().to(torch.int8), scale_O1[:, 0]
 
 
 @functools.cache
 def why_not() -> str:
-    """Why this processor is not to multiply so; "" where it is. Asked once a process, by a product."""
+    """Why this processor cannot multiply 8-bit integers so; "" if it can. Tested by a product, once per process."""
     supported = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
     if not supported() or not torch.backends.mkldnn.is_available():
         return "the processor has no instructions for products of 8-bit integers (VNNI) that this torch knows of"

@@ -1,11 +1,11 @@
-"""KV cache rows: the keys and values of the requests under way, one row a request.
+"""KV cache rows: the keys and values of the requests under way, one row for each request.
 
-They lie in a few large tensors, [planes, rows, K, C, D]: a plane is one layer's keys or one layer's values, planes of
-one shape share a tensor, and a row holds one prompt and its completion, token after token. Attention reads all capacity
-C of the first rows in memory order, without gathering: on a CPU, streaming through memory is two to three times as fast
-as reading slices of it, so the capacity is kept tight and grown in small steps. Where memory is not scarce this happens
-within memory that was taken once, one plane moving into the place that the one before it left. Invariant: every value
-in a row is finite, so that a masked key adds exactly nothing.
+They are in a few large tensors, [planes, rows, K, C, D]: a plane is one layer's keys or one layer's values, planes of
+one shape share a tensor, and a row holds one prompt and its completion, token after token. Attention reads the full
+capacity C of the first rows in memory order, without gathering: on a CPU, streaming through memory is two to three
+times as fast as reading slices of it. The capacity is therefore kept tight and grows in small steps. If memory is not
+scarce, it grows within memory allocated once: each plane moves into the place that the previous one left. Invariant:
+every value in a row is finite, so a masked key adds exactly nothing.
 
     rows.reserve(64, needed=128, at_most=160, max_bytes=1 << 30); rows.load(3, segments, end=40); rows.move([3], [63])
 
@@ -23,26 +23,26 @@ import torch
 from flow_dpo.engines.local.prefix_cache import Planes, Segment
 
 _STEP = 16
-"""Capacity is a multiple of this."""
+"""The capacity is a multiple of this."""
 _ROWS = 8
-"""The least number of rows to reserve; more come by doubling. Rows beyond those under way are never read."""
+"""Minimum number of rows to reserve; more are added by doubling. Rows beyond those under way are never read."""
 _SPARE = 32
-"""Tokens of capacity added beyond the present need, where rows may still grow as much."""
+"""Tokens of capacity added beyond the current need, if rows can still grow that much."""
 _GENEROUS = 64, 2
-"""Where memory is not scarce: the least number of rows there is memory for, and of which multiple of the tokens that
-they may grow to. What nobody has written to takes none on a CPU."""
+"""If memory is not scarce: the minimum number of rows to have memory for, and the factor on the tokens that they can
+grow to. On a CPU, memory that was never written to costs nothing."""
 _SCARCE = 4
-"""Memory is scarce where that is more than one part in so many of the bytes that rows may take."""
+"""Memory is scarce if this memory exceeds one part in so many of the bytes that rows may take."""
 _ALIGNMENT = 64
-"""Bytes; a cache line."""
+"""In bytes: a cache line."""
 
 
 @dataclass(frozen=True)
 class Shapes:
     """Shapes of a model's keys and values: (key-value heads, key size, value size) by attention call of a forward.
 
-    A call is a layer in nearly every model; one whose layers attend twice, or that runs its layers again and again, has
-    keys of their own for every call.
+    In nearly every model, a call is a layer. A model whose layers attend twice, or that runs its layers repeatedly, has
+    separate keys and values for every call.
     """
 
     calls: Mapping[int, tuple[int, int, int]]
@@ -67,24 +67,24 @@ class KvRows:
     """KV cache of `num_rows` rows of `capacity` tokens each."""
 
     def __init__(self, shapes: Shapes, *, most: int = 0) -> None:
-        """`most`: tokens of all rows at their largest, for which memory is taken at once where it is not scarce."""
+        """`most`: tokens of all rows at their largest, for which memory is allocated at once if it is not scarce."""
         self.shapes = shapes
         self._most = most
         self.num_rows = 0
         self.capacity = 0
         self.keys: dict[int, torch.Tensor] = {}
-        """RKCD by attention call; views into the tensors below."""
+        """RKCD by attention call; views into `_tensors`."""
         self.values: dict[int, torch.Tensor] = {}
         self._groups = shapes.groups()
         self._tensors: list[torch.Tensor] = []
         self._memory: list[torch.Tensor] = []
-        """One flat tensor a group: a place for each plane and one more; or just what the planes take."""
+        """One flat tensor for each group, with a place for each plane and one more; or just the planes' size."""
         self._place = 0
-        """Tokens of a plane that there is memory for; 0 where memory is scarce."""
+        """Tokens of a plane that memory is allocated for; 0 if memory is scarce."""
         self._shifted = False
-        """Whether the planes lie in the second place and those after it, and the first is free."""
+        """Whether the planes are in the second place and those after it, and the first place is free."""
         self._idle: list[torch.Tensor] = []
-        """Memory of rows that were forgotten."""
+        """Memory of forgotten rows, kept for reuse."""
 
     @property
     def num_bytes(self) -> int:
@@ -92,21 +92,21 @@ class KvRows:
 
     @property
     def idle_bytes(self) -> int:
-        """Of memory that forgotten rows left, which nothing may depend on."""
+        """Bytes of memory that forgotten rows left. Nothing may depend on this number."""
         return sum(memory.nbytes for memory in self._idle)
 
     def reserve(self, num_rows: int, needed: int, at_most: int, max_bytes: int) -> None:
-        """Resize for `num_rows` rows of `needed` tokens, which may yet grow to `at_most`; frees what is too much where
+        """Resize for `num_rows` rows of `needed` tokens, which can later grow to `at_most`. Frees excess memory if
         memory is scarce.
 
-        Rows keep what they hold of the first `needed` tokens. `max_bytes` is exceeded only where that many rows of
-        `at_most` tokens would exceed it.
+        Rows keep their first `needed` tokens. `max_bytes` is exceeded only if that many rows of `at_most` tokens would
+        exceed it.
         """
-        # 1. Capacity: the need plus a reserve, unless the present one is already about that.
+        # 1. Capacity: the need plus a reserve, unless the current one is about that already.
         capacity = _multiple(min(needed + _SPARE, at_most), _STEP)
         if needed <= self.capacity < capacity + _SPARE:
             capacity = self.capacity
-        # 2. Rows: as many as the memory holds, and memory for more than are needed, where it is not scarce.
+        # 2. If memory is not scarce: memory for more rows than are needed, and as many rows as fit.
         doubled = 1 << (num_rows - 1).bit_length()
         place = self._place
         if num_rows * capacity > place:
@@ -117,7 +117,7 @@ class KvRows:
         if self._num_bytes_of(place) * _SCARCE <= max_bytes:
             self._resize(place // capacity, capacity, kept, place)
             return
-        # 3. Otherwise the next power of two, as far as the budget allows, and never fewer than are needed.
+        # 3. Otherwise the next power of two, as far as the budget allows, but never fewer than are needed.
         affordable = max_bytes // (capacity * self.shapes.token_bytes)
         self._resize(max(num_rows, min(max(_ROWS, doubled, self.num_rows), affordable)), capacity, kept, 0)
 
@@ -126,7 +126,7 @@ class KvRows:
         self._resize(0, 0, (0, 0), 0)
 
     def empty(self) -> None:
-        """Forget all rows. Memory is kept for rows that are to be as large, which saves a kernel's making it again."""
+        """Forget all rows. Memory is kept for rows of the same size, so the kernel need not allocate it again."""
         self._idle = self._memory if self._place else []
         self._tensors, self._memory = [], []
         self.keys, self.values = {}, {}
@@ -138,8 +138,8 @@ class KvRows:
         self._idle = []
 
     def load(self, row: int, segments: Sequence[Segment], end: int) -> None:
-        """Write cached keys and values of the first `end` tokens into a row."""
-        # In one call, which takes a third of what a copy for each of many short segments does.
+        """Write the cached keys and values of the first `end` tokens into a row."""
+        # One call takes a third of the time of a copy for each of many short segments.
         known = [segment.planes for segment in segments if segment.begin < end]
         if not known:
             return
@@ -153,24 +153,24 @@ class KvRows:
         return tuple(tensor[:, row, :, begin:end].clone() for tensor in self._tensors)
 
     def move(self, targets: Sequence[int], sources: Sequence[int], lengths: Sequence[int]) -> None:
-        """Copy the first tokens of each source row, as many as it holds, over its target row."""
+        """Copy the first tokens of each source row over its target row; `lengths` says how many."""
         for tensor in self._tensors:
             for target, source, length in zip(targets, sources, lengths, strict=True):
                 tensor[:, target, :, :length] = tensor[:, source, :, :length]
 
     def _num_bytes_of(self, place: int) -> int:
-        """Bytes of memory with a place of so many tokens for each plane and one more."""
+        """Bytes of memory with a place of so many tokens for each plane, and one more per group."""
         return sum(
             (len(planes) + 1) * place * heads * size * self.shapes.dtype.itemsize
             for (heads, size), planes in self._groups.items()
         )
 
     def _resize(self, num_rows: int, capacity: int, kept: tuple[int, int], place: int) -> None:
-        """Lay the planes out for rows of this capacity, with the first rows and of these the first tokens, as many as
-        `kept` says. `place` is the number of tokens of a plane to have memory for; 0: just those of the rows."""
+        """Lay the planes out for rows of this capacity. `kept` is the number of rows, and of first tokens of each, to
+        keep. `place` is the number of tokens of a plane to have memory for; 0 means only those of the rows."""
         if (num_rows, capacity, place) == (self.num_rows, self.capacity, self._place):
             return
-        # 1. In other memory, or in the same: moved by one place, unless every row stays where it is.
+        # 1. In new memory, or in the same, moved by one place unless every row stays where it is.
         here = place == self._place > 0
         moves = not here or capacity != self.capacity
         shifted = here and moves != self._shifted
@@ -185,7 +185,7 @@ class KvRows:
                 (stride, heads * capacity * size, capacity * size, size, 1),
                 memory.storage_offset() + stride * shifted,
             )
-            # 2. A plane moves into a place that is free by now. Old memory is freed before that of the next group.
+            # 2. A plane moves into a place that is free by now. Old memory is freed before the next group's is taken.
             for plane in range(len(planes))[:: -1 if shifted else 1] if rows and tokens else ():
                 new[plane, :rows, :, :tokens] = old[index][plane, :rows, :, :tokens]
             if not here:
@@ -198,12 +198,12 @@ class KvRows:
         self.num_rows, self.capacity, self._place, self._shifted = num_rows, capacity, place, shifted
 
     def _new_memory(self, group: int, size: int) -> torch.Tensor:
-        """Memory without what is not finite: that of forgotten rows where it has this very size."""
+        """Memory with finite values only: that of forgotten rows if it has exactly this size, otherwise zeros."""
         if self._idle and self._idle[group].numel() == size:
             return self._idle[group]
         if self.shapes.device.type != "cpu":
             return torch.zeros(size, dtype=self.shapes.dtype, device=self.shapes.device)
-        # numpy asks the system for zeros, and pages that nobody writes to take no memory; torch would write to all.
+        # numpy asks the system for zeros, and pages that are never written to take no memory; torch would write to all.
         num_bytes = size * self.shapes.dtype.itemsize
         memory = torch.from_numpy(np.zeros(num_bytes + _ALIGNMENT, np.uint8))
         skipped = -memory.data_ptr() % _ALIGNMENT
@@ -211,7 +211,7 @@ class KvRows:
 
     @staticmethod
     def num_bytes_of(shapes: Shapes, num_rows: int, tokens: int) -> int:
-        """Bytes of `num_rows` rows that may grow to `tokens` tokens."""
+        """Bytes of `num_rows` rows that can grow to `tokens` tokens."""
         return num_rows * _multiple(tokens, _STEP) * shapes.token_bytes
 
 

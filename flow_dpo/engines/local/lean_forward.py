@@ -1,16 +1,16 @@
-"""Lean forward: a dense decoder in plain tensor operations, for the families whose layers are built alike.
+"""Lean forward: a dense decoder in plain tensor operations, for model families whose layers are built alike.
 
-Llama, Qwen 2 and 3, Mistral, Phi-3 and their like are the same few operations: RMS norm, grouped-query attention with
-rotary positions, a gated MLP. Computed on the flat tokens of a step without modules, hooks or keyword arguments, with
-one product where layers read the same input and rotary tables that are made once, a small model's forward takes about
-four fifths of transformers' own time. Tokens of several roles go through one forward. Weights with an adapter merged in
-are applied to the slices of their role: half as many products as the base's for all tokens and the adapters' beside it.
+Llama, Qwen 2 and 3, Mistral, Phi-3 and similar models are the same few operations: RMS norm, grouped-query attention
+with rotary positions, a gated MLP. They are computed on the flat tokens of a step without modules, hooks or keyword
+arguments; layers that read the same input share one product, and rotary tables are computed once. A small model's
+forward then takes about four fifths of transformers' own time. Tokens of several roles go through one forward. Weights
+with a merged adapter are applied to the slices of their role: half as many products as base and adapters separately.
 
-    forward = lean_forward(role_model, "answer", max_packed_bytes=1 << 30)    # None where a family is built otherwise
+    forward = lean_forward(role_model, "answer", max_packed_bytes=1 << 30)    # None if the family is built otherwise
     output = forward(ids, batch, [RoleSlice("answer", 0, 40), RoleSlice("stop", 40, 300)], wants_choices=True)
 
-Recognised is what is built exactly so, by its modules; whether it also computes the same (multipliers, layers without
-positions) is measured by `compatibility` before it is used. Invariant: logits are transformers' own up to rounding.
+A model is recognised by its modules. Whether it also computes the same (multipliers, layers without positions) is
+measured by `compatibility` before it is used. Invariant: logits are transformers' own up to rounding.
 
 Shapes: N tokens, A rows, C hidden size, H query heads, K key-value heads, D head size, R rotated part of it, T
 positions, V tokens of the vocabulary.
@@ -34,12 +34,12 @@ from flow_dpo.models.dense_decoder import AttentionCall, Decoder, Layer, attenti
 from flow_dpo.models.head import choice_logits
 
 _FIRST_POSITIONS = 512
-"""Positions for which rotary tables are made at first; more come by doubling."""
+"""Number of positions in the first rotary tables; the number then doubles."""
 
 
 @dataclass(frozen=True, slots=True)
 class _RoleWeights:
-    """The products of one role: four a layer, then the head's."""
+    """The products of one role: four for each layer, then the head's."""
 
     sources: list[torch.Tensor]
     products: list[Product | Int8Product]
@@ -50,10 +50,10 @@ class _RoleWeights:
 def lean_forward(
     role_model: RoleModel, role: Role, *, max_packed_bytes: int, most_positions: int | None = None, int8: bool = False
 ) -> LeanForward | None:
-    """The lean forward of this role's model, and of others built alike; None where it is not built in the known way.
+    """The lean forward for this role's model, and for others built alike; None if it is not built in the known way.
 
-    `most_positions` is the longest context in which rotary positions do not depend on its length; with `int8` products
-    are approximate.
+    `most_positions` is the longest context in which rotary positions do not depend on the context's length. With
+    `int8`, products are approximate.
     """
     with role_model(role) as model:
         decoder = read_decoder(model)
@@ -72,7 +72,7 @@ class _LeanOutput:
     row_roles: Callable[[], list[Role]]
     role_model: RoleModel
     exact: bool
-    """Whether the logits are those of the model's own head, in float32."""
+    """Whether the logits are exactly the model's own, in float32."""
 
     def choice_logits(self, places: Sequence[int], choices: Sequence[TokenIds]) -> list[list[float]]:
         roles = self.row_roles()
@@ -87,7 +87,7 @@ class _LeanOutput:
 
 
 class LeanForward:
-    """A `forward.Forward` for any number of roles at once."""
+    """A `forward.Forward` that takes any number of roles at once."""
 
     max_roles = 1 << 30
 
@@ -107,11 +107,11 @@ class LeanForward:
         self._device = decoder.embedding_VC.device
         groups = [[layer.base.weight for layer in layers] for layers in _groups(decoder)]
         self.num_weights = max(sum(weight.numel() for weight in group) for group in groups)
-        """Of the layers of the largest product."""
+        """Number of weights in the largest product."""
         self._pads = products.int8 or (can_pack(decoder.embedding_VC) and not all(map(can_turn, groups)))
         self._roles: dict[Role, _RoleWeights] = {}
         self._fresh: set[Role] = set()
-        """Roles whose weights were read since the last refresh."""
+        """Roles whose weights have been read since the last refresh."""
         self._cos_TR = self._sin_TR = torch.empty(0)
 
     def refresh(self) -> None:
@@ -121,7 +121,7 @@ class LeanForward:
         self, ids: Sequence[int], batch: FlatBatch, slices: Sequence[RoleSlice], *, wants_choices: bool
     ) -> StepOutput:
         parts = [(self._weights(role), begin, end) for role, begin, end in slices]
-        # 1. Embeddings and rotary factors of the tokens, padded to a number that is met again.
+        # 1. Embeddings and rotary factors of the tokens, padded to a number of tokens that recurs.
         count, size = len(ids), len(ids)
         if self._pads:
             size = max([bucket(count), *(begin + bucket(end - begin) for _, begin, end in slices)])
@@ -130,7 +130,7 @@ class LeanForward:
         row_parts, num_rows = self._row_parts(batch, parts)
         # 2. The layers.
         for index, (block, call) in enumerate(zip(self._decoder.blocks, self._calls, strict=True)):
-            # a. q, k and v side by side, then their heads; positions turn those of q and k.
+            # a. q, k and v side by side, split into heads; rotary positions apply to q and k.
             qkv_NHD = _apply(parts, 4 * index, block.attention_norm(x_NC)).unflatten(-1, (-1, call.size))
             value_NKD = qkv_NHD[:count, -call.kv_heads :]
             rest_NHD = qkv_NHD[:, : -call.kv_heads]
@@ -139,7 +139,7 @@ class LeanForward:
                 rest_NHD = torch.cat((block.query_norm(query_NHD), block.key_norm(key_NKD)), 1)
             rest_NHD = _rotated(rest_NHD, cos_N1R, sin_N1R)[:count]
             query_NHD, key_NKD = rest_NHD[:, : -call.kv_heads], rest_NHD[:, -call.kv_heads :]
-            # b. Attention of the real tokens; what the last layer makes of a token matters where logits are wanted.
+            # b. Attention of the tokens without padding; the last layer computes only tokens whose logits are needed.
             attend = batch.attend_flat
             if index + 1 == len(self._decoder.blocks) and len(batch.last_N) < count:
                 attend, count, x_NC = batch.attend_last, len(batch.last_N), x_NC.index_select(0, batch.last_N)
@@ -170,7 +170,7 @@ class LeanForward:
     def _row_parts(
         self, batch: FlatBatch, parts: Sequence[tuple[_RoleWeights, int, int]]
     ) -> tuple[list[tuple[_RoleWeights, int, int]], int]:
-        """The slices of rows, in place of those of tokens, and the number of rows with padding."""
+        """The slices in terms of rows instead of tokens, and the number of rows with padding."""
         last_A = batch.last_N
         ends = [len(last_A)]
         if len(parts) > 1:
@@ -180,16 +180,16 @@ class LeanForward:
         return row_parts, size
 
     def _weights(self, role: Role) -> _RoleWeights:
-        """The role's products, read again at the first use after a refresh."""
+        """The role's products, updated at the first use after a refresh."""
         if role in self._fresh:
             return self._roles[role]
         with self._role_model(role) as model:
             decoder = read_decoder(model)
         if decoder is None or len(decoder.blocks) != len(self._decoder.blocks):
-            raise ModelError(f"expected the model of role {role!r} to be built as that of other roles, found another")
+            raise ModelError(f"expected the model of role {role!r} to be built like that of other roles, found another")
         groups = _groups(decoder)
         sources = [layer.base.weight for layers in groups for layer in layers]
-        # What the role no longer needs is freed before anything is packed: both would not be within the budget.
+        # Free what the role no longer needs before packing anything: both together could exceed the budget.
         known = self._roles.pop(role, None)
         same = known is not None and all(map(_is, known.sources, sources))
         products = known.products if same and known else []
@@ -200,7 +200,7 @@ class LeanForward:
         return self._roles[role]
 
     def _rotary(self, position_N: torch.Tensor, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cosine and the signed sine of these positions, N1R."""
+        """The cosines and signed sines of these positions, N1R."""
         if num_positions > len(self._cos_TR):
             most = max(_FIRST_POSITIONS, 1 << (num_positions - 1).bit_length())
             most = max(num_positions, min(most, self._most_positions or most))
@@ -211,7 +211,7 @@ class LeanForward:
         return self._cos_TR[position_N][:, None], self._sin_TR[position_N][:, None]
 
     def _steady_rotary(self, position_1T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rotary module's cosines and sines, once two calls agree: MKL's first sine of a process may be imprecise
+        """The rotary module's cosines and sines, once two calls agree: MKL's first sine in a process can be imprecise
         (pytorch/pytorch issue 188792), and a table would keep it."""
         known = self._decoder.rotary(self._decoder.embedding_VC[:1], position_1T)
         for _ in range(8):
@@ -223,7 +223,7 @@ class LeanForward:
 
 
 def _groups(decoder: Decoder) -> list[list[Layer]]:
-    """The layers of each product: four a block, then the head's."""
+    """The layers of each product: four products for each block, then the head's."""
     return [layers for block in decoder.blocks for layers in block.inputs] + [decoder.head]
 
 
@@ -234,9 +234,9 @@ def _is(left: object, right: object) -> bool:
 def _apply(
     parts: Sequence[tuple[_RoleWeights, int, int]], index: int, x_NC: torch.Tensor, onto_NO: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The product `index` of each role over its slice, adapters included; what follows the last slice is padding. With
-    `onto_NO` it is added to that, in place."""
-    # 1. One role, or roles that differ in their adapters alone: one product for all tokens. Otherwise slice by slice.
+    """The product `index` of each role over its slice, with adapters; rows after the last slice are padding. If
+    `onto_NO` is given, the result is added to it in place."""
+    # 1. One role, or roles that differ only in their adapters: one product for all tokens. Otherwise slice by slice.
     first = parts[0][0].products[index]
     shared = all(weights.products[index] is first for weights, _, _ in parts)
     adds = onto_NO is not None and first.adds
@@ -256,7 +256,7 @@ def _apply(
 
 
 def _rotated(x_NHD: torch.Tensor, cos_N1R: torch.Tensor, sin_N1R: torch.Tensor) -> torch.Tensor:
-    """The heads turned by their positions, as far as they are rotated."""
+    """The heads with rotary positions applied to their rotated part."""
     size = cos_N1R.shape[-1]
     turned_NHR = x_NHD if size == x_NHD.shape[-1] else x_NHD[..., :size]
     swapped_NHR = turned_NHR.roll(size // 2, -1)

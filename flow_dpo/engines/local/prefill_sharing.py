@@ -1,8 +1,8 @@
-"""Prefill sharing: compute what the prompts of one batch have in common once.
+"""Prefill sharing: what the prompts of one batch have in common is computed once.
 
-The beginning of a prompt may be cached already; and new prompts may begin alike, with worked examples that are not
-cached yet. A shared stretch is computed in one row of the batch and copied to the others, layer by layer, inside the
-same forward. Invariant: every token of every prompt is cached, copied or computed, and the last one is computed,
+The beginning of a prompt can be cached already, and new prompts can share a beginning that is not cached yet, such as
+worked examples. A shared stretch is computed in one row of the batch and copied to the others, layer by layer, inside
+the same forward. Invariant: every token of every prompt is cached, copied or computed. The last one is always computed,
 because its logits are needed.
 
     plan_prefill([(1, 5, 6, 7), (1, 5, 6, 9)], known=[1, 1])
@@ -21,7 +21,7 @@ from flow_dpo.engines.local.prefix_cache import common_prefix
 
 @dataclass(frozen=True, slots=True)
 class CopiedSpan:
-    """The tokens [begin, end) are computed in row `source` of the same batch."""
+    """The tokens [begin, end) are copied from row `source` of the same batch, which computes them."""
 
     source: int
     begin: int
@@ -37,17 +37,17 @@ class PrefillPlan:
 
 
 def plan_prefill(prompts: Sequence[TokenIds], known: Sequence[int]) -> list[PrefillPlan]:
-    """A plan for each prompt, given the number of its first tokens that are cached (at most all but the last)."""
+    """A plan for each prompt; `known` is how many of its first tokens are cached (at most all but the last)."""
     plans = [PrefillPlan(count) for count in known]
     owners: tuple[CopiedSpan, ...] = ()
-    """Which row computes which tokens of the previous prompt."""
+    """Which rows compute which tokens of the previous prompt."""
     previous: TokenIds = ()
     # In sorted order, whatever a prompt shares with any earlier one it shares with the one just before it.
     for index in sorted(range(len(prompts)), key=lambda i: prompts[i]):
         prompt, start = prompts[index], known[index]
         # 1. The last token is never shared: its logits are needed.
         shared = min(common_prefix(previous, prompt, 0), len(prompt) - 1)
-        # 2. Copy [start, shared) from the rows that compute it, which for a copied stretch are its first owners.
+        # 2. Copy [start, shared) from the rows that compute it: a copied stretch has its first owners, not the copy.
         copies: tuple[CopiedSpan, ...] = ()
         if shared > start:
             copies = tuple(

@@ -1,17 +1,17 @@
-"""Prefix cache: a radix tree of keys and values, by role.
+"""Prefix cache: a radix tree of keys and values for each role.
 
 A node holds the keys and values of the tokens that it adds to its parent's, so whatever two prompts share is stored
 once: the worked examples of all problems, chunks 1..k of a trunk, an alternative up to its diverging token (the same
-structure as SGLang's RadixAttention; Zheng et al. 2024). Invariant: a stored key depends on its role and the tokens up
-to it alone, so whatever is found is what a forward would compute; the bytes stay within the budget, the least recently
-used leaves being evicted first.
+structure as SGLang's RadixAttention; Zheng et al. 2024). Invariant: a stored key depends only on its role and the
+tokens up to it, so cached values are what a forward would compute. The bytes stay within the budget; the least recently
+used leaves are evicted first.
 
     cache.insert("answer", (1, 5, 6, 7), copy)      # root -(1 5 6 7)
     cache.insert("answer", (1, 5, 9), copy)         # root -(1 5)-+-(6 7)
                                                     #             +-(9)
     cache.find("answer", (1, 5, 6, 8))              # [Segment(0, 2, ...), Segment(2, 3, ...)]: three tokens are cached
 
-The tensors of a node, one a group of planes of equal shape (see `kv_rows`), hold its tokens on the second-to-last axis.
+The tensors of a node, one for each group of planes of equal shape (`kv_rows`), have tokens on the second-to-last axis.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from flow_dpo.core.types import Role, TokenIds
 _logger = logging.getLogger(__name__)
 
 Planes = tuple[torch.Tensor, ...]
-"""Keys and values of some consecutive tokens, all layers."""
+"""Keys and values of consecutive tokens in all layers."""
 
 
 class Segment(NamedTuple):
@@ -48,9 +48,9 @@ class _Node:
     parent: _Node | None
     used: int
     children: dict[int, _Node] = field(default_factory=dict["int", "_Node"])
-    """By their first token."""
+    """Child nodes by their first token."""
     evicted: dict[int, TokenIds] = field(default_factory=dict[int, TokenIds])
-    """The tokens of evicted children, by their first: to notice that they are computed again."""
+    """The tokens of evicted children by their first token, to notice when they are computed again."""
 
     @property
     def num_bytes(self) -> int:
@@ -59,7 +59,7 @@ class _Node:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A place in the cache: the node that ends with the first `end` tokens of a prompt, before and after a split."""
+    """A place in the cache: the node that ends with the first `end` tokens of a prompt. A split keeps it valid."""
 
     node: _Node
     end: int
@@ -76,15 +76,15 @@ class PrefixCache:
         self._clock = itertools.count()
         self._serial = itertools.count()
         self._heap: list[tuple[int, int, _Node]] = []
-        """Leaves by their last use. An entry may be out of date: it is compared with its node before an eviction."""
+        """Leaves by their last use. An entry can be out of date, so it is compared with its node before an eviction."""
         self._warned = False
 
     def find(self, role: Role, tokens: TokenIds) -> list[Segment]:
-        """The cached segments of this prefix, from its beginning on, without a gap; marks them as used now."""
+        """The cached segments of this prefix from its beginning, without a gap; marks them as used now."""
         return self.search(role, tokens)[0]
 
     def search(self, role: Role, tokens: TokenIds) -> tuple[list[Segment], Found | None]:
-        """The same, and the last node of which all tokens are the prefix's, for `insert`."""
+        """The same, and the last node whose tokens all belong to the prefix, for `insert`."""
         segments: list[Segment] = []
         begin, now = 0, next(self._clock)
         node = last = self._roots.get(role)
@@ -94,7 +94,7 @@ class PrefixCache:
                 break
             node.used = now
             shared = common_prefix(node.tokens, tokens, begin)
-            # The prompt leaves the tree inside this node: only its first tokens are of use.
+            # The prompt leaves the tree inside this node: only the node's first tokens are shared.
             if shared < len(node.tokens):
                 segments.append(Segment(begin, begin + shared, tuple(p[..., :shared, :] for p in node.planes)))
                 break
@@ -105,19 +105,19 @@ class PrefixCache:
     def insert(
         self, role: Role, tokens: TokenIds, copy: Callable[[int, int], Planes], found: Found | None = None
     ) -> Found:
-        """Store this prefix and return its place. `copy(begin, end)` makes the tensors of what is not cached yet. With
-        `found`, a place of these tokens from before, the walk begins there."""
+        """Store this prefix and return its place. `copy(begin, end)` creates the tensors of what is not cached yet.
+        With `found`, an earlier place of these tokens, the search begins there."""
         now = next(self._clock)
         # 1. Walk down the tree along the tokens; where they part inside a node, split it.
         root = self._roots.setdefault(role, _Node((), (), None, now))
         node, begin = root, 0
-        if found is not None and found.node.parent is not None:  # otherwise it was evicted since
+        if found is not None and found.node.parent is not None:  # otherwise the node was evicted since
             node, begin = found.node, found.end
         while begin < len(tokens):
             node.used = now
             child = node.children.get(tokens[begin])
             if child is None:
-                # 2. All that follows is new: one leaf for it.
+                # 2. All remaining tokens are new: one leaf for them.
                 node = self._add(node, tokens[begin:], copy(begin, len(tokens)), now)
                 break
             shared = common_prefix(child.tokens, tokens, begin)
@@ -134,7 +134,7 @@ class PrefixCache:
         self._evict()
 
     def clear(self) -> None:
-        """Drop everything and free its memory at once, which takes cutting the cycles of parents and children."""
+        """Drop everything and free its memory at once, by cutting the reference cycles of parents and children."""
         nodes = list(self._roots.values())
         while nodes:
             node = nodes.pop()
@@ -151,7 +151,7 @@ class PrefixCache:
             self._warned = True
             _logger.warning(
                 "kv_budget_gib is too small for the rollouts under way: some keys and values were evicted before they "
-                "were needed again and are computed a second time, which is slower and changes no token"
+                "were needed again and are computed a second time, which is slower but changes no token"
             )
         child = _Node(tokens, planes, parent, now)
         parent.children[tokens[0]] = child
@@ -179,13 +179,13 @@ class PrefixCache:
             if parent is None or node.children:
                 continue
             if node.used > used:
-                self._push(node)  # it was used since: queue it again under its present time
+                self._push(node)  # it was used since: queue it again with its current time
                 continue
             del parent.children[node.tokens[0]]
             parent.evicted[node.tokens[0]] = node.tokens
             node.parent = None
             self.num_bytes -= node.num_bytes
-            node.planes = ()  # a place that somebody has kept holds no memory
+            node.planes = ()  # a `Found` that is still held keeps no memory
             self.evicted_tokens += len(node.tokens)
             if parent.parent is not None and not parent.children:
                 self._push(parent)

@@ -1,20 +1,20 @@
-"""Products of a decoder's linear layers: layers that read the same input as one product, weights packed for a CPU.
+"""Matrix products of a decoder's linear layers: one product for layers with the same input, weights packed for a CPU.
 
-A product is made of the layers that read one input, such as q, k and v, or gate and up; their outputs lie side by side.
-An adapter beside them is two small products for all of them together: the A matrices under one another, and the B
-matrices on a block diagonal. On a CPU a product in half precision lays out its weights at every call, and one in
-float32 takes a library that does not use every processor's widest instructions; a weight that is packed once by oneDNN
-has neither cost. MKL uses those of Intel's: there all but the largest weights are transposed once instead, since
-oneDNN's call alone takes as long as a small product, and MKL writes into what is there already or adds to it. Packed
-and transposed weights are copies, and have a budget.
+A product combines the layers that read one input, such as q, k and v, or gate and up; their outputs are side by side.
+Their adapters are two small products for all of them: the A matrices stacked, and the B matrices on a block diagonal.
+On a CPU, a product in half precision rearranges its weights at every call, and one in float32 uses MKL, which does not
+use the widest instructions of every processor; a weight packed once by oneDNN has neither cost. On Intel's processors
+MKL does use them, so all but the largest weights are transposed once instead: a call of oneDNN alone takes as long as a
+small product, and MKL can write into an existing output or add to it. Packed and transposed weights are copies, and
+have a budget.
 
     layers = [read_linear(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
     products = ProductCache(max_packed_bytes=1 << 30)
     products.get([layer.base for layer in layers])(x_NC)              # [N, outputs of q, k and v]
     LowRank.of(layers).add(x_NC, out_NO)                              # the adapters' share is added in place
 
-Invariant: packing changes no bit in half precision, and the rounding of sums alone in float32. A token's product
-with a transposed weight of few inputs does not depend on the tokens beside it, to the bit.
+Invariant: packing changes no bit in half precision, and only the rounding of sums in float32. A token's product with a
+transposed weight of few inputs does not depend on the other tokens, to the bit.
 
 Shapes: N tokens, C inputs, O outputs, K rank.
 """
@@ -34,19 +34,19 @@ from flow_dpo.engines.local.int8 import LEAST, Int8Product
 from flow_dpo.models.dense_decoder import Layer, Weights
 
 _FEW = 8
-"""Tokens below which an unpacked product in float32 is faster: a packed one's call costs some 8 microseconds."""
+"""Below so many tokens, an unpacked float32 product is faster: calling a packed one costs some 8 microseconds."""
 _TURNED = 8192, 1 << 25
 """Inputs, and elements of a weight, up to which MKL is faster: .86 to .94 of oneDNN's time on layers of half a billion
-parameters, at 8 to 128 tokens; a head of 152,000 outputs is read as fast or faster by oneDNN."""
+parameters, at 8 to 128 tokens. For a head of 152,000 outputs, oneDNN is as fast or faster."""
 _STEADY = 512
-"""Inputs up to which MKL adds up a token's products in one order, however many tokens there are, unless it is one."""
+"""Inputs up to which MKL sums a token's products in the same order for any number of tokens except one."""
 _BUCKETS = ((8, 1), (64, 8), (256, 16), (1024, 64))
-"""Numbers of tokens up to the first are rounded up to multiples of the second; beyond them to a quarter of a power."""
+"""Numbers of tokens up to the first are rounded up to multiples of the second; larger ones, see `bucket`."""
 
 
 def bucket(num_tokens: int) -> int:
-    """The number of tokens to which so many are padded: oneDNN makes code for every shape that it meets, for a third of
-    a millisecond, and keeps that of the last thousand."""
+    """The number of tokens to pad to: oneDNN generates code for every new shape, in a third of a millisecond, and keeps
+    that of the last thousand shapes."""
     for most, unit in _BUCKETS:
         if num_tokens <= most:
             return -(-num_tokens // unit) * unit
@@ -55,14 +55,14 @@ def bucket(num_tokens: int) -> int:
 
 
 class LowRank:
-    """The adapters of some layers that read one input, as two products."""
+    """The adapters of layers that read one input, as two products."""
 
     def __init__(self, down_KC: torch.Tensor, up_KO: torch.Tensor, scaling: float) -> None:
         self._down_CK, self._up_KO, self._scaling = down_KC.T, up_KO, scaling
 
     @staticmethod
     def of(layers: Sequence[Layer]) -> LowRank | None:
-        """Of these layers, in the order of their outputs; None where none has an adapter."""
+        """The adapters of these layers, in the order of their outputs; None if no layer has one."""
         found = [(at, *adapter) for at, layer in enumerate(layers) for adapter in layer.adapters]
         if not found:
             return None
@@ -78,7 +78,7 @@ class LowRank:
         return LowRank(down_KC, up_KO, found[0][3])
 
     def add(self, x_NC: torch.Tensor, out_NO: torch.Tensor) -> None:
-        """Add the adapters' share to the base's, in place."""
+        """Add the adapters' part to the base's, in place."""
         low_NK = torch.mm(x_NC, self._down_CK)
         if out_NO.dtype == torch.float32:
             out_NO.addmm_(low_NK, self._up_KO, alpha=self._scaling)
@@ -87,7 +87,7 @@ class LowRank:
 
 
 class Product:
-    """The base's share of some layers that read one input."""
+    """The base's part of layers that read one input."""
 
     def __init__(self, layers: Sequence[Weights], *, pack: bool) -> None:
         self._layers = tuple(layers)
@@ -110,7 +110,7 @@ class Product:
 
     @property
     def adds(self) -> bool:
-        """Whether it adds to what is there already at no cost."""
+        """Whether adding to an existing output costs nothing extra."""
         return self._turned_CO is not None
 
     def __call__(self, x_NC: torch.Tensor) -> torch.Tensor:
@@ -124,8 +124,8 @@ class Product:
         return outs[0] if len(outs) == 1 else torch.cat(outs, -1)
 
     def write(self, x_NC: torch.Tensor, begin: int, end: int, out_NO: torch.Tensor, *, add: bool = False) -> None:
-        """The product of the tokens [begin, end), written into their place in `out_NO`, or added to what is there.
-        Those behind them are read as well, up to a number of tokens that is met again."""
+        """Write the product for the tokens [begin, end) into their rows of `out_NO`, or add it there. Tokens after them
+        are computed as well, up to a number of tokens that recurs."""
         if self._turned_CO is None:
             found_NO = self(x_NC[begin : begin + bucket(end - begin)])[: end - begin]
             if add:
@@ -136,7 +136,7 @@ class Product:
             self._write(self._turned_CO, x_NC[begin:end], out_NO[begin:end], add=add)
 
     def _write(self, turned_CO: torch.Tensor, x_NC: torch.Tensor, out_NO: torch.Tensor, *, add: bool) -> None:
-        if len(x_NC) == 1 and x_NC.shape[1] <= _STEADY:  # alone it would be added up in another order
+        if len(x_NC) == 1 and x_NC.shape[1] <= _STEADY:  # a single token would be summed in another order
             both_NO = out_NO.repeat(2, 1)
             self._write(turned_CO, x_NC.repeat(2, 1), both_NO, add=add)
             out_NO.copy_(both_NO[:1])
@@ -151,7 +151,7 @@ class Product:
 
 
 class ProductCache:
-    """Products by the weights that they are made of, so that roles over one base share them."""
+    """Products by the weights that they consist of, so roles over one base share them."""
 
     def __init__(self, max_packed_bytes: int, *, int8: bool = False) -> None:
         self._max_packed_bytes, self.int8 = max_packed_bytes, int8
@@ -160,13 +160,13 @@ class ProductCache:
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of the packed copies that are in use."""
+        """Bytes of the packed copies in use."""
         return sum(product.packed_bytes for product in self._known.values())
 
     def get(self, layers: Sequence[Weights]) -> Product | Int8Product:
-        """The product of these layers, packed where this is possible and the budget allows it; in 8-bit integers where
-        that is set and faster."""
-        # A product keeps the weights that it was made of, so that no others get their ids.
+        """The product of these layers: packed if possible and within the budget; in 8-bit integers if those are set and
+        faster."""
+        # A product keeps its weights alive, so no other weights can get their ids.
         key = tuple(id(layer.weight) for layer in layers)
         product = self._known.get(key)
         if product is None:
@@ -181,7 +181,7 @@ class ProductCache:
 
 
 def can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN packs such a weight here."""
+    """Whether oneDNN can pack such a weight on this machine."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight") or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -200,7 +200,7 @@ def can_turn(weights: Sequence[torch.Tensor]) -> bool:
 
 @functools.cache
 def _on_intel() -> bool:
-    """Whether MKL is there, on one of its maker's processors."""
+    """Whether MKL is available on an Intel processor."""
     try:
         name = Path("/proc/cpuinfo").read_text(errors="replace")[:4096]
     except OSError:

@@ -1,9 +1,9 @@
-"""Sampling the next tokens of a whole batch: temperature, nucleus sampling (top-p), excluded tokens.
+"""Samples the next tokens of a whole batch: temperature, nucleus sampling (top-p), excluded tokens.
 
-The batched form of `sampling_rule.draw`: temperature, then top-p, then the excluded tokens, then the inverse of the
-cumulative sum at each row's own uniform number. A vocabulary may have 80 tokens or 152,000, so no row is sorted unless
-top-p needs it, the cumulative sum has two levels, and a large batch is processed in blocks of rows that fit the
-processor's cache. Invariant: what a row draws does not depend on the other rows.
+The batched form of `sampling_rule.draw`: temperature, then top-p, then the excluded tokens, then inverse-CDF sampling
+with each row's own uniform number. A vocabulary can have 80 tokens or 152,000. Therefore no row is sorted unless top-p
+needs it, the cumulative sum has two levels, and a large batch is processed in blocks of rows that fit the processor's
+cache. Invariant: what a row draws does not depend on the other rows.
 
     tokens, logprobs, sampled_logprobs = draw_batch(logits_AV, samplings, uniforms, excluded={3: (17,)})
 
@@ -22,14 +22,14 @@ from flow_dpo.engines.local.small_vocabulary import draw_small
 from flow_dpo.engines.sampling_rule import GOLDEN, MIX_1, MIX_2
 
 _BLOCK_ELEMENTS = 1 << 18
-"""Logits of one block on a CPU: one mebibyte of float32, about a core's second-level cache."""
+"""Number of logits in one block on a CPU: 1 MiB in float32, about a core's second-level cache."""
 _SEGMENT = 1024
-"""Tokens of one segment of the two-level cumulative sum; a vocabulary up to this size is sorted whole for top-p."""
+"""Tokens in one segment of the two-level cumulative sum; for top-p, a vocabulary up to this size is sorted whole."""
 _LIKELIEST = (128, 4096)
-"""Numbers of most probable tokens among which the nucleus is searched, before a whole row is sorted."""
+"""Numbers of most probable tokens in which the nucleus is searched before a whole row is sorted."""
 
 Draws = tuple[list[int], list[float], list[float]]
-"""Tokens (-1 where none was left to draw), their log-probabilities, and those after temperature and top-p."""
+"""Tokens (-1 if none was left to draw), their log-probabilities, and those after temperature and top-p."""
 
 
 def uniforms(streams: Sequence[int], positions: Sequence[int]) -> list[float]:
@@ -49,14 +49,14 @@ def draw_batch(
     excluded: Mapping[int, TokenIds] | None = None,
     num_tokens: int | None = None,
 ) -> Draws:
-    """Draw one token for each row of logits. `excluded` maps the rows that exclude tokens to those tokens; ids from
-    `num_tokens` on have no share in what is drawn from."""
+    """Draw one token for each row of logits. `excluded` maps rows to the tokens that they exclude; ids from
+    `num_tokens` on are never drawn."""
     num_rows, vocab_size = logits_AV.shape
     if num_tokens is not None and num_tokens < vocab_size:
         kept = {row: tuple(id for id in ids if id < num_tokens) for row, ids in (excluded or {}).items()}
         tokens, logprobs, sampled_logprobs = draw_batch(logits_AV[:, :num_tokens], samplings, uniforms, kept)
         return tokens, _among_all(logits_AV, num_tokens, tokens, logprobs), sampled_logprobs
-    # 1. Rows with and without top-p go into different blocks; on a CPU a block has at most `size` rows.
+    # 1. Rows with and without top-p are in different blocks; on a CPU a block has at most `size` rows.
     size = max(1, _BLOCK_ELEMENTS // vocab_size) if logits_AV.device.type == "cpu" else num_rows
     truncated = [row for row, sampling in enumerate(samplings) if sampling.top_p < 1]
     if num_rows <= size and len(truncated) in (0, num_rows):
@@ -83,7 +83,7 @@ def draw_batch(
 def _among_all(
     logits_AV: torch.Tensor, num_tokens: int, tokens: Sequence[int], logprobs: Sequence[float]
 ) -> list[float]:
-    """Log-probabilities among the first `num_tokens` ids as those among all."""
+    """Turns log-probabilities among the first `num_tokens` ids into log-probabilities among all ids."""
     token_A1 = torch.tensor(tokens, device=logits_AV.device)[:, None].clamp(min=0)
     logprob_A = torch.tensor(logprobs, dtype=torch.float64, device=logits_AV.device)
     rest_A = logits_AV[:, num_tokens:].double().logsumexp(-1)
@@ -97,7 +97,7 @@ def _lists(drawn_3A: torch.Tensor) -> Draws:
 
 
 class _Block:
-    """Rows that are sampled together: either all of them with top-p, or none."""
+    """Rows that are sampled together: all of them with top-p, or all without."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class _Block:
         return self._from_nucleus()
 
     def _from_small(self) -> torch.Tensor:
-        """With top-p, from a small vocabulary: `small_vocabulary` says why it is another way."""
+        """With top-p, from a small vocabulary (`small_vocabulary` says why that is a separate path)."""
         raw_RV = self.raw_RV.numpy()
         probs_RV = raw_RV if self.probs_RV is self.raw_RV else self.probs_RV.numpy()
         drawn_3R = draw_small(raw_RV, probs_RV, self.samplings, self.uniform_R1[:, 0].tolist(), self.excluded)
@@ -135,10 +135,10 @@ class _Block:
 
     def _from_all(self) -> torch.Tensor:
         """Without top-p: no sorting."""
-        # 1. Excluded tokens lose their probability. They are never read again, so this may write into `raw_RV` too.
+        # 1. Excluded tokens lose their probability. They are never read again, so writing into `raw_RV` is safe.
         for row, tokens in self.excluded.items():
             self.probs_RV[row, list(tokens)] = 0
-        # 2. The most probable token of greedy rows, the inverse of the cumulative sum of the others.
+        # 2. The most probable token for greedy rows, inverse-CDF sampling for the others.
         if all(sampling.greedy for sampling in self.samplings):
             token_R1 = self._likeliest()
         else:
@@ -148,7 +148,7 @@ class _Block:
         return self._result(token_R1, self.probs_RV.gather(1, token_R1), None, None)
 
     def _from_nucleus(self) -> torch.Tensor:
-        """With top-p: search the nucleus among the K most probable tokens, then with a larger K where it needs more."""
+        """With top-p: search the nucleus among the K most probable tokens; rows that need more get a larger K."""
         vocab_size = self.logits_RV.shape[1]
         unsettled = list(range(len(self.samplings)))
         drawn_3R = torch.empty(3, len(unsettled), dtype=torch.float64, device=self.device)
@@ -176,19 +176,19 @@ class _Block:
         last_R1 = (cumulative_RK < top_p_R1).sum(-1, keepdim=True).clamp_(max=num_ranked - 1)
         mass_R1 = cumulative_RK.gather(1, last_R1)
         probs_RK = probs_RK.where(torch.arange(num_ranked, device=self.device) <= last_R1, 0)
-        # 3. Excluded tokens lose their probability; the mass of the nucleus stays that from before.
+        # 3. Excluded tokens lose their probability; the mass of the nucleus stays as it was.
         for index, row in enumerate(rows):
             if row in self.excluded:
                 excluded_ids = torch.tensor(self.excluded[row], device=self.device)
                 probs_RK[index, torch.isin(ids_RK[index], excluded_ids)] = 0
-        # 4. Inverse of the cumulative sum in ascending order of ids, as the rule has it, mapped back to ranks.
+        # 4. Inverse-CDF sampling in ascending order of ids, as in `sampling_rule`, mapped back to ranks.
         order_RK = ids_RK.argsort(-1)
         cumulative_by_id_RK = probs_RK.gather(1, order_RK).cumsum(-1, dtype=torch.float64)
         rank_R1 = order_RK.gather(1, _first_above(cumulative_by_id_RK, self.uniform_R1[rows]))
         # 5. Greedy rows take the first of the most probable tokens.
         rank_R1 = torch.where(self._greedy()[rows], probs_RK.argmax(-1, keepdim=True), rank_R1)
         drawn_3R = self._result(ids_RK.gather(1, rank_R1), probs_RK.gather(1, rank_R1), mass_R1, row_R1)
-        # 6. Unsettled: K tokens do not reach top-p, or its last token ties with the K-th, so that others may tie too.
+        # 6. Unsettled: K tokens do not reach top-p, or the last one in the nucleus ties with the K-th: more may tie.
         if num_ranked == self.logits_RV.shape[1]:
             return drawn_3R, []
         unsettled_R1 = (mass_R1 < top_p_R1) | (logits_RK.gather(1, last_R1) == logits_RK[:, -1:])
@@ -197,7 +197,7 @@ class _Block:
     def _result(
         self, token_R1: torch.Tensor, prob_R1: torch.Tensor, mass_R1: torch.Tensor | None, row_R1: torch.Tensor | None
     ) -> torch.Tensor:
-        """Token and log-probabilities before and after sampling parameters, 3R; `mass_R1` is that of the nucleus."""
+        """Token, and log-probabilities before and after temperature and top-p, 3R; `mass_R1` is the nucleus' mass."""
         sampled_R1 = prob_R1.double().log()
         if self.probs_RV is self.raw_RV:
             raw_R1 = sampled_R1
@@ -226,7 +226,7 @@ class _Block:
 
 
 def _ranked(values_RV: torch.Tensor, num_ranked: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest values, descending, and their indices: RK. Of equal values the lower index comes first."""
+    """The largest values, descending, and their indices: RK. Among equal values the lower index comes first."""
     if num_ranked == values_RV.shape[1]:
         return torch.sort(values_RV, dim=-1, descending=True, stable=True)
     values_RK, ids_RK = values_RV.topk(num_ranked, -1)
@@ -237,7 +237,7 @@ def _ranked(values_RV: torch.Tensor, num_ranked: int) -> tuple[torch.Tensor, tor
 
 
 def _locate(weights_RV: torch.Tensor, uniform_R1: torch.Tensor) -> torch.Tensor:
-    """The first token at which the cumulative weight exceeds `uniform` times all weight: R1."""
+    """The first token at which the cumulative weight exceeds `uniform` times the total weight: R1."""
     vocab_size = weights_RV.shape[1]
     if vocab_size <= _SEGMENT:
         return _first_above(weights_RV.cumsum(-1, dtype=torch.float64), uniform_R1)
@@ -255,13 +255,13 @@ def _locate(weights_RV: torch.Tensor, uniform_R1: torch.Tensor) -> torch.Tensor:
     ids_RW = segment_R1 * _SEGMENT + torch.arange(_SEGMENT, device=weights_RV.device)
     inside_RW = weights_RV.gather(1, ids_RW.clamp(max=vocab_size - 1)) * (ids_RW < vocab_size)
     cumulative_RW = inside_RW.cumsum(-1, dtype=torch.float64)
-    # The segment's own sum was rounded differently: use the share of it, so that the last token is never overrun.
+    # The segment's own sum was rounded differently: a share of it is used, so that the last token is never passed.
     share_R1 = (uniform_R1 * cumulative[:, -1:] - before_R1) / sums.gather(1, segment_R1)
     return segment_R1 * _SEGMENT + _first_above(cumulative_RW, share_R1.clamp(0, 1 - 2.0**-53))
 
 
 def _first_above(cumulative: torch.Tensor, share_R1: torch.Tensor) -> torch.Tensor:
-    """The first index whose cumulative weight exceeds this share, in [0, 1), of the last: R1.
+    """The first index whose cumulative weight exceeds this share, in [0, 1), of the total: R1.
 
     Tokens without weight are never found: `share * last` rounds to less than `last`, so an earlier token exceeds it.
     """

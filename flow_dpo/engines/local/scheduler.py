@@ -1,8 +1,8 @@
 """Scheduler of one role's rows: the requests that wait, and the rows of those under way.
 
-The rows under way occupy the first places of the KV cache without gaps, so a decode step reads them in memory order: a
-row that finishes is overwritten by the last one. Invariant: `active[i]` lies at place i, and the keys and values of its
-first `length` tokens are there.
+The rows under way occupy the first places of the KV cache without gaps, so a decode step reads them in memory order;
+the last row moves into the place of a row that finishes. Invariant: `active[i]` is at place i, and the keys and values
+of its first `length` tokens are there.
 
     row_inputs = scheduler.admit(cache, max_rows=64, max_tokens=4096, max_bytes=1 << 30)    # admitted after the rest
     scheduler.remove({0, 5})                                        # the last two rows move to places 0 and 5
@@ -23,16 +23,16 @@ from flow_dpo.engines.local.prefix_cache import Found, PrefixCache, Segment
 
 @dataclass(slots=True, eq=False)
 class RequestState:
-    """One request, waiting or under way, and what has been sampled for it."""
+    """One request, waiting or under way, with what has been sampled for it."""
 
     ticket: int
     request: Request
     sampling: Sampling
     seed: int
     stream: int
-    """Of random numbers, made from the seed (`sampling_rule.stream`)."""
+    """Random-number stream made from the seed (`sampling_rule.stream`)."""
     excluded: TokenIds
-    """Token ids that the first sampled token may not be."""
+    """Token ids that the first sampled token must not be."""
     length: int = 0
     """Tokens whose keys and values are in the row."""
     tokens: list[int] = field(default_factory=list[int])
@@ -40,9 +40,9 @@ class RequestState:
     sampled_logprobs: list[float] = field(default_factory=list[float])
 
     found: Found | None = None
-    """Where in the prefix cache its tokens are, as far as they were when it was looked at last."""
+    """The place of its tokens in the prefix cache, as far as they were cached at the last look-up."""
     max_length: int = field(init=False)
-    """Tokens that the row will hold at most: all but the last sampled one, which is never an input."""
+    """Maximum number of tokens in the row: all but the last sampled one, which is never an input."""
 
     def __post_init__(self) -> None:
         self.max_length = len(self.request.prompt_ids) + (0 if self.request.choices else self.request.max_tokens - 1)
@@ -57,20 +57,20 @@ class RoleScheduler:
     waiting: deque[RequestState] = field(default_factory=deque[RequestState])
     active: list[RequestState] = field(default_factory=list[RequestState])
     wait_cost: int = 0
-    """Steps of other roles while requests waited here and none was under way, times the number of requests."""
+    """Sum over the steps of other roles, while no row was under way here, of the number of waiting requests."""
     wait_steps: int = 0
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes that the rows take now, or may take before those under way are finished, whichever is more."""
+        """Bytes that the rows take now, or can take before those under way are finished, whichever is more."""
         max_length = max((row.max_length for row in self.active), default=0)
         return max(self.rows.num_bytes, KvRows.num_bytes_of(self.rows.shapes, len(self.active), max_length))
 
     def admit(self, cache: PrefixCache | None, *, max_rows: int, max_tokens: int, max_bytes: int) -> list[RowInput]:
         """Move requests from the queue into rows, as many as fit, and load what is cached of their prompts.
 
-        Returns the input tokens of each: single tokens first, then by ascending number, as `FlatBatch` needs them.
-        Afterwards every row has room for its inputs of this step.
+        Returns their inputs in the order that `FlatBatch` needs: single tokens first, then by ascending number of
+        tokens. Afterwards every row has room for its inputs of this step.
         """
         # 1. Choose requests, and find how many tokens of each prompt are cached (never the last).
         picked = self._pick(cache, max_rows, max_tokens, max_bytes)
@@ -78,7 +78,7 @@ class RoleScheduler:
         prompts = [row.request.prompt_ids for row, _ in picked]
         # 2. Share prefill between the prompts that begin alike.
         plans = [PrefillPlan(0)] * len(picked) if cache is None else plan_prefill(prompts, known)
-        # 3. Give them places after the rows under way, fewest tokens to compute first.
+        # 3. Assign places after the rows under way, fewest tokens to compute first.
         order = sorted(range(len(picked)), key=lambda index: len(prompts[index]) - plans[index].start)
         place_of = {index: len(self.active) + at for at, index in enumerate(order)}
         # 4. Make room, then load the cached keys and values.
@@ -113,7 +113,7 @@ class RoleScheduler:
     def _pick(
         self, cache: PrefixCache | None, max_rows: int, max_tokens: int, max_bytes: int
     ) -> list[tuple[RequestState, list[Segment]]]:
-        """Requests in arrival order, while rows, tokens and memory last; at least one where nothing is under way."""
+        """Requests in arrival order, while rows, tokens and memory last; at least one if nothing is under way."""
         picked: list[tuple[RequestState, list[Segment]]] = []
         max_length = max((row.max_length for row in self.active), default=0)
         num_tokens = 0

@@ -1,11 +1,11 @@
-"""Nucleus sampling from a small vocabulary on a CPU, in numpy: there a step's time is that of calls, not of arithmetic.
+"""Nucleus sampling from a small vocabulary on a CPU, in numpy: there, calls cost more than arithmetic.
 
     drawn_3R = draw_small(raw_RV, probs_RV, samplings, uniforms, excluded={3: (17,)})
 
-The rule is `sampling_rule.draw`'s and `local.sampling`'s. Where one token has the probability of top-p by itself it is
-the nucleus, and nothing is sorted; a model that has learned is so sure most of the time.
+The rule is that of `sampling_rule.draw` and `local.sampling`. If one token alone reaches top-p, it is the nucleus, and
+nothing is sorted; for a trained model that is the most common case.
 
-Shapes: R rows, of which U are not sure; V tokens of the vocabulary.
+Shapes: R rows, U of them with a larger nucleus; V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def draw_small(
     uniforms: Sequence[float],
     excluded: Mapping[int, TokenIds],
 ) -> Floats:
-    """Token (-1 where none is left), log-probability and sampled log-probability of each row, 3R.
+    """Token (-1 if none is left), log-probability and sampled log-probability of each row, 3R.
 
-    `raw_RV` are the model's probabilities and `probs_RV` those at each row's temperature, float32 and perhaps the same
-    array. `excluded` maps rows to tokens that may not be drawn.
+    `raw_RV` are the model's probabilities and `probs_RV` those at each row's temperature, in float32; both can be the
+    same array. `excluded` maps rows to tokens that must not be drawn.
     """
     num_rows = len(samplings)
     row_R = np.arange(num_rows)
@@ -39,10 +39,10 @@ def draw_small(
     mass_R = probs_RV[row_R, token_R].astype(np.float64)
     prob_R = mass_R.copy()
     top_p_R = np.array([sampling.top_p for sampling in samplings])
-    unsure_R = ~(mass_R >= top_p_R)  # also where it is not a number
+    unsure_R = ~(mass_R >= top_p_R)  # also if it is not a number
     unsure_R[list(excluded)] = True
     row_U = np.flatnonzero(unsure_R)
-    # 2. The others by the inverse of the cumulative sum.
+    # 2. The other rows by inverse-CDF sampling.
     if len(row_U):
         tokens = [excluded.get(row, ()) for row in row_U.tolist()]
         greedy_U = np.array([sampling.greedy for sampling in samplings])[row_U]
@@ -62,7 +62,7 @@ def draw_small(
 def _from_nucleus(
     probs_UV: Floats, top_p_U: Floats, share_U: Floats, greedy_U: npt.NDArray[np.bool_], excluded: Sequence[TokenIds]
 ) -> tuple[npt.NDArray[np.integer], Floats, Floats]:
-    """Token, its probability and the nucleus' mass, of each row: U."""
+    """Token, its probability and the nucleus' mass, for each row: U."""
     vocab_size = probs_UV.shape[1]
     row_U = np.arange(len(probs_UV))
     # 1. The nucleus ends at the first rank whose cumulative probability reaches top-p.
@@ -73,7 +73,7 @@ def _from_nucleus(
     inside_UV = np.empty(probs_UV.shape, dtype=bool)
     np.put_along_axis(inside_UV, order_UV, np.arange(vocab_size) <= last_U[:, None], 1)
     weights_UV = np.where(inside_UV, probs_UV, 0)
-    # 2. Excluded tokens lose their probability; the nucleus' mass stays that from before.
+    # 2. Excluded tokens lose their probability; the nucleus' mass stays as it was.
     for row, tokens in enumerate(excluded):
         weights_UV[row, list(tokens)] = 0
     # 3. The first id whose cumulative weight exceeds the share; greedy rows take the most probable.

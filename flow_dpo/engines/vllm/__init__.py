@@ -1,4 +1,4 @@
-"""How does vLLM generate? In this process, or as a server whose adapters follow the policy.
+"""How is text sampled with vLLM? In this process, or by a server whose adapters follow the policy.
 
 May import what engines may.
 """

@@ -1,14 +1,14 @@
-"""Prefix cache of single tokens on top of vLLM's cache of whole blocks: which block holds how much of a new prompt.
+"""Prefix cache of single tokens on top of vLLM's cache of whole blocks: which block has how much of a new prompt.
 
-vLLM finds a prompt's whole blocks again and computes the rest, up to a block less one token of every request. The rest
-is there, too: in the last block of an earlier request, or in a block that continues otherwise after some tokens. With
+vLLM reuses a prompt's whole blocks and computes the rest, up to a block less one token for every request. The rest can
+be cached as well: in the last block of an earlier request, or in a block that differs only after some tokens. With
 blocks of 4 tokens, and block 7 computed for [1 2 3 4 | 5 6]:
 
     contents.put(7, (key, 1), (5, 6))
-    contents.longest((key, 1), (5, 6, 9))     # (7, 2): two tokens of the new request's second block lie in block 7
+    contents.longest((key, 1), (5, 6, 9))     # (7, 2): block 7 has two tokens of the new request's second block
 
-A block is found by what stands before it (`Parent`), so the tokens in it have the same keys and values in both
-requests. Invariant: what is returned was computed in a block that nobody has been given since (`drop`).
+A block is found by everything before it (`Parent`), so its tokens have the same keys and values in both requests.
+Invariant: a block that is returned has not been given to another request since it was computed (`drop`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 Parent = Hashable
-"""What stands before a block: a hash of all tokens, and of the adapter that computed them."""
+"""Identifies what precedes a block: a hash of all its tokens, and of the adapter that computed them."""
 
 
 class BlockContents:
-    """The tokens whose keys and values lie in each block, by what stands before the block."""
+    """The tokens whose keys and values each block holds, by what precedes the block."""
 
     def __init__(self) -> None:
         self._parents: dict[int, Parent] = {}
@@ -35,7 +35,7 @@ class BlockContents:
         if not ids:
             return
         siblings, ids = self._blocks.setdefault(parent, {}), tuple(ids)
-        # What another block holds, too, is found there; and the other way round.
+        # Tokens that another block holds as well are found there; blocks whose tokens this one holds are dropped.
         if any(other[: len(ids)] == ids for other in siblings.values()):
             return
         for covered in [other for other, held in siblings.items() if ids[: len(held)] == held]:
@@ -44,7 +44,7 @@ class BlockContents:
         self._parents[block] = parent
 
     def drop(self, block: int) -> None:
-        """The block is given to a request that will write other tokens into it."""
+        """Forget the block: it is given to a request that will write other tokens into it."""
         parent = self._parents.pop(block, None)
         if parent is None:
             return
@@ -54,12 +54,12 @@ class BlockContents:
             del self._blocks[parent]
 
     def clear(self) -> None:
-        """Nothing that was computed so far is valid."""
+        """Forget all blocks: nothing computed so far is valid any more."""
         self._parents.clear()
         self._blocks.clear()
 
     def longest(self, parent: Parent, ids: Sequence[int]) -> tuple[int, int]:
-        """The block that shares most of the first tokens after `parent`, and how many; 0 tokens where none does."""
+        """The block that shares the most tokens after `parent`, and how many; 0 tokens if none does."""
         best, most = 0, 0
         for block, held in self._blocks.get(parent, {}).items():
             shared = next((at for at, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b), None)

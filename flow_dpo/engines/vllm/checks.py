@@ -1,12 +1,12 @@
-"""Checks of a vLLM server: whether it serves the model that is trained, with room for every role's adapter.
+"""Checks that a vLLM server serves the model that is trained, with room for every role's adapter.
 
-Done once, before anything is sampled, by comparing its replies with the model in this process:
+They run once, before anything is sampled, by comparing its replies with the model in this process:
 
     base = connect(client, expected)      # ServedModel(id="seed", root="...", max_model_len=512)
 
-Invariant: a server that passes takes and returns token ids, tokenizes as we do, has the same base weights, reports the
+Invariant: a server that passes accepts and returns token ids, tokenizes as we do, has the same base weights, reports
 log-probabilities of the unscaled distribution for as many tokens as are requested, and can load an adapter for every
-role. Each error names the flag that repairs it.
+role. Each error names the flag that fixes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flow_dpo.engines.vllm.client import ServedModel, Unknown, VllmClient, serve
 from flow_dpo.engines.vllm.requests import Reply, VllmRequest, plain_params
 
 MOST_DIVERGENCE = 0.05
-"""Nats. Half precision and other kernels cause less than 0.01; an 8-bit model some hundredths."""
+"""In nats. Half precision and other kernels cause less than 0.01; an 8-bit model a few hundredths."""
 _ROUNDING = 1e-3
 
 
@@ -32,14 +32,14 @@ class ExpectedModel:
     name: str
     """The model's name in messages."""
     encoded: Mapping[str, TokenIds]
-    """Texts in token ids, without special ones at their ends."""
+    """Texts and their token ids, without special tokens at the ends."""
     logprobs: Mapping[TokenIds, Sequence[float]]
     """Log-probabilities of every next token after some prompts, by the base model."""
     num_roles: int
 
 
 def connect(client: VllmClient, expected: ExpectedModel) -> ServedModel:
-    """The server's base model. Raises `ConfigError` where it is not the expected one, or lacks a feature."""
+    """The server's base model. Raises `ConfigError` if it is not the expected one, or lacks a feature."""
     base = _base(client)
     try:
         _check_tokenizer(client, base, expected)
@@ -48,8 +48,8 @@ def connect(client: VllmClient, expected: ExpectedModel) -> ServedModel:
         raise ConfigError(str(error)) from error
     except Unknown as error:
         raise ConfigError(
-            f"expected completions of {base.id} from {client.url}, which lists it, found that it completes nothing of "
-            "that name; serve a model that generates, with vLLM's own server at this address"
+            f"expected completions of {base.id} from {client.url}, which lists it, found that it does not "
+            "complete; serve a model that generates text, with vLLM's own server at this address"
         ) from error
     num_loras = client.max_loras()
     if num_loras is not None and num_loras < expected.num_roles:
@@ -61,7 +61,7 @@ def connect(client: VllmClient, expected: ExpectedModel) -> ServedModel:
 
 
 def _base(client: VllmClient) -> ServedModel:
-    """The base model of the configured name, or the only one."""
+    """The base model with the configured name, or the only one."""
     answer = client.answers()
     if answer.status in (401, 403):
         raise ConfigError(
@@ -92,8 +92,8 @@ def _check_tokenizer(client: VllmClient, base: ServedModel, expected: ExpectedMo
 
 
 def check_base(send: Callable[[VllmRequest], Reply], expected: ExpectedModel, *, where: str) -> None:
-    """Raise `ConfigError` where the base model is not the expected one, or does not report the log-probabilities of the
-    unscaled distribution. `send` sends one request to it."""
+    """Raise `ConfigError` if the base model is not the expected one, or does not report the log-probabilities of the
+    unscaled distribution. `send` sends it one request."""
     _check_weights(send, expected, where)
     _check_scale(send, expected, where)
 
@@ -116,19 +116,19 @@ def _check_weights(send: Callable[[VllmRequest], Reply], expected: ExpectedModel
     mean = math.fsum(divergences) / len(divergences)
     if not mean <= MOST_DIVERGENCE:
         raise ConfigError(
-            f"expected the weights of {expected.name} at {where}, found a model whose next token is distributed "
-            f"otherwise (by {mean:.3g} nats, at most {MOST_DIVERGENCE} is rounding); serve the same model in a "
-            "precision near that of training"
+            f"expected the weights of {expected.name} at {where}, found a model whose next-token "
+            f"distribution differs by {mean:.3g} nats (rounding is at most {MOST_DIVERGENCE}); serve the same model "
+            "in a precision close to that of training"
         )
 
 
 def divergence(expected: Sequence[float], found: Mapping[int, float] | Sequence[float]) -> float:
-    """Kullback-Leibler divergence in nats of one next-token distribution from another, by log-probabilities."""
+    """Kullback-Leibler divergence, in nats, of two next-token distributions that are given as log-probabilities."""
     return math.fsum(math.exp(value) * (value - found[token]) for token, value in enumerate(expected) if value > -700)
 
 
 def _check_scale(send: Callable[[VllmRequest], Reply], expected: ExpectedModel, where: str) -> None:
-    """Raise `ConfigError` where log-probabilities change with temperature."""
+    """Raise `ConfigError` if log-probabilities change with temperature."""
     params, prompt_ids = plain_params(max_tokens=1, logprobs=1), next(iter(expected.logprobs))
     replies = [
         send(VllmRequest(prompt_ids, params | {"temperature": temperature, "seed": 1})) for temperature in (1.0, 2.0)

@@ -4,9 +4,9 @@
     client.load("answer-v3-5f2c", Path("runs/x/served/answer/3"))
     completed = client.complete("answer-v3-5f2c", VllmRequest((1, 5, 6), {"max_tokens": 8, ...}))
 
-Prompts are sent as token ids; token ids and log-probabilities come back. What fails on the way (a connection, a
-deadline, a server that is going down or coming up) is retried after a growing wait, until `patience_s` is over; what
-the server refuses is not. Invariant: the adapter that a reply names is the one that was requested.
+Prompts are sent as token ids; token ids and log-probabilities come back. Transient failures (a connection, a deadline,
+a server that is going down or coming up) are retried with growing waits until `patience_s` is over; a request that the
+server refuses is not. Invariant: a reply names the adapter that was requested.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from flow_dpo.models.http_client import Address, Answer, Passing
 _logger = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 5.0
 _TRIES_OF_500 = 5
-"""A server whose engine has died replies 500 until it ends; one that continues doing so has a fault of its own."""
+"""A server whose engine has died replies 500 until it ends; one that keeps doing so has another fault."""
 _MOST_BYTES = 256 << 20
-"""The log-probabilities of 250,000 tokens are some 20 MiB."""
+"""The log-probabilities of 250,000 tokens take some 20 MiB."""
 _ABORT = "abort"
-"""Finish reason of a completion that the server gave up."""
+"""Finish reason of a completion that the server aborted."""
 _ABOUT_ADAPTERS = re.compile(r"lora.rank|max_lora|lora is not enabled|target_modules|adapter_config", re.IGNORECASE)
-"""Words in the refusal of an adapter, which a retry does not change."""
+"""Words in the refusal of an adapter, which is not worth a retry."""
 _PARTING_S = 10.0
-"""Deadline in seconds for unloading an adapter, on which nothing depends."""
+"""Deadline in seconds for unloading an adapter; nothing depends on its success."""
 _TOKEN_ID = "token_id:"
 _UNREADABLE = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
 
@@ -53,24 +53,24 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A reply, and its token counts."""
+    """A reply with its token counts."""
 
     reply: Reply
     prompt_tokens: int
     cached_tokens: int | None
-    """Prompt tokens that were in the server's prefix cache; None where it does not report them."""
+    """Prompt tokens found in the server's prefix cache; None if it does not report them."""
 
 
 class Unreachable(EngineError):
-    """The server gave no answer for as long as it was waited for."""
+    """The server did not answer within the time allowed."""
 
 
 class Unknown(Exception):
-    """The server does not have the adapter: it was restarted, or another program has unloaded it."""
+    """The server does not have the adapter: it was restarted, or another program unloaded it."""
 
 
 class VllmClient:
-    """Client of one server; thread-safe. After `stop` every request ends in an error."""
+    """Client of one server; thread-safe. After `stop` every request raises an error."""
 
     def __init__(self, settings: VllmServerSettings, *, api_key: str) -> None:
         self.settings = settings
@@ -80,11 +80,11 @@ class VllmClient:
 
     @property
     def num_retries(self) -> int:
-        """Requests that were asked again, since this was last read by `take_num_retries`."""
+        """Requests that were retried since the last `take_num_retries`."""
         return self._address.num_retries
 
     def take_num_retries(self) -> int:
-        """The same, counted again from here on."""
+        """The same; resets the count."""
         taken, self._address.num_retries = self._address.num_retries, 0
         return taken
 
@@ -94,11 +94,11 @@ class VllmClient:
         return self._address.base_url
 
     def stop(self) -> None:
-        """Give up whatever is under way. Adapters can still be unloaded."""
+        """Give up all requests under way. Adapters can still be unloaded."""
         self._address.stop()
 
     def answers(self) -> Answer:
-        """The response to a request for its models, without retries. Raises `ConfigError` where there is none."""
+        """The response to a request for its models, without retries. Raises `ConfigError` if there is none."""
         try:
             return self._address.exchange("GET", "/v1/models")
         except Passing as error:
@@ -112,7 +112,7 @@ class VllmClient:
         return served_models(self._patiently("GET", "/v1/models", None), self.url)
 
     def tokenize(self, model: str, text: str) -> tuple[int, ...]:
-        """The text in the server's token ids, without special ones at its ends."""
+        """The text in the server's token ids, without special tokens at its ends."""
         answer = self._patiently("POST", "/tokenize", {"model": model, "prompt": text, "add_special_tokens": False})
         try:
             return tuple(int(token) for token in json.loads(answer.text)["tokens"])
@@ -120,13 +120,13 @@ class VllmClient:
             raise self._strange("/tokenize", answer, "start it with its tokenizer") from error
 
     def load(self, name: str, folder: Path) -> None:
-        """Load an adapter from a folder in PEFT's layout. One of that name that is loaded already stays as it is."""
+        """Load an adapter from a folder in PEFT's layout. One that is already loaded under that name stays as it is."""
         answer = self._patiently("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if answer.status != 200 and "already been loaded" not in answer.text:
             raise _load_error(self.url, folder, answer)
 
     def unload(self, name: str) -> None:
-        """Unload an adapter; warns where the server does not. One that has ended holds none."""
+        """Unload an adapter; warns if the server fails to."""
         body = json.dumps({"lora_name": name}).encode("ascii")
         try:
             answer = self._parting.exchange("POST", "/v1/unload_lora_adapter", body)
@@ -137,14 +137,14 @@ class VllmClient:
             _logger.warning("%s did not unload %s: status %d, %.200r", self.url, name, answer.status, answer.text)
 
     def max_loras(self) -> int | None:
-        """How many adapters it serves in one batch, by its metrics; None where they do not say."""
+        """How many adapters it can serve in one batch, from its metrics; None if they do not say."""
         answer = self._patiently("GET", "/metrics", None)
         found = re.search(r'vllm:lora_requests_info\{[^}]*max_lora="(\d+)"', answer.text)
         return int(found[1]) if found else None
 
     def complete(self, model: str, request: VllmRequest) -> Completed:
-        """One completion. Raises `Unknown` for an adapter that is not there, `EngineError` for what is refused or
-        cannot be read."""
+        """One completion. Raises `Unknown` for a missing adapter, `EngineError` for a request that is refused or a
+        reply that cannot be read."""
         asked: dict[str, Any] = {
             "model": model, "prompt": list(request.prompt_ids), "return_token_ids": True,
             "return_tokens_as_token_ids": True, "logprobs": 0,
@@ -163,11 +163,11 @@ class VllmClient:
         except _UNREADABLE as error:
             raise self._strange(
                 "/v1/completions", answer,
-                f"it must tell token ids and their log-probabilities, as vLLM 0.32 does ({error!r:.100})",
+                f"it must return token ids and their log-probabilities, like vLLM 0.32 ({error!r:.100})",
             ) from error  # fmt: skip
         if answered_by != model:
             raise EngineError(
-                f"expected an answer of the adapter {model} from {self.url}, found one of {answered_by!r:.200}"
+                f"expected an answer from the adapter {model} at {self.url}, found one from {answered_by!r:.200}"
             )
         return completed
 
@@ -190,7 +190,7 @@ class VllmClient:
         except Passing as error:
             raise Unreachable(
                 f"expected an answer from {self.url}, found {error}, for {error.seconds:.0f} s (--patience_s); what "
-                "was learned so far is kept: look after the server, and resume"
+                "was learned so far is kept: check the server, and resume"
             ) from error
 
     def _strange(self, path: str, answer: Answer, advice: str) -> EngineError:
@@ -201,7 +201,7 @@ class VllmClient:
 
 
 def served_models(answer: Answer, url: str) -> list[ServedModel]:
-    """Read /v1/models. Raises `EngineError` where it is something else."""
+    """Read the response of /v1/models. Raises `EngineError` if it is something else."""
     try:
         return [
             ServedModel(str(one["id"]), str(one.get("root")), one.get("parent") or "", int(one["max_model_len"] or 0))
@@ -215,7 +215,7 @@ def served_models(answer: Answer, url: str) -> list[ServedModel]:
 
 
 def _aborted(answer: Answer) -> bool:
-    """Whether a server that is about to end gave a request up."""
+    """Whether the server aborted the request because it is about to end."""
     if answer.status != 200 or _ABORT not in answer.text:
         return False
     try:
@@ -242,7 +242,7 @@ def _reply(choice: Mapping[str, Any], *, params: Mapping[str, Any]) -> Reply:
 
 
 def _advice(text: str) -> str:
-    """What to change, by what vLLM refused."""
+    """What to change, given vLLM's refusal."""
     if "max allowed" in text or "max_logprobs" in text:
         return "start it with --max-logprobs -1"
     return "see its log, and check that it serves the model that is trained"
@@ -254,12 +254,12 @@ def _load_error(url: str, folder: Path, answer: Answer) -> ConfigError:
     if answer.status in (404, 405) and "adapter" not in text.lower():
         advice = "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment"
     elif re.search(r"lora.rank", text, re.IGNORECASE):
-        advice = "start it with --max-lora-rank of lora_r at least"
+        advice = "start it with --max-lora-rank of at least lora_r"
     elif "no adapter found" in text.lower():
         advice = "it must see this folder under the same path: run it on this machine, or share the file system"
     else:
         advice = (
-            "start it with --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --max-lora-rank of lora_r at least"
+            "start it with --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --max-lora-rank of at least lora_r"
         )
     return ConfigError(
         f"expected {url} to load the adapter {folder}, found the status {answer.status}: {text!r}; {advice}"

@@ -1,10 +1,10 @@
 """vLLM in this process: vLLM's own engine with LoRA adapters that change at every refresh.
 
-The same requests as over HTTP (`requests`) without a server: they join vLLM's running batch when they are submitted,
-and `poll` steps it until one is finished. Every refresh loads the adapters from their folders under new names and new
-ids, and drops the old ones: vLLM's prefix cache goes by an adapter's name and path, so a name that is used again would
-sample from keys and values of the old weights. With `sync="merged"` a refresh loads the whole model, its one role's
-adapter merged into it, and empties the cache.
+The requests are the same as over HTTP (`requests`), without a server: they join vLLM's running batch when they are
+submitted, and `poll` steps it until one is finished. Every refresh loads the adapters from their folders under new
+names and new ids, and drops the old ones: vLLM's prefix cache is keyed by an adapter's name and path, so reusing a name
+would sample from keys and values of the old weights. With `sync="merged"`, a refresh loads the whole model with its one
+role's adapter merged in, and empties the cache.
 
     engine = VllmEngine(open_vllm(settings, model="Qwen/...", ...), facts, context_tokens=2048, folder_of=store)
 
@@ -45,13 +45,13 @@ PARTIAL_BLOCKS = {
     "kv_connector_module_path": "flow_dpo.engines.vllm.partial_blocks",
     "kv_role": "kv_consumer",
 }
-"""vLLM's `--kv-transfer-config` that reuses parts of blocks."""
+"""vLLM's `--kv-transfer-config` for reusing parts of blocks."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The LoRA ranks that vLLM supports."""
 
 
 _NUMBERS = itertools.count(1)
-"""Ids of adapters and vLLM requests: never used twice in this process, by whichever engine."""
+"""Ids of adapters and vLLM requests, never used twice in this process by any engine."""
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class _Pending:
 
 
 def check_installed() -> None:
-    """Raise `ConfigError` where there is no vLLM, without importing it."""
+    """Raise `ConfigError` if vLLM is not installed, without importing it."""
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(f"--engine vllm needs vLLM, which is not installed here; {_INSTALL}")
 
@@ -82,7 +82,7 @@ def open_vllm(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Start vLLM's engine on this model. Raises `ConfigError` where vLLM is not installed or refuses."""
+    """Start vLLM's engine with this model. Raises `ConfigError` if vLLM is not installed or does not start."""
     check_installed()
     try:
         from vllm import EngineArgs, LLMEngine  # pyright: ignore
@@ -90,14 +90,14 @@ def open_vllm(
     except ImportError as error:
         raise ConfigError(f"--engine vllm needs vLLM, which cannot be imported here ({error}); {_INSTALL}") from error
     if rank > RANKS[-1]:
-        raise ConfigError(f"expected lora_r of {RANKS[-1]} at most, which is what vLLM serves, found {rank}")
+        raise ConfigError(f"expected lora_r of at most {RANKS[-1]}, vLLM's limit, found {rank}")
     engine_args: dict[str, Any] = {
         "model": model, "revision": revision, "trust_remote_code": trust_remote_code, "dtype": dtype,
         "max_model_len": context_tokens, "skip_tokenizer_init": True,
         "enable_prefix_caching": True, "max_logprobs": -1, "logprobs_mode": "raw_logprobs", "generation_config": "vllm",
         "max_num_seqs": settings.max_batch_size, "kv_cache_memory_bytes": kv_bytes(settings.kv_budget_gib),
         "enforce_eager": on_cpu or not settings.compiled, "disable_log_stats": True, "seed": 0,
-        # The KV cache has its own bound; this one only demands that much free GPU memory beside the learner's.
+        # The KV cache has its own limit; this one only requires that much free GPU memory beside the learner's.
         "gpu_memory_utilization": 0.1,
     }  # fmt: skip
     if on_cpu:
@@ -115,8 +115,8 @@ def open_vllm(
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"vLLM could not be started with {model}: {error}; its own log is above. A context window of "
-            f"{context_tokens} tokens may need more than --engine.kv_budget_gib {settings.kv_budget_gib}, or be cut "
-            'by --engine.engine_args {"max_model_len": N}'
+            f"{context_tokens} tokens may not fit --engine.kv_budget_gib {settings.kv_budget_gib}: raise it, or cut "
+            'the window by --engine.engine_args {"max_model_len": N}'
         ) from error
 
 
@@ -132,12 +132,12 @@ class VllmEngine(Engine):
         folder_of: Callable[[Adapter], Path],
         merged_into: Path | None = None,
     ) -> None:
-        """`folder_of` finds an adapter's folder. With `merged_into`, the base model's own folder, it finds that of a
-        whole model with the adapter merged into its weights, which is what a refresh loads."""
+        """`folder_of` returns an adapter's folder. With `merged_into`, the base model's own folder, it returns the
+        folder of a whole model with the adapter merged in, which a refresh loads."""
         self._vllm, self._facts, self._folder_of, self._base = vllm, facts, folder_of, merged_into
         self._context_tokens = context_tokens
         self._pending: dict[str, _Pending] = {}
-        """Completions under way, by the id of the vLLM request that each waits for."""
+        """Completions under way by the id of the vLLM request that each waits for."""
         self._finished: list[tuple[int, Completion]] = []
         self._failures: deque[EngineError] = deque()
         self._lora_requests: dict[Role, Any] = {}
@@ -225,17 +225,17 @@ class VllmEngine(Engine):
         return adapter_request
 
     def _reload(self, folders: list[Path]) -> None:
-        """Load the weights of another folder into vLLM, and empty the prefix cache."""
+        """Load the weights in another folder into vLLM, and empty the prefix cache."""
         if len(folders) != 1:
             raise EngineError(f"expected one role's weights, found {len(folders)}")
         with _VllmErrors(f"load the weights in {folders[0]}"):
             self._vllm.collective_rpc("reload_weights", kwargs={"weights_path": str(folders[0].resolve())})
             was_reset = self._vllm.reset_prefix_cache(reset_connector=True)
         if not was_reset:
-            raise EngineError("expected vLLM to empty its prefix cache after new weights, and it did not")
+            raise EngineError("expected vLLM to empty its prefix cache after new weights, found that it did not")
 
     def _advance(self, pending: _Pending, reply: Reply | None) -> None:
-        """Send the next vLLM request of a completion, or collect the completion."""
+        """Send a completion's next vLLM request, or collect the completion."""
         try:
             vllm_request = next(pending.steps) if reply is None else pending.steps.send(reply)
         except StopIteration as stop:
@@ -250,7 +250,7 @@ class VllmEngine(Engine):
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore
 
         name = str(next(_NUMBERS))
-        # Flat: log-probabilities as plain lists, not an object for each.
+        # Flat: log-probabilities as plain lists, without an object for each.
         params = SamplingParams(
             **vllm_request.params, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, flat_logprobs=True
         )
@@ -260,14 +260,14 @@ class VllmEngine(Engine):
         self._pending[name] = pending
 
     def _read_output(self, output: Any) -> None:
-        """Read one finished output of vLLM, and continue with its completion."""
+        """Read one finished output of vLLM, and continue its completion."""
         pending = self._pending.pop(output.request_id)
         [out] = output.outputs
         ids = tuple(out.token_ids)
         flat = out.logprobs
         if not ids or len(flat) != len(ids):
             raise EngineError(f"expected log-probabilities of {len(ids)} tokens from vLLM, found {len(flat)}")
-        # A row of each position: the sampled token, then the most probable ones, or all.
+        # One row for each position: the sampled token, then the most probable ones, or all.
         shape = (len(ids), len(flat.token_ids) // len(ids))
         token_ids, logprobs = np.array(flat.token_ids).reshape(shape), np.array(flat.logprobs).reshape(shape)
         first = 1 if shape[1] > 1 else 0
@@ -287,7 +287,7 @@ class VllmEngine(Engine):
 
 
 class _VllmErrors:
-    """Turns vLLM's errors, most of which are plain exceptions of its other process, into `EngineError`."""
+    """Turns vLLM's errors, which are mostly plain exceptions from its other process, into `EngineError`."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -1,16 +1,16 @@
 """KV connector for vLLM: a prompt's last, partial block is copied from another block instead of computed again.
 
-Loaded by vLLM itself, in its scheduler and in its workers, through its interface for KV connectors:
+vLLM itself loads it in its scheduler and in its workers, through its interface for KV connectors:
 
     {"kv_connector": "PartialBlocks", "kv_connector_module_path": "flow_dpo.engines.vllm.partial_blocks", ...}
 
-The scheduler's side knows which tokens lie in which block (`block_contents`) and reports those after the whole blocks
-that vLLM has found itself; the worker's side copies the block before the step computes anything. Blocks are copied
-whole: what follows the shared tokens is written over, or masked until then, so that no layout needs to be known.
+The scheduler's side knows which tokens are in which block (`block_contents`), and reports those that continue the whole
+blocks found by vLLM. The worker's side copies the block before the step computes anything. Blocks are copied whole:
+what follows the shared tokens is overwritten, or masked until then, so their layout need not be known.
 
-Invariant: a block is a source only until it is given to another request. Blocks that a step gives away are written by
-that step's forward, after all copies of it have been read; so a source found while it is being scheduled is valid.
-Models with other than full attention, or several kinds of cache, are left to vLLM alone.
+Invariant: a block is a source only until it is given to another request. Blocks that a step reassigns are written by
+that step's forward, after all copies from them were read, so a source found during scheduling is valid. Models with
+attention that is not full, or with several kinds of cache, are left to vLLM alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec  # pyright: ignore
 from flow_dpo.engines.vllm.block_contents import BlockContents, Parent
 
 WORTH_WAITING = 8
-"""Tokens that a request waits a step for, where another request computes them in this one."""
+"""Number of tokens for which a request waits one step, if another request computes them in this step."""
 
 
 @dataclass
@@ -44,21 +44,21 @@ class Copies(KVConnectorMetadata):  # pyright: ignore
 
 @dataclass(frozen=True)
 class _Found:
-    """What a request that is being scheduled starts from."""
+    """Where a request that is being scheduled starts from."""
 
     num_whole: int
-    """Whole blocks that vLLM's own cache holds."""
+    """Number of whole blocks in vLLM's own cache."""
     source: int
-    """The block whose first tokens are those of the next one."""
+    """The block that begins with the first tokens of the next one."""
 
 
 class PartialBlocks(KVConnectorBase_V1, SupportsHMA):  # pyright: ignore
-    """A cache of single tokens, in the blocks that vLLM has."""
+    """A prefix cache of single tokens, held in vLLM's own blocks."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         groups = kv_cache_config.kv_cache_groups
-        # Where new blocks are filled with zeros first, a source may be among them.
+        # If new blocks are zeroed first, a source could be among them.
         plain = len(groups) == 1 and not kv_cache_config.needs_kv_cache_zeroing
         self._works = plain and type(groups[0].kv_cache_spec) is FullAttentionSpec
         self._block_tokens: int = groups[0].kv_cache_spec.block_size if groups else 1
@@ -81,13 +81,13 @@ class PartialBlocks(KVConnectorBase_V1, SupportsHMA):  # pyright: ignore
         self._pool = gpu_block_pool
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """Tokens of the first block that vLLM's own cache lacks; None where waiting for the next step finds more."""
+        """Number of cached tokens in the first block that vLLM lacks; None if waiting for the next step finds more."""
         size = self._block_tokens
         num_whole, rest = divmod(num_computed_tokens, size)
         unusable = request.mm_features or request.prompt_embeds is not None or request.skip_reading_prefix_cache
         if not self._works or rest or unusable:
             return 0, False
-        # One token at least is computed: the next one's distribution is asked for.
+        # At least one token must be computed, because the next token's distribution is needed.
         end = min(num_computed_tokens + size, request.num_tokens - 1)
         ids, parent = request.all_token_ids[num_computed_tokens:end], _parent(request, num_whole)
         source, num_tokens = self._contents.longest(parent, ids)
@@ -110,7 +110,7 @@ class PartialBlocks(KVConnectorBase_V1, SupportsHMA):  # pyright: ignore
         self._scheduled.append((request, found.num_whole, ids))
 
     def build_connector_meta(self, scheduler_output: Any) -> Copies:
-        """The copies of this step. From the next one on, what it computes is there."""
+        """The copies of this step. What this step computes can be copied from the next step on."""
         self._unpin()
         if self._works:
             for new_ids in scheduler_output.scheduled_cached_reqs.new_block_ids:
@@ -127,13 +127,13 @@ class PartialBlocks(KVConnectorBase_V1, SupportsHMA):  # pyright: ignore
         return copies
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, None]:
-        """Keep what the request has computed; the token that it sampled last is not computed yet."""
+        """Keep what the request has computed. The token that it sampled last is not computed yet."""
         self._found.pop(request.request_id, None)
         end = min(request.num_computed_tokens, request.num_tokens - 1)
         if self._works and block_ids and end > 0:
             self._put(self._contents, request, block_ids, end, first=0)
-            # vLLM gives a block that is not full away first, as it cannot find it again: hold it until it is freed, and
-            # release it behind all others.
+            # vLLM reassigns a partly filled block first, since it cannot find it again: pin it until it is freed, and
+            # release it after all others.
             if end % self._block_tokens and block_ids[-1] in self._contents:
                 self._pinned.append(self._pool.blocks[block_ids[-1]])
                 self._pool.touch(self._pinned[-1:])
@@ -143,7 +143,7 @@ class PartialBlocks(KVConnectorBase_V1, SupportsHMA):  # pyright: ignore
         return self.request_finished(request, block_ids[0] if block_ids else [])
 
     def take_events(self) -> tuple[()]:
-        """Called at the end of every update, when the blocks of all requests that finished have been freed."""
+        """Called at the end of every update, when the blocks of all finished requests have been freed."""
         self._unpin()
         return ()
 
@@ -169,13 +169,13 @@ class PartialBlocks(KVConnectorBase_V1, SupportsHMA):  # pyright: ignore
         for cache in caches.values() if self._works else ():
             if cache.shape[0] != self._num_blocks:
                 raise ValueError(
-                    f"expected a KV cache of {self._num_blocks} blocks, one after another, found the shape "
+                    f"expected a KV cache of {self._num_blocks} consecutive blocks, found the shape "
                     f"{tuple(cache.shape)}; use --engine.partial_blocks never"
                 )
         self._caches = list(caches.values())
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Copy this step's blocks: all sources are read before any destination is written."""
+        """Copy this step's blocks. All sources are read before any destination is written."""
         copies = self._get_connector_metadata()
         assert isinstance(copies, Copies)
         if copies.sources:
@@ -184,17 +184,17 @@ class PartialBlocks(KVConnectorBase_V1, SupportsHMA):  # pyright: ignore
                 cache[destinations.to(cache.device)] = cache[sources.to(cache.device)]
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing to wait for."""
+        """Does nothing: there is nothing to wait for."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing is saved elsewhere."""
+        """Does nothing: nothing is saved elsewhere."""
 
     def wait_for_save(self) -> None:
-        """Nothing is saved elsewhere."""
+        """Does nothing: nothing is saved elsewhere."""
 
 
 def _parent(request: Any, number: int) -> Parent:
-    """What stands before a request's block of this number. vLLM's hashes hold the adapter's name and path."""
+    """Identifies what precedes this block of a request. vLLM's hashes include the adapter's name and path."""
     if number:
         return request.block_hashes[number - 1]
     adapter = request.lora_request

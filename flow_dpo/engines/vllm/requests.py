@@ -1,24 +1,23 @@
-"""vLLM requests: one completion as a sequence of vLLM requests and replies, in process and over HTTP alike.
+"""vLLM requests: one completion as a sequence of requests to vLLM and replies, the same in process and over HTTP.
 
-A generator that yields requests, in the terms of vLLM's `SamplingParams`, and is sent the replies. Most completions
-take one request. The others:
+A generator yields requests, in terms of vLLM's `SamplingParams`, and is sent the replies. Most completions take one
+request. The exceptions:
 
-    choices              one token with its top log-probabilities, among which the choices nearly always are; one that
-                         is not is requested alone; `choose` samples
+    choices              one token with its top log-probabilities, which nearly always include the choices; a missing
+                         choice is requested alone; `choose` samples
     excluded first       one token with its top log-probabilities; the first token is sampled here, from the truncated
-    tokens               distribution without them, and what follows is a second request
-    temperature, top-p   every token with its top log-probabilities, from which follow the sampled log-probabilities;
-                         where they do not suffice (`topk_logprobs`), that position is requested with more, or all
+    tokens               distribution without excluded tokens; a second request samples the rest
+    temperature, top-p   every token with its top log-probabilities, which give the sampled log-probabilities; if they
+                         do not suffice (`topk_logprobs`), more or all of them are requested for that position
 
     steps = completion_steps(request, sampling, seed=7, excluded=(), facts=facts, policy_version=3)
     vllm_request = next(steps)                     # VllmRequest((1, 5, 6), {"max_tokens": 8, "seed": 7, ...})
     steps.send(Reply((5, 2), (-0.1, -0.3), ({}, {})))      # StopIteration with the completion
 
 vLLM reports the log-probabilities of the unscaled, untruncated distribution (its `raw_logprobs`, the default). It can
-also report those of named tokens (`logprob_token_ids`), but then reports no top log-probabilities to any other request
-of the same batch (vLLM 0.32), so that is never used.
-Invariant: what is sampled depends on the request, its seed and the adapter alone, up to the rounding of sums, unless
-seeds are left out (`ModelFacts.seeds_from_top_p`).
+also report those of given tokens (`logprob_token_ids`), but then it reports no top log-probabilities for other requests
+in the same batch (vLLM 0.32), so that is never used. Invariant: what is sampled depends only on the request, its seed
+and the adapter, up to rounding of sums, unless seeds are left out (`ModelFacts.seeds_from_top_p`).
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ from flow_dpo.engines.vllm.topk_logprobs import (
 )
 
 MAX_ASKED_ALONE = 2
-"""Choices that are requested one by one where they are not among the top tokens; for more, all log-probabilities."""
+"""Maximum number of missing choices that are requested one by one; for more, all log-probabilities are."""
 _MORE_LOGPROBS = 512
-"""Top log-probabilities that are requested where the first few do not suffice."""
+"""Number of top log-probabilities requested if the first few do not suffice."""
 TEMPERATURES = (0.01, 2.0)
-"""The range that vLLM accepts."""
+"""The lowest and highest temperature that vLLM accepts."""
 _SEED_BITS = (1 << 63) - 1
 _NOT_A_NUMBER = -9000.0
-"""vLLM writes -9999 where a log-probability is not a number."""
+"""vLLM reports -9999 for a log-probability that is not a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class VllmRequest:
 
     prompt_ids: TokenIds
     params: Mapping[str, Any]
-    """Named as in vLLM's `SamplingParams`."""
+    """Parameters, named as in vLLM's `SamplingParams`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +74,20 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What an engine knows of the served model."""
+    """What an engine knows about the served model."""
 
     end_ids: frozenset[int]
     vocab_size: int
-    """Size of the vocabulary."""
+    """Number of token ids."""
     num_top_logprobs: int
-    """Top log-probabilities that are requested first, where they are needed."""
+    """Number of top log-probabilities requested first, if any are needed."""
     seeds_from_top_p: float = 0.0
-    """Requests have a seed of their own from this top-p on (`engines.settings`)."""
+    """Requests carry their own seed from this top-p on (`engines.settings`)."""
 
     @property
     def unsampled(self) -> dict[str, float]:
-        """Parameters of a request whose token is of no interest. Where seeds are left out none is greedy, for one that
-        is keeps its whole step from the fast sampler."""
+        """Parameters of a request whose sampled token is not used. If seeds are left out, no request is greedy, because
+        a greedy one would keep its whole step from the fast sampler."""
         return {"max_tokens": 1, "temperature": 0.0 if self.seeds_from_top_p == 0 else 1.0}
 
 
@@ -98,7 +97,7 @@ CompletionSteps = Generator[VllmRequest, Reply, Completion]
 def completion_steps(
     request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds, facts: ModelFacts, policy_version: int
 ) -> CompletionSteps:
-    """The requests that make one completion. Raises `EngineError` where no token is left to sample."""
+    """The requests for one completion. Raises `EngineError` if no token is left to sample."""
     if request.choices:
         return (yield from _choice_steps(request, sampling, seed, excluded, facts, policy_version))
     drawn: list[Drawn] = []
@@ -120,7 +119,7 @@ def check_sampling(sampling: Sampling) -> None:
     least, most = TEMPERATURES
     if not (sampling.greedy or least <= sampling.temperature <= most):
         raise EngineError(
-            f"expected a temperature from {least} to {most}, which is what vLLM accepts, found "
+            f"expected a temperature from {least} to {most}, vLLM's range, found "
             f"{sampling.temperature}; change --temperature, or use --engine local"
         )
 
@@ -128,12 +127,12 @@ def check_sampling(sampling: Sampling) -> None:
 def _choice_steps(
     request: Request, sampling: Sampling, seed: int, excluded: TokenIds, facts: ModelFacts, policy_version: int
 ) -> CompletionSteps:
-    # 1. The choices are nearly always among the most probable tokens.
+    # 1. The most probable tokens nearly always include the choices.
     reply = yield VllmRequest(
         request.prompt_ids, plain_params(**facts.unsampled, logprobs=_top_logprob_counts(facts)[0])
     )
     top_logprobs = dict(reply.top_logprobs[0])
-    # 2. The others: one request each, or one for the whole distribution.
+    # 2. The missing choices: one request each, or one for the whole distribution.
     missing = [token for token in request.choices if token not in top_logprobs]
     if len(missing) > MAX_ASKED_ALONE:
         top_logprobs = (
@@ -162,7 +161,7 @@ def _choice_steps(
 def _first_token_steps(
     request: Request, sampling: Sampling, seed: int, excluded: Collection[int], facts: ModelFacts
 ) -> Generator[VllmRequest, Reply, Drawn]:
-    """The first token, sampled here because some are excluded."""
+    """The first token, sampled here because some tokens are excluded."""
     for count in _top_logprob_counts(facts):
         reply = yield VllmRequest(request.prompt_ids, plain_params(**facts.unsampled, logprobs=count))
         top_logprobs = _top(reply.top_logprobs[0], count)
@@ -180,12 +179,12 @@ def _first_token_steps(
 def _text_steps(
     request: Request, sampling: Sampling, seed: int, first_ids: TokenIds, facts: ModelFacts
 ) -> Generator[VllmRequest, Reply, list[Drawn]]:
-    """The tokens after `first_ids`, which were sampled here already."""
-    # 1. One request for all of them.
+    """The tokens after `first_ids`, which were already sampled here."""
+    # 1. One request for all tokens.
     prompt_ids, room = request.prompt_ids + first_ids, request.max_tokens - len(first_ids)
     plain = sampling.temperature == 1 and sampling.top_p == 1
     temperature, top_p = (0.0, 1.0) if sampling.greedy else (sampling.temperature, sampling.top_p)
-    # The random number that decided a first token must not be used again.
+    # The random number that decided the first token must not be used again.
     own_seed = (stream(seed) if first_ids else seed) & _SEED_BITS
     seeded = {"seed": own_seed} if sampling.top_p >= facts.seeds_from_top_p else {}
     reply = yield VllmRequest(
@@ -199,7 +198,7 @@ def _text_steps(
             **seeded,
         ),
     )
-    # 2. Check what came back.
+    # 2. Check the reply.
     ids = reply.token_ids
     ended = bool(ids) and ids[-1] in facts.end_ids
     if not facts.end_ids.isdisjoint(ids[:-1]) or not (ended or len(ids) == room):
@@ -209,7 +208,7 @@ def _text_steps(
         )
     if not all(_NOT_A_NUMBER < value <= 1e-3 for value in reply.logprobs):
         raise nothing_left(request, sampling, ())
-    # 3. Sampled log-probabilities, position by position, with more requests where the top ones do not suffice.
+    # 3. Sampled log-probabilities, position by position, with further requests if the top ones do not suffice.
     if plain:
         return [
             Drawn(token, min(0.0, value), min(0.0, value)) for token, value in zip(ids, reply.logprobs, strict=True)
@@ -229,7 +228,7 @@ def _text_steps(
 def _request_more(
     prompt_ids: TokenIds, sampling: Sampling, facts: ModelFacts
 ) -> Generator[VllmRequest, Reply, Candidates]:
-    """The candidates after this prompt from more top log-probabilities, and at last from those of all tokens."""
+    """The candidates after this prompt, from more top log-probabilities, or finally from those of all tokens."""
     top_logprobs: Mapping[int, float] = {}
     for count in _top_logprob_counts(facts)[1:]:
         reply = yield VllmRequest(prompt_ids, plain_params(**facts.unsampled, logprobs=count))
@@ -246,7 +245,7 @@ def _request_more(
 
 
 def _top_logprob_counts(facts: ModelFacts) -> tuple[int, ...]:
-    """How many top log-probabilities are requested first, then, where they do not suffice, and at last: all (-1).
+    """The numbers of top log-probabilities to request, one after the other if they do not suffice; -1 means all.
 
     All come last, because one such request makes vLLM sort the vocabulary for its whole batch.
     """
@@ -255,14 +254,14 @@ def _top_logprob_counts(facts: ModelFacts) -> tuple[int, ...]:
 
 
 def _top(top_logprobs: Mapping[int, float], count: int) -> Mapping[int, float]:
-    """The `count` most probable ones: vLLM adds the sampled token, which may be far less probable."""
+    """The `count` most probable tokens: vLLM adds the sampled one, which can be far less probable."""
     if not 0 < count < len(top_logprobs):
         return top_logprobs
     return dict(sorted(top_logprobs.items(), key=lambda item: -item[1])[:count])
 
 
 def _same_count(reply: Reply, count: int) -> TopLogprobs:
-    """The reply's top log-probabilities, so many at each position."""
+    """The reply's top log-probabilities, with the same number of tokens at each position."""
     if isinstance(reply.top_logprobs, TopLogprobs):
         return reply.top_logprobs
     rows = [_top(position, count) for position in reply.top_logprobs]
@@ -270,7 +269,7 @@ def _same_count(reply: Reply, count: int) -> TopLogprobs:
 
 
 def plain_params(**params: Any) -> dict[str, Any]:
-    """Sampling parameters with every one that vLLM would take from the generation config set. Greedy by default."""
+    """Sampling parameters that set all values which vLLM would take from the generation config. Greedy by default."""
     return {
         "n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True, "skip_special_tokens": False,

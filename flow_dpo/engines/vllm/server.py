@@ -1,16 +1,15 @@
 """vLLM server engine: a running `vllm serve` over HTTP, with LoRA adapters that change while it runs.
 
-Requests are sent as soon as they are submitted, `concurrency` of them at once, each by a thread of its own, and `poll`
-returns those that are finished. At a refresh every role's adapter is loaded under a name that was never used before,
-and the old ones are unloaded: vLLM's prefix cache goes by an adapter's name, so a name that is used again would sample
-from keys and values of the old weights.
+Requests are sent as soon as they are submitted, `concurrency` at once, each in its own thread, and `poll` returns those
+that are finished. A refresh loads every role's adapter under a name that was never used before, and unloads the old
+adapters: vLLM's prefix cache is keyed by an adapter's name, so reusing a name would sample from keys and values of the
+old weights.
 
     engine = VllmServerEngine(client, facts, base=base, context_tokens=512, folder_of=store)
     engine.refresh({"answer": Adapter(role="answer", version=3, path="runs/x/served/answer/3")})
 
-Invariants: a completion is sampled with the adapter in force when it was submitted, or the run stops; a server that
-ends and is restarted loses no request and answers none twice, since each has one thread that retries until it has a
-reply.
+Invariants: a completion is sampled with the adapter in force when it was submitted, or the run stops. If a server ends
+and is restarted, no request is lost or answered twice, since each has one thread that retries until it has a reply.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ from flow_dpo.engines.vllm.requests import (
 )
 
 FolderOf = Callable[[Adapter], Path]
-"""Finds an adapter's folder in PEFT's layout, and writes the adapter there if it is not there yet."""
+"""Returns an adapter's folder in PEFT's layout, and writes the adapter there if it is not there yet."""
 _MAX_RELOADS = 20
-"""Times that one request may find its adapter gone before it is an error."""
+"""How often one request can find its adapter gone before an error is raised."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedAdapter:
-    """The name under which the server has a role's adapter loaded."""
+    """A role's adapter, as the server has it loaded."""
 
     name: str
     version: int
@@ -81,7 +80,7 @@ class VllmServerEngine(Engine):
         folder_of: FolderOf,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`check` raises where a restarted server does not give the log-probabilities of the first one."""
+        """`check` raises if a restarted server gives other log-probabilities than the first one."""
         self._client, self._facts, self._base, self._folder_of, self._check = client, facts, base, folder_of, check
         self._context_tokens = context_tokens
         self._threads = ThreadPoolExecutor(client.settings.concurrency, thread_name_prefix="vllm")
@@ -154,7 +153,7 @@ class VllmServerEngine(Engine):
         }  # fmt: skip
 
     def close(self) -> None:
-        """Give up what is under way, and unload the adapters."""
+        """Give up the requests under way, and unload the adapters."""
         self._client.stop()
         self._threads.shutdown(cancel_futures=True)
         self._unload(self._served)
@@ -165,7 +164,7 @@ class VllmServerEngine(Engine):
             self._client.unload(adapter.name)
 
     def _complete(self, steps: CompletionSteps, adapter: ServedAdapter) -> Completion:
-        """Send all vLLM requests of one completion, one after the other."""
+        """Send all vLLM requests of one completion, one after another."""
         try:
             vllm_request = next(steps)
             while True:
@@ -174,7 +173,7 @@ class VllmServerEngine(Engine):
             return done.value
 
     def _send(self, vllm_request: VllmRequest, adapter: ServedAdapter) -> Reply:
-        """Send one request; where the server has lost the adapter, load it again first."""
+        """Send one request. If the server has lost the adapter, load it again first."""
         for _ in range(_MAX_RELOADS):
             try:
                 completed = self._client.complete(adapter.name, vllm_request)
@@ -189,14 +188,14 @@ class VllmServerEngine(Engine):
         )
 
     def _load_again(self, adapter: ServedAdapter) -> None:
-        """Load the adapter into a restarted server. Raises `EngineError` or `ConfigError` where it serves another
+        """Load the adapter into a restarted server. Raises `EngineError` or `ConfigError` if it serves another
         model."""
         with self._loading:
             served = self._client.models()
             if self._base not in served:
                 raise EngineError(
                     f"expected {self._client.url} to serve {self._base.id} from {self._base.root} with "
-                    f"{self._base.max_model_len} tokens still, found "
+                    f"{self._base.max_model_len} tokens as before, found "
                     f"{[(one.id, one.root, one.max_model_len) for one in served if not one.parent]}; start it as it was"
                 )
             if adapter.folder is not None and not any(one.id == adapter.name for one in served):

@@ -1,10 +1,10 @@
 """Comparisons of trace sources and recipes over several seeds: arms, jobs, paired tests, summary.
 
 The paper's table 1 (arXiv 2410.22304) and the controls that it lacks, over several seeds. An arm is a function that
-runs the commands that make it (`arms`); a seed's commands run one by one and never twice (`jobs`); verdicts on the
-same test questions are compared (`statistics`); and everything is written to comparison.json (`summary`).
+runs the commands that make it (`arms`). A seed's commands run one after another and never twice (`jobs`). Verdicts on
+the same test questions are compared (`statistics`), and everything is written to comparison.json (`summary`).
 
-Invariant: whatever an arm is made of can be made by hand with the commands that comparison.json lists.
+Invariant: every arm can be made by hand with the commands that comparison.json lists.
 
 May import what evaluate may.
 """

@@ -1,12 +1,12 @@
-"""The arms of a comparison: what is trained, compiled and evaluated, and against what.
+"""The arms of a comparison: what is trained, compiled and evaluated, and what it is compared with.
 
 An arm is a function from one seed's `JobRunner` to an `Outcome`: the pieces of work that it took, and the evaluations
-of what came out. Arms share work by its name:
+of the result. Arms share work of the same name:
 
     trained_flow     train "flow" -> generate "traces/trained_flow" -> sft "sft/trained_flow" -> evaluations
     answer_adapter   train "flow" (the same one)                                              -> evaluations
 
-Invariant: all compiled arms are fine-tuned by the same settings and evaluated in the same single pass.
+Invariant: all compiled arms are fine-tuned with the same settings and evaluated in the same single pass.
 """
 
 from __future__ import annotations
@@ -30,57 +30,57 @@ Kind = Literal["base", "compiled", "flow", "single", "votes", "stop"]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one arm gave under one seed."""
+    """The result of one arm under one seed."""
 
     works: tuple[Work, ...]
-    """All that it took, from the beginning."""
+    """All work that it took, in order."""
     evaluations: Mapping[str, Path]
-    """Folders by test: "held_out/greedy"; none of votes and Stops."""
+    """Folders by test, such as "held_out/greedy"; empty for votes and Stops."""
     traces: Work | None = None
-    """What it was fine-tuned on."""
+    """The traces that it was fine-tuned on."""
     sft: Work | None = None
     votes: Mapping[str, Path] = field(default_factory=dict[str, Path])
-    """Folders of attempts that were drawn for votes, by problem set: "held_out"."""
+    """Folders of attempts that were drawn for votes, by problem set, such as "held_out"."""
     stop: Path | None = None
     """The evaluation of a Stop on the fixed set of candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the arms need to know of the comparison's settings."""
+    """What the arms need to know about the comparison's settings."""
 
     num_traces: int
     matched_draws: int
     more_draws: int
     flow_shape: tuple[int, int] | None
-    """Tokens of a chunk, and chunks; None of a flow without."""
+    """Tokens per chunk, and chunks; None for a flow without chunks."""
     tests: tuple[str, ...]
-    """Problem set and decoding."""
+    """Problem set and decoding of each test."""
     max_problems: int
     """Problems that the flow is trained on."""
     tokens: int = 0
-    """What the arms of a budget of tokens have; what the flow had where 0."""
+    """Tokens for the arms with a token budget; 0 means what the flow used."""
     preset: str = "seed"
     """The scale that recipes are fitted to."""
     single_pass: Single | None = None
-    """The single pass of the flow's Answer role; None of a flow without."""
+    """The single pass of the flow's Answer role; None for a flow without one."""
     draws: TurnSampling = field(default_factory=TurnSampling)
-    """How completions are drawn where they are tested."""
+    """How completions are sampled in tests."""
     test_samples: int = 1
-    """Draws of each problem where a test is sampled."""
+    """Samples per problem in a sampled test."""
     test_draws: int = 6
-    """Attempts at each problem where they are voted on."""
+    """Attempts per problem for votes."""
     outcome_pairs: bool = True
-    """The flow learns from pairs by outcome (`core.credit.OutcomePairs`), some of which arms leave out or weigh."""
+    """Whether the flow learns from pairs by outcome (`core.credit.OutcomePairs`), which some arms filter or weight."""
 
 
 Make = Callable[[JobRunner, Sizes], Outcome]
 
 
 MOST_PROBLEMS = 20
-"""Times the problems that the flow has: as many at most does an arm have whose budget ends it."""
+"""Most problems of an arm that ends by its budget, as a multiple of the flow's."""
 SAME_TOKENS = "until it had the flow's tokens"
-"""How an arm ends that may be given a number of tokens instead (`Sizes.tokens`)."""
+"""How an arm ends that can be given a number of tokens instead (`Sizes.tokens`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +90,11 @@ class Arm:
     name: str
     kind: Kind
     """"compiled" is fine-tuned on traces; "single" is a trained adapter in one pass, "flow" the flow itself;
-    "votes" and "stop" have no test of their own (`team_arms`)."""
+    "votes" and "stop" do not have a test of their own (`team_arms`)."""
     what: str
     make: Make
     against: tuple[str, ...] = ()
-    """The arms that this one is to be compared with besides the baseline, where they are made too."""
+    """The arms that this one is compared with besides the baseline, if they are made too."""
 
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def evaluated(
 
 
 def _compiled(do: JobRunner, sizes: Sizes, name: str, traces: Work, *before: Work, exactly: bool = True) -> Outcome:
-    """Fine-tune on traces and measure in one pass. `exactly` as many traces as every arm, or else all there are."""
+    """Fine-tune on traces and measure in one pass: on the common number of traces if `exactly`, otherwise on all."""
     wanted = ["--num_traces", str(sizes.num_traces)] if exactly else []
     model = do.sft(f"sft/{name}", traces, *wanted)
     found = evaluated(do, sizes, name, "--mode", "single", adapter=model)
@@ -190,7 +190,7 @@ def _trained_on_self(do: JobRunner, sizes: Sizes) -> Outcome:
 
 
 def _more_draws(name: str, mode: Literal["single", "flow"], *, trained: bool = False) -> Make:
-    """As many draws of each problem for the flow as for the base."""
+    """Several draws per problem, equally many for the flow and for the base."""
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         flow = _flow(do) if trained else None
@@ -219,7 +219,7 @@ def _answer_adapter(do: JobRunner, sizes: Sizes) -> Outcome:
     return Outcome(works=(flow,), evaluations=evaluated(do, sizes, "answer_adapter", *flags, run=flow))
 
 
-# ---- other ways to spend what the flow had ---------------------------------------------------------------------------
+# ---- other ways to spend the flow's budget ---------------------------------------------------------------------------
 
 
 def budgeted(
@@ -229,7 +229,7 @@ def budgeted(
     name: str = "",
     mode: Literal["single", "flow"] = "single",
 ) -> Make:
-    """A recipe trained until it has had as much as the flow, and then evaluated in one pass or as its own flow."""
+    """A recipe trained until it has used as much as the flow, then evaluated in one pass or as its own flow."""
     name = f"{name or recipe.replace('-', '_')}_same_{by}"
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
@@ -249,14 +249,14 @@ def budgeted(
 
 
 def draw_flags(own: Explore, draws: TurnSampling) -> list[str]:
-    """Flags by which a recipe that draws otherwise is tested as all arms are."""
+    """Flags that make a recipe with other sampling settings sample like all arms in tests."""
     names = ("temperature", "top_p", "choice_temperature")
     differing = [name for name in names if getattr(own, name, None) != getattr(draws, name)]
     return [flag for name in differing for flag in (f"--explore.{name}", str(getattr(draws, name)))]
 
 
 def _variant(name: str, *flags: str) -> Make:
-    """The flow trained otherwise, its traces compiled."""
+    """A variant of the flow's training, with its traces compiled."""
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         work = do.train(name, *flags)
@@ -266,7 +266,7 @@ def _variant(name: str, *flags: str) -> Make:
 
 
 def _unseen(work: Work, sizes: Sizes) -> list[str]:
-    """Flags by which a pool has no problem of a training that saw more of them than the flow's."""
+    """Flags that keep a pool free of problems seen by a training that took more of them than the flow's."""
     seen = int(read_metrics(work.folder / "metrics.jsonl")[-1]["problems_seen"])
     if seen <= sizes.max_problems:
         return []
@@ -284,7 +284,7 @@ def _variant_itself(name: str, *flags: str) -> Make:
 
 
 def _one_role(role: str, *, compiled: bool) -> Make:
-    """One role learns, for as many updates as the two together had."""
+    """Only one role learns, for as many updates as both roles had together."""
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         had = spent(read_metrics(_flow(do).folder / "metrics.jsonl"))["updates"]
@@ -296,7 +296,7 @@ def _one_role(role: str, *, compiled: bool) -> Make:
 
 
 def _chunks(factor: float, *, compiled: bool) -> Make:
-    """Chunks of another size, as many tokens in all."""
+    """Chunks of another size, with the same total number of tokens."""
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         if sizes.flow_shape is None:
@@ -315,7 +315,7 @@ def _of_pairs(make: Make) -> Make:
     def made(do: JobRunner, sizes: Sizes) -> Outcome:
         if not sizes.outcome_pairs:
             raise DataError(
-                "expected a recipe of pairs by outcome, whose roles may learn alone; --recipe flow-dpo-paper"
+                "expected a recipe of pairs by outcome, whose roles can learn alone; --recipe flow-dpo-paper"
             )
         return make(do, sizes)
 
@@ -370,7 +370,7 @@ _ROWS: tuple[tuple[str, Kind, str, Make], ...] = (
      _of_pairs(_variant_itself("balanced_stop", *_BALANCED))),
 )  # fmt: skip
 _CHANGED: Mapping[Kind, str] = {"compiled": "trained_flow", "flow": "flow_itself", "single": "answer_adapter"}
-"""What an arm is a change of, and so compared with besides the baseline."""
+"""The arm that an arm is a variant of, and is compared with besides the baseline."""
 
 
 def _against(name: str, kind: Kind) -> tuple[str, ...]:
@@ -386,7 +386,7 @@ ARMS: Mapping[str, Arm] = {
     for name, kind, what, make in _ROWS
 }
 PAPER = ("zero_shot", "ground_truth", "self_generated", "untrained_flow", "trained_flow")
-"""The rows of the paper's table 1, and the untrained flow's."""
+"""The rows of the paper's table 1, plus the untrained flow."""
 CORE = (*PAPER, "self_more_draws", "trained_flow_more_draws", "flow_itself", "answer_adapter")
-"""What the paper's claim rests on, with as many draws for either side, and the flow that the traces are of."""
+"""What the paper's claim rests on, with equally many draws on both sides, and the flow that the traces come from."""
 BASELINE = "self_generated"

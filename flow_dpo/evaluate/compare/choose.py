@@ -1,11 +1,11 @@
 """The arms of a comparison, chosen by their names or by the names of groups.
 
     choose(("paper", "flow_itself"))    the rows of the paper's table, and one more
-    choose(("core",))                   these, the flow itself, and as many draws for either side
+    choose(("core",))                   these, the flow itself, and equally many draws on both sides
     choose(("team",))                   the flow, its members alone and by vote, and the paper's flow
     choose(("parts",))                  each role trained or not, and Answer with the Stop of another run
-    choose(("recipes",))                the neighbours of Flow-DPO, and Flow-DPO beside them
-    choose(("cost",))                   what one would choose between at a price
+    choose(("recipes",))                the methods related to Flow-DPO, and Flow-DPO with them
+    choose(("cost",))                   the practical alternatives, for accuracy at several budgets
     choose(("instructed",))             those that need a model which follows instructions
     choose(())                          every source of traces and its controls
 
@@ -34,20 +34,20 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 _CHANGED = {"answer_only": "roles", "stop_only": "roles", "balanced_stop": "balance"}
-"""The setting of the flow's credit that a variant of it changes."""
+"""The setting of the flow's credit that each of these variants changes."""
 
 
 def choose(names: Sequence[str], credit: Credit | None = None) -> list[Arm]:
-    """The arms of these names, or of the groups that they stand for; where none is given, all sources of traces, but
-    for variants whose setting the flow's `credit` has not.
+    """The arms with these names, or in the groups of these names; without names, all sources of traces except variants
+    whose setting the flow's `credit` lacks.
 
-    Raises `ConfigError` for a name that is none, and for one of such a variant.
+    Raises `ConfigError` for an unknown name, and for a named variant whose setting is lacking.
     """
     wanted = [arm for name in names for arm in GROUPS.get(name, (name,))]
     unknown = [name for name in wanted if name not in EVERY]
     if unknown:
         raise ConfigError(
-            f"unknown arms {', '.join(unknown)}; there are {', '.join(EVERY)}, and for several at once "
+            f"unknown arms {', '.join(unknown)}; known ones are {', '.join(EVERY)}, and groups of them "
             f"{', '.join(GROUPS)}"
         )
     changed = {name: _CHANGED.get(name.removesuffix("_itself"), "") for name in dict.fromkeys(wanted or arms.ARMS)}

@@ -1,11 +1,11 @@
-"""Two by two: what two changes come to alone and together, and whether they add up.
+"""Two by two: the effect of two changes alone and together, and whether they add up.
 
     problems and steps       base's steps    flow's steps       interaction = (94 - 93) - (93 - 86) = -6: together they
     base's problems               86              93            give less than the sum of each alone
     flow's problems               93              94
 
-Invariant: it is a difference of differences on the same questions under the same seeds, with the interval and the p
-that any difference has (`statistics.difference`).
+Invariant: it is a difference of differences on the same questions under the same seeds, with the same interval and p as
+any difference (`statistics.difference`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 from flow_dpo.evaluate import statistics
 
 Rewards = Mapping[str, Mapping[str, Sequence[statistics.Rewards]]]
-"""By arm and test, one a seed."""
+"""By arm and test, one mapping per seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwoByTwo:
-    """Four arms: without two changes, with one, with the other, with both."""
+    """Four arms: with neither change, with one, with the other, and with both."""
 
     name: str
     neither: str
@@ -50,7 +50,7 @@ EVERY = (
 
 
 def interactions(rewards: Rewards, tests: Sequence[str]) -> list[dict[str, Any]]:
-    """Of every two by two whose four arms are there: the interaction, test by test."""
+    """The interaction, test by test, for every two by two whose four arms exist."""
     found: list[dict[str, Any]] = []
     for each in EVERY:
         arms = {of: getattr(each, of) for of in ("neither", "one", "other", "both")}
@@ -67,7 +67,7 @@ def interactions(rewards: Rewards, tests: Sequence[str]) -> list[dict[str, Any]]
 
 
 def _minus(arm: Sequence[statistics.Rewards], baseline: Sequence[statistics.Rewards]) -> list[statistics.Rewards]:
-    """Question by question; what was not graded counts as not right."""
+    """Differences question by question; an ungraded answer counts as not right."""
     return [
         {id: (value or 0.0) - (theirs[id] or 0.0) for id, value in mine.items()}
         for mine, theirs in zip(arm, baseline, strict=True)

@@ -1,12 +1,12 @@
 """The jobs of a comparison: `flow-dpo` commands, each run once and recorded.
 
-Every job is a `flow-dpo` command with a folder of its own. A finished job is recorded with its command line, beside the
+Every job is a `flow-dpo` command with its own folder. A finished job is recorded with its command line, beside the
 folders; requested again, it is only looked up:
 
     do.train("flow", "--max_problems", "1000")     runs   flow-dpo train ... --output_dir OUT/seed0/flow
     do.train("flow", "--max_problems", "1000")     done already: nothing runs
 
-Invariant: an interrupted training continues where its checkpoint stands; any other interrupted job starts afresh.
+Invariant: an interrupted training continues from its checkpoint; any other interrupted job starts again from scratch.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ Command = Callable[[Sequence[str]], int]
 
 DONE = "done.jsonl"
 _OF_SAMPLING = ("--explore_source", "--grading.", "--data.")
-"""Beginnings of flags by which code is run that only what samples needs."""
+"""Beginnings of flags that allow code which only sampling needs."""
 NUMBERS = ("tokens_sampled", "tokens_learned", "verdicts_used", "seconds")
-"""The costs of a job. Tokens sampled are those of rollouts; tokens learned are those that a learner reads, prompts
-included; seconds are those of the work, without loading."""
+"""The costs of a job. Sampled tokens are those of rollouts; learned tokens are those that a learner reads, including
+prompts; seconds are the time of the work, without loading."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A command that is done."""
+    """A finished command."""
 
     name: str
     folder: Path
@@ -60,20 +60,19 @@ class JobRunner:
         rates: Mapping[str, float] | float | None = None,
         redrawn: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`configs` holds the settings files that the commands name; `run` has the commands "train", "generate", "sft"
-        and "evaluate"; `code_flags` are the flags by which a person allows code to be run, without which no run or
-        adapter may bring it along. `given` are runs that stand for trainings, by their names; they are only read.
-        `rates` are the learning rates of trainings by their names, or the one of all; else they are those of their
-        presets. `redrawn` are the flags that give this seed problems of its own, of trainings ("train") and of what
-        traces are drawn on ("pool")."""
+        """`configs` holds the settings files that the commands name. `run` has the commands "train", "generate", "sft"
+        and "evaluate". `code_flags` are the flags with which a person allowed code to run, without which no run or
+        adapter can bring code along. `given` are runs to use as trainings, by name; they are only read. `rates` are the
+        learning rates of trainings by name, or one for all; otherwise presets decide. `redrawn` are the flags that give
+        this seed its own problems, for trainings ("train") and for sampling traces ("pool")."""
         self.folder, self.seed, self._configs, self._run = folder, seed, configs, run
         self._code_flags = tuple(code_flags)
         self._given = dict(given or {})
         self._rates = rates
         self._redrawn = redrawn or {}
         self.trained_at: dict[str, float | None] = {}
-        """The learning rates of the trainings that were asked for, by the name that each was chosen for; None of one
-        that keeps its preset's."""
+        """Learning rates of the requested trainings, by the name that each was chosen for; None for one that keeps its
+        preset's."""
         self._done: dict[str, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DONE).exists():
@@ -89,9 +88,9 @@ class JobRunner:
         seed: int | None = None,
         rate_of: str = "",
     ) -> Work:
-        """`flow-dpo train` with the comparison's settings and these flags; or of another recipe, fitted by the same
-        preset, with the same model, data and updates, and with the flow of the settings file `config`. `seed` is
-        another than that of the rest; `rate_of` is the training whose learning rate it has, where not its own."""
+        """`flow-dpo train` with the comparison's settings and these flags; or with another recipe, fitted by the same
+        preset, with the same model, data and updates, and the flow of the settings file `config`. `seed` replaces the
+        common seed; `rate_of` is the training whose learning rate to use, if not its own."""
         base = ["--recipe", recipe, "--config", str(self._configs / f"{config}.yaml")] if recipe else []
         rate = self._rates.get(rate_of or name) if isinstance(self._rates, Mapping) else self._rates
         if name not in self._given:
@@ -111,7 +110,7 @@ class JobRunner:
         return Work(name=name, folder=folder, costs=dict(zip(NUMBERS, costs, strict=True)))
 
     def traces(self, name: str, *flags: str, run: Work | None = None) -> Work:
-        """`flow-dpo generate` on the pool of problems, with a run's adapters or none."""
+        """`flow-dpo generate` on the pool of problems, with a run's adapters or without."""
         problems = (*self._who("pool", run), *self._redrawn.get("pool", ()))
         folder = self._do("generate", name, [*problems, "--seed", str(self.seed), *flags])
         cost = _read(folder)["cost"]
@@ -130,14 +129,14 @@ class JobRunner:
     def evaluate(
         self, name: str, problems: str, *flags: str, run: Work | None = None, adapter: Work | None = None
     ) -> Path:
-        """`flow-dpo evaluate` on a set of problems, with a run's adapters, a fine-tuned one, or none.
+        """`flow-dpo evaluate` on a set of problems, with a run's adapters, a fine-tuned adapter, or none.
 
-        The folder with its predictions.
+        Returns the folder with its predictions.
         """
         return self._do("evaluate", name, [*self._who(problems, run, adapter), "--seed", str(self.seed), *flags])
 
     def _who(self, problems: str, run: Work | None, adapter: Work | None = None) -> list[str]:
-        """A run or an adapter brings its method along and needs its problems; the base needs both."""
+        """Flags for the model: a run or an adapter brings its method and needs the problems; the base needs both."""
         if run is None and adapter is None:
             return ["--config", str(self._configs / f"base-{problems}.yaml")]
         flag, made = ("--run", run) if run else ("--adapter", adapter)
@@ -146,7 +145,7 @@ class JobRunner:
         return [flag, str(made.folder), *code_flags, "--config", str(self._configs / f"{problems}.yaml")]
 
     def _code_flags_of(self, folder: Path) -> list[str]:
-        """The flags by which a person allows code to be run; a recipe's file only where the folder was made by it."""
+        """The flags with which a person allowed code to run; a recipe's file only if the folder was made by it."""
         recipes = [flag for flag in self._code_flags if flag.startswith("--recipe=")]
         made_by = f"--recipe={_recipe_of(folder)}" if recipes else ""
         return [flag for flag in self._code_flags if flag not in recipes or flag == made_by]
@@ -169,7 +168,7 @@ class JobRunner:
         except FlowDpoError as error:
             raise type(error)(f"seed {self.seed}, {name}: {error}") from error
         finally:
-            gc.collect()  # a trainer holds its model in a circle; the next command loads another
+            gc.collect()  # a trainer holds its model in a reference cycle; the next command loads another
         seconds = round(time.perf_counter() - started, 3)
         append_rows(self.folder / DONE, [DoneJob(name=name, words=tuple(words), seconds=seconds)])
         self._done[name] = words
@@ -177,19 +176,19 @@ class JobRunner:
 
 
 def _recipe_of(folder: Path) -> object:
-    """The recipe that a run, a fine-tuned model or traces come from."""
+    """The recipe behind a run, a fine-tuned model or traces."""
     if (folder / "config.yaml").exists():
         return read_settings(folder / "config.yaml").get("recipe")
     return _read(folder)["settings"].get("recipe")
 
 
 def work_seconds(rows: Iterable[Mapping[str, Any]]) -> float:
-    """Seconds that the rows of metrics.jsonl were worked on, by all workers together: sampled, graded and learned."""
+    """Seconds of work in the rows of metrics.jsonl, summed over all workers: sampling, grading and learning."""
     return sum(row[f"{part}/seconds"] for row in rows for part in ("rollout", "grade", "learn"))
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """traces.json: how traces were made."""
+    """The content of traces.json, which says how traces were made."""
     try:
         return headers.read_header(folder / "traces.json", headers.TracesHeader)
     except DataError as error:

@@ -2,8 +2,8 @@
 
     combine([seed0, seed1], rates)["made_by"]     [{"num_pieces": 41, "commit": "1f0c...", ...}, {"num_pieces": 2, ...}]
 
-Contamination is the number of test questions that some arm learned from. Invariant: all of it is read from the files of
-the jobs; jobs that other code ran than the rest are reported as such.
+Contamination is the number of test questions that some arm learned from. Invariant: everything is read from the files
+of the jobs; jobs that were run by different code are listed separately.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RECORDS = {"run.json": headers.RunFacts, "traces.json": headers.TracesHeader, "
 """The files in which trainings, traces and evaluations record how they were made."""
 _LEARNED = ("trees.jsonl", "traces.jsonl")
 _RATES = "rates/*/seed*"
-"""The folders of the jobs by which learning rates were chosen."""
+"""The folders of the jobs that chose learning rates."""
 _CODE = ("commit", "code", "versions", "python", "platform")
 
 
@@ -36,12 +36,12 @@ _CODE = ("commit", "code", "versions", "python", "platform")
 class TestSet:
     """A problem set that the arms were tested on."""
 
-    __test__ = False  # pytest takes every class of such a name for tests
+    __test__ = False  # pytest would collect a class of this name
 
     dataset: str
     num_problems: int
     learned: tuple[str, ...]
-    """Ids of its questions, compared as text, that some arm learned from (`evaluate.contamination`)."""
+    """Ids of its questions that some arm learned from, compared as text (`evaluate.contamination`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,12 @@ class MadeBy:
 
     commands: tuple[str, ...]
     pieces: tuple[Mapping[str, Any], ...]
-    """The code and versions of the pieces of work, each once, with how many it made."""
+    """Each combination of code and versions once, with the number of pieces of work that it made."""
     test_sets: Mapping[str, TestSet]
 
 
 def of_seed(path: Path, folder: str, outcomes: Sequence[Outcome]) -> MadeBy:
-    """The provenance of one seed, whose jobs lie in this folder of the comparison at `path`."""
+    """The provenance of one seed, whose jobs are in this folder of the comparison at `path`."""
     tests: dict[str, Path] = {}
     for outcome in outcomes:
         own = {test.partition("/")[0]: where for test, where in outcome.evaluations.items()}
@@ -72,8 +72,8 @@ def of_seed(path: Path, folder: str, outcomes: Sequence[Outcome]) -> MadeBy:
 
 
 def added(known: MadeBy, new: MadeBy) -> MadeBy:
-    """The provenance of a seed to which arms were added. Where the folders of the first are still there, the second is
-    of all of them already."""
+    """The provenance of a seed to which arms were added. If the folders of the earlier arms still exist, the second
+    already covers everything."""
     if set(known.commands) <= set(new.commands):
         return new
     learned = {name: test.learned for name, test in known.test_sets.items()}
@@ -89,7 +89,7 @@ def added(known: MadeBy, new: MadeBy) -> MadeBy:
 
 
 def combine(path: Path, seeds: Sequence[MadeBy]) -> dict[str, Any]:
-    """The provenance of a comparison's seeds, and of what lies at `path` by which its rates were chosen."""
+    """The provenance of a comparison's seeds, and of the jobs at `path` that chose its rates."""
     pieces = [piece for one in seeds for piece in one.pieces] + _pieces(path, _RATES)
     counts: Counter[str] = Counter()
     for piece in pieces:
@@ -114,8 +114,8 @@ def combine(path: Path, seeds: Sequence[MadeBy]) -> dict[str, Any]:
 
 
 def refuse_learned_since(path: Path, run: Path) -> None:
-    """Raise `ConfigError` where evaluations or traces of the comparison at `path` were made with other adapters of a
-    run than its newest: it has learned since, and one table would hold two policies."""
+    """Raise `ConfigError` if evaluations or traces of the comparison at `path` were made with other adapters of a run
+    than its newest: it has learned since, and one table would mix two policies."""
     now = {str(folder.resolve()) for folder in run_folder.latest_adapters(run).values()}
     for name in ("summary.json", "traces.json"):
         for file in sorted(path.glob(f"seed*/**/{name}")):

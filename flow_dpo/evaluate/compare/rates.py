@@ -1,14 +1,14 @@
-"""The learning rate of each training of a comparison, chosen on problems that no test and no training has.
+"""The learning rate of each training of a comparison, chosen on problems that are in no test and no training.
 
     OUT/rates/0.003/seed1000/grpo_same_tokens                                  trained at 3e-3, with a seed of its own
-    OUT/rates/0.003/seed1000/evaluations/grpo_same_tokens/validation-greedy    what that comes to
+    OUT/rates/0.003/seed1000/evaluations/grpo_same_tokens/validation-greedy    its validation result
 
-Every training is tried at every candidate; of those the rate is taken whose mean accuracy is highest, over seeds and
-over the decodings and arms by which the training is tested as it is: in one pass, or as its own flow. A training that
-no arm tests so (one whose traces alone are tested) keeps the rate of its preset.
+Every training is tried at every candidate rate. The rate with the highest mean accuracy is taken, over seeds and over
+the decodings and arms that test the training itself: in one pass, or as its own flow. A training that no arm tests in
+this way (only its traces are tested) keeps its preset's rate.
 
-Invariant: neither seeds nor problems by which a rate is chosen are those of the comparison, so that no figure in it
-is of a run that was chosen for its figure.
+Invariant: the seeds and problems used for choosing rates are not used in the comparison, so no figure in it comes from
+a run that was chosen for that figure.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ class Tried:
     rate: float
     seed: int
     accuracies: Accuracies
-    """On the validation problems, of every training that could be made."""
+    """On the validation problems, for every training that could be made."""
     failed: Mapping[str, str]
-    """Why an arm could not be made, by its name: too few examples, or a loss that was no number."""
+    """Why an arm could not be made, by its name: too few examples, or a loss that was not finite."""
 
 
 def folder_of(path: Path, rate: float, seed: int) -> Path:
-    """Where the trainings of a rate and a seed lie in a comparison's folder."""
+    """Where the trainings of a rate and a seed are in a comparison's folder."""
     return path / FOLDER / f"{rate:g}" / f"seed{seed}"
 
 
 def validation_sizes(sizes: Sizes, *, sampled: bool) -> Sizes:
-    """The arms' sizes with the validation problems as their only tests, greedily and, if wished, sampled once."""
+    """The arms' sizes with the validation problems as their only tests: greedy and, with `sampled`, one sample."""
     drawn = (f"{VALIDATION}/sampled",) if sampled else ()
     return replace(sizes, tests=(f"{VALIDATION}/greedy", *drawn), test_samples=1)
 
 
 def try_rate(do: JobRunner, arms: Sequence[Arm], sizes: Sizes, rate: float) -> Tried:
-    """Make every arm that is tested as it is trained, with `do` whose trainings all have this rate."""
+    """Make every arm that tests a training itself; all trainings of `do` have this rate."""
     found: dict[str, list[float]] = {}
     failed: dict[str, str] = {}
     for arm in arms:
-        if arm.kind not in ("single", "flow") or arm.name in PARTS:  # these are no test of one training as it is
+        if arm.kind not in ("single", "flow") or arm.name in PARTS:  # others do not test one training by itself
             continue
         try:
             made = arm.make(do, sizes)
@@ -77,10 +77,10 @@ def try_rate(do: JobRunner, arms: Sequence[Arm], sizes: Sizes, rate: float) -> T
 
 
 def choose_rates(tried: Sequence[Tried]) -> dict[str, dict[str, Any]]:
-    """By training: the rate `chosen`, and the accuracies `by_rate`, one a seed, None where it could not be made.
+    """By training: the `chosen` rate, and the accuracies `by_rate`, one per seed, None if it could not be made.
 
-    A rate that failed with a seed is not chosen; of rates that are equal the lowest is. A training that no rate could
-    make is left out, and says why where it is made.
+    A rate that failed with a seed is not chosen; of equally good rates, the lowest is. A training that could be made at
+    no rate is left out, and fails with its reason when it is made.
     """
     rates = sorted({each.rate for each in tried})
     found: dict[str, dict[str, Any]] = {}
@@ -94,9 +94,9 @@ def choose_rates(tried: Sequence[Tried]) -> dict[str, dict[str, Any]]:
 
 
 def taken_rates(path: Path) -> dict[str, dict[str, Any]]:
-    """The rates that another comparison chose, by training, as its comparison.json has them.
+    """The rates that another comparison chose, by training, from its comparison.json.
 
-    Raises `ConfigError` where it cannot be read, or chose none.
+    Raises `ConfigError` if it cannot be read, or chose no rates.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8")).get("rates")
@@ -108,15 +108,15 @@ def taken_rates(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def trained_for(name: str, names: Sequence[str]) -> bool:
-    """Whether a training that is named as an arm is one of these arms': its own, that of the same flow not compiled, or
-    the paper's flow, of which one role is tested."""
+    """Whether a training with this name belongs to one of these arms: its own, the uncompiled arm of the same flow, or
+    the paper's flow if one of its roles is tested."""
     return any(one in (name, f"{name}_itself") or (name == "paper_flow" and one.startswith("paper_")) for one in names)
 
 
 def refuse_other_rates(path: Path, seeds: Sequence[int], names: Sequence[str], rates: Mapping[str, float]) -> None:
-    """Raise `ConfigError` where a seed of the comparison at `path` is known whose arms of these names took a training
-    at another learning rate than that of `rates`: one table would hold both. Where it is not known at which it was
-    made, nothing is refused."""
+    """Raise `ConfigError` if a known seed of the comparison at `path` has arms of these names whose training used
+    another learning rate than `rates`, since one table would then mix both. Nothing is refused if the earlier rate is
+    unknown."""
     for file in (path_of(path, seed) for seed in seeds):
         known = read_seed(file) if file.exists() else None
         for arm in names if known is not None else ():
@@ -125,8 +125,8 @@ def refuse_other_rates(path: Path, seeds: Sequence[int], names: Sequence[str], r
                     shown = [f"{rate:g}" if rate else "its preset's" for rate in (then, rates.get(training))]
                     raise ConfigError(
                         f"expected {training} of {arm} at one learning rate in all seeds, found {shown[0]} in {file} "
-                        f"and {shown[1]} now. Ask for the arms and the candidates, or name the file in "
-                        "compare.rates.chosen_in, that this rate was chosen by; or make all seeds in another folder "
+                        f"and {shown[1]} now. Use the arms and the candidates by which that rate was chosen, or name "
+                        "its file in compare.rates.chosen_in; or make all seeds in another folder "
                         "(--compare.output_dir)"
                     )
 
@@ -136,7 +136,7 @@ def _known(each: Sequence[float | None]) -> list[float]:
 
 
 def refuse_shared(sets: Mapping[str, Sequence[Problem]]) -> None:
-    """Raise `ConfigError` where a validation problem is one of another set: of a test, or of those to be learned."""
+    """Raise `ConfigError` if a validation problem is also in another set, of a test or of training."""
     ids = {problem.id for problem in sets[VALIDATION]}
     for name, problems in sets.items():
         shared = [problem.id for problem in problems if problem.id in ids]

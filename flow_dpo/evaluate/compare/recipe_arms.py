@@ -1,8 +1,8 @@
-"""Arms of a comparison that test the package's recipes beside each other, with the same budget, data and model.
+"""Arms of a comparison that test the package's recipes against each other, with the same budget, data and model.
 
-Every arm is a recipe as its own preset has it (`recipes.presets`), trained until it had `compare.tokens`, or the tokens
-that the comparison's flow had on its problems; nothing is compiled. An arm names what it is to be compared with: the
-recipe that it changes, or what its paper compares it with, and then the two differ in that alone:
+Every arm is a recipe with its own preset (`recipes.presets`), trained until it has used `compare.tokens`, or the tokens
+that the comparison's flow used on its problems; nothing is compiled. An arm names what it is compared with: the recipe
+that it changes, or what its paper compares it with, so that the two differ only in that:
 
     dapo_same_tokens       against    grpo_same_tokens             two recipes, each by its own preset
     vineppo_same_tokens    against    grpo_as_vineppo_same_tokens  the same rollouts, loss and updates; other advantages
@@ -10,10 +10,10 @@ recipe that it changes, or what its paper compares it with, and then the two dif
     cpl_same_tokens        against    cpl_no_margin_same_tokens    the same search and pairs; alpha 0
     cpl_value_same_tokens  against    cpl_same_tokens              new states valued by a role, not by rollouts
 
-DOTS and ReGenesis search with instructions, which only a model that follows them understands; they are a group of their
-own, against plain self-training: `self_training_same_tokens`, rejection-sampling fine-tuning with their batches.
+DOTS and ReGenesis search with instructions, which need a model that follows them; they are a group of their own,
+compared with plain self-training: `self_training_same_tokens`, rejection-sampling fine-tuning with their batches.
 
-Invariant: no arm has a learning rate here. All have the scale's, or one chosen for each alike (`compare.rates`).
+Invariant: no arm sets a learning rate. All use the scale's, or one chosen for each in the same way (`compare.rates`).
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from collections.abc import Mapping
 from flow_dpo.evaluate.compare.arms import SAME_TOKENS, Arm, Kind, Make, budgeted
 
 _AHEAD = ("--problems_per_batch", "8")
-"""Problems sampled under one version: one problem of a search costs as much as a batch of rollouts, and a run ends
-only at the end of a batch, so that small ones end near the budget."""
+"""Problems sampled with one version. One problem of a search costs as much as a batch of rollouts, and a run ends only
+at the end of a batch, so small batches end close to the budget."""
 _FEW = (*_AHEAD, "--examples_per_update", "8")
-"""Of recipes that draw much for few examples: with the 32 of a plain flow they would hardly leave the warm-up."""
+"""For recipes that sample much for few examples: with the 32 of a plain flow they would hardly leave the warm-up."""
 _AS_VINEPPO = (
     *("--objective.kl_coef", "1e-4", "--objective.kl_reduction", "sum", "--objective.max_kl", "10"),
     *("--objective.max_ratio", "10", "--objective.reduction", "tokens", "--credit.scale", "false", "--credit.whiten"),
     *("--examples_per_update", "0", "--learner.passes.minibatches", "8", "--learner.passes.short_batch", "wait"),
 )
-"""GRPO with all of VinePPO but its advantages: loss, whitening, and eight updates a batch."""
+"""GRPO with everything of VinePPO except its advantages: loss, whitening, and eight updates per batch."""
 _PATHS = (*_FEW, "--num_rollouts", "8")
-"""Rollouts in search of a right one: as many with branches on it as without."""
+"""Rollouts in search of a right one: equally many with and without branches on it."""
 
 _VALUED = ("--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value")
-"""CPL with a role that states the value of a new state, and learns to."""
+"""CPL with a role that states the value of a new state, and learns to do so."""
 
 
 def _arm(name: str, kind: Kind, what: str, make: Make, *against: str) -> Arm:
@@ -45,21 +45,21 @@ def _arm(name: str, kind: Kind, what: str, make: Make, *against: str) -> Arm:
 
 
 def _own(recipe: str, what: str, *against: str, few: bool = False, kind: Kind = "single") -> Arm:
-    """A recipe by its own preset; with `few` examples an update."""
+    """A recipe with its own preset, with `few` examples per update if wished."""
     name = f"{recipe.replace('-', '_')}_same_tokens"
     make = budgeted(recipe, "tokens", *(_FEW if few else _AHEAD), mode="flow" if kind == "flow" else "single")
     return _arm(name, kind, what, make, *against)
 
 
 _FLOW = "answer_adapter"
-"""The trained flow's Answer in one pass: Flow-DPO beside recipes that train whole answers."""
+"""The trained flow's Answer in one pass: Flow-DPO compared with recipes that train whole answers."""
 _GRPO, _DPO = "grpo_same_tokens", "whole_dpo_same_tokens"
 _NEIGHBOURS = (
     _arm(
         "flow_dpo_same_tokens",
         "flow",
         "the flow whose Stop judges whole attempts, as its own flow,",
-        budgeted("flow-dpo", "tokens", mode="flow"),  # its Stop learns so often a batch, which is its preset's
+        budgeted("flow-dpo", "tokens", mode="flow"),  # how often its Stop learns per batch is part of its preset
         "flow_itself",
     ),
     _arm(
@@ -74,7 +74,7 @@ _NEIGHBOURS = (
         "iterative_rpo_same_tokens",
         "single",
         "Iterative RPO",
-        budgeted("iterative-rpo", "tokens"),  # its reference is renewed with each batch, which is its preset's
+        budgeted("iterative-rpo", "tokens"),  # its reference is renewed with each batch, as its preset says
         _DPO,
         _FLOW,
     ),
@@ -112,7 +112,7 @@ _NEIGHBOURS = (
         "reinforce_pp_same_tokens",
         "single",
         "REINFORCE++",
-        budgeted("reinforce-pp", "tokens"),  # its baseline is the mean of a batch, which is its preset's
+        budgeted("reinforce-pp", "tokens"),  # its baseline is the mean of a batch, whose size is its preset's
         _GRPO,
         _FLOW,
     ),
@@ -170,8 +170,8 @@ ARMS: Mapping[str, Arm] = {arm.name: arm for arm in (*_NEIGHBOURS, *_INSTRUCTED)
 _BESIDE = ("zero_shot", "answer_adapter", "flow_itself")
 _PAPER_FLOW = "flow_dpo_paper_same_tokens"
 CONTRASTS = (*_BESIDE, *(arm.name for arm in _NEIGHBOURS if arm.name != _PAPER_FLOW))
-"""The recipes, and beside them the base and Flow-DPO."""
+"""The recipes, together with the base and Flow-DPO."""
 INSTRUCTED = ("zero_shot", *(arm.name for arm in _INSTRUCTED))
-"""The recipes for models that follow instructions, and beside them the base and plain self-training."""
+"""The recipes for models that follow instructions, together with the base and plain self-training."""
 COST = ("zero_shot", "flow_dpo_same_tokens", _PAPER_FLOW, _DPO, _GRPO, "rejection_sampling_same_tokens")
-"""What one would choose between at a price: their accuracy over several budgets makes a curve."""
+"""The practical alternatives; their accuracies at several budgets make a curve."""

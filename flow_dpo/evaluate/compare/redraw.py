@@ -1,12 +1,12 @@
-"""Training problems of each seed's own: flags by which a seed's trainings and draws of traces see other problems.
+"""Separate training problems for each seed: flags with which its trainings and traces use other problems.
 
     redrawn(DataSettings(dataset_name="seed", max_problems=1000), pool_problems=4000, seed=2)
     {"train": ["--data.skip_problems", "10000"], "pool": ["--data.skip_problems", "11000"]}
 
-A data set is put in another order, from which training takes the first problems and the pool those after them; of one
-that is made as it is read (the embedded seed's) each seed has a stretch of its own.
+A data set is put in another order; training takes the first problems and the pool those after them. If problems are
+generated as they are read (the embedded seed's), each seed has its own stretch.
 
-Invariant: the problems of a training are in no pool of the same seed.
+Invariant: the training problems are not in the pool of the same seed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flow_dpo.data.problems import DataSettings
 
 
 def redrawn_data(data: DataSettings, pool_problems: int, seed: int) -> dict[str, DataSettings]:
-    """The training's problems ("train") and the pool's ("pool") of a seed."""
+    """A seed's training problems ("train") and pool ("pool")."""
     known, num_learned = dataset(data.dataset_name), data.max_problems or 0
     if known is not None and known.endless:
         first = data.skip_problems + seed * (num_learned + pool_problems)
@@ -33,7 +33,7 @@ def redrawn_data(data: DataSettings, pool_problems: int, seed: int) -> dict[str,
 
 
 def redrawn(data: DataSettings, pool_problems: int, seed: int) -> Mapping[str, Sequence[str]]:
-    """The same as flags, as far as they differ from the settings files that all seeds share."""
+    """The same as flags, where they differ from the settings files that all seeds share."""
     found = redrawn_data(data, pool_problems, seed)
     shared = {"train": data.skip_problems, "pool": data.skip_problems + (data.max_problems or 0)}
     flags: dict[str, list[str]] = {name: [] for name in found}

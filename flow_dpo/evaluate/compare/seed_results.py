@@ -1,11 +1,11 @@
-"""What the arms came to under one seed, as one small file: from these files a comparison is made, without a model.
+"""The results of all arms under one seed, as one small file. A comparison is made from these files, without a model.
 
     OUT/seeds/seed0.json.gz
     {"schema": "seed/1", "seed": 0, "questions": {"held_out": ["seed/test/0", ...]},
      "arms": {"flow_itself": {"verdicts": {"held_out/greedy": ["1101?..."]}, "costs": {...}, ...}}, ...}
 
-A verdict is a character for each question, 1 right, 0 not, ? ungraded, in a text for each draw. Invariant: everything
-that differs between seeds is here, so that a seed may be added to a comparison whose other folders are gone.
+A verdict is one character per question, 1 right, 0 not right, ? ungraded, in one text per draw. Invariant: everything
+that differs between seeds is here, so a seed can be added to a comparison whose other folders are gone.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from flow_dpo.traces.trace import Trace, read_traces
 
 FOLDER = "seeds"
 Checked = tuple[int, int]
-"""Solutions whose steps could be checked, and those of them with an invalid step."""
+"""The number of solutions whose steps could be checked, and of those with an invalid step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResult:
-    """What one arm came to under one seed."""
+    """The results of one arm under one seed."""
 
     verdicts: Mapping[str, Draws]
-    """By test: of each draw, a character a question."""
+    """By test: for each draw, one character per question."""
     costs: Mapping[str, float]
-    """Of the arm's whole chain (`jobs.NUMBERS`)."""
+    """Costs of the arm's whole chain (`jobs.NUMBERS`)."""
     folders: Mapping[str, Any]
-    """Where each piece lies, in the comparison's folder."""
+    """Where each piece is, relative to the comparison's folder."""
     steps: Mapping[str, Checked]
-    """Of its traces ("traces") and its right answers ("answers")."""
+    """For its traces ("traces") and its right answers ("answers")."""
     num_traces: int | None = None
-    """Those that it was fine-tuned on; None of an arm that is not compiled."""
+    """Traces that it was fine-tuned on; None for an arm that is not compiled."""
     num_problems: int | None = None
-    """With one of these traces at least."""
+    """Problems with at least one of these traces."""
     problems_asked: int | None = None
     makeup: Mapping[str, Mapping[str, int]] | None = None
     """Traces by level and by subject."""
     team: team_results.TeamResult = field(default_factory=team_results.TeamResult)
-    """What comparisons of a team with its members need besides."""
+    """What comparisons of a team with its members need as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +66,20 @@ class SeedResult:
     SCHEMA: ClassVar[str] = "seed/1"
     seed: int
     questions: Mapping[str, tuple[str, ...]]
-    """Ids, by problem set."""
+    """Ids by problem set."""
     arms: Mapping[str, ArmResult]
     failed: Mapping[str, str]
     """Why an arm could not be made, by its name."""
     made: provenance.MadeBy
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Of the comparison that it is a part of."""
+    """Settings of the comparison that it is a part of."""
     rates: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict[str, Mapping[str, float | None]])
-    """By arm: the learning rate of each training that it took, None of one that keeps its preset's. Of an arm that is
-    not named they are not known: files of before 2026-11-30 have none."""
+    """By arm: the learning rate of each training that it used, None if it kept its preset's. They are unknown for an
+    arm that is missing here; files from before 2026-11-30 have none."""
 
     def rewards(self, arm: str, test: str) -> Rewards:
-        """The reward of each question, a mean over its draws. Raises `DataError` where draws and questions differ in
-        number."""
+        """The reward of each question, averaged over its draws. Raises `DataError` if the numbers of draws and
+        questions do not match."""
         ids = self.questions.get(test.partition("/")[0], ())
         return rewards_of_draws(ids, self.arms[arm].verdicts[test], f"{arm} on {test}, seed {self.seed}")
 
@@ -90,7 +90,7 @@ def path_of(folder: Path, seed: int) -> Path:
 
 
 def write_seed(folder: Path, result: SeedResult) -> None:
-    """Write the file; the same results give the same bytes."""
+    """Write the file; equal results give equal bytes."""
     path = path_of(folder, result.seed)
     path.parent.mkdir(exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
@@ -99,7 +99,7 @@ def write_seed(folder: Path, result: SeedResult) -> None:
 
 
 def read_seed(path: Path) -> SeedResult:
-    """The content of the file. Raises `DataError` where it is none of this kind."""
+    """The content of the file. Raises `DataError` if it is not such a file."""
     try:
         found: Any = json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, ValueError) as error:
@@ -108,16 +108,16 @@ def read_seed(path: Path) -> SeedResult:
 
 
 def read_seeds(folder: Path) -> list[SeedResult]:
-    """Those of a comparison's folder, by their numbers."""
+    """All results in a comparison's folder, by seed."""
     found = [read_seed(path) for path in (folder / FOLDER).glob("seed*.json.gz")]
     return sorted(found, key=lambda each: each.seed)
 
 
 def collect(path: Path, seed: int, outcomes: Mapping[str, Outcome | str], primary: str) -> SeedResult:
-    """The results of one seed of the comparison at `path`, from the folders of its arms; of an arm that could not be
-    made, its outcome is the reason. Right answers are checked step by step on the test `primary`.
+    """The results of one seed of the comparison at `path`, from the folders of its arms. If an arm could not be made,
+    its outcome is the reason. Right answers are checked step by step on the test `primary`.
 
-    Raises `DataError` where two evaluations of a problem set were asked other questions.
+    Raises `DataError` if two evaluations of a problem set asked different questions.
     """
     made = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Outcome)}
     questions: dict[str, tuple[str, ...]] = {}
@@ -132,9 +132,9 @@ def collect(path: Path, seed: int, outcomes: Mapping[str, Outcome | str], primar
 
 
 def added(known: SeedResult, new: SeedResult) -> SeedResult:
-    """The results of a seed with those of arms that were made since; arms that were made again are the new ones.
+    """A seed's results plus those of arms made since; an arm that was made again has its new result.
 
-    Raises `ConfigError` where both were asked other questions.
+    Raises `ConfigError` if the two asked different questions.
     """
     for name, questions in known.questions.items():
         if new.questions.get(name, questions) != questions:
@@ -179,25 +179,25 @@ def _arm(outcome: Outcome, questions: dict[str, tuple[str, ...]], primary: str, 
 
 
 def rewards_of(evaluation: Path) -> Rewards:
-    """The reward of each question of an evaluation, the mean over its draws; None where none could be graded."""
+    """The reward of each question of an evaluation, averaged over its draws; None if none could be graded."""
     questions: dict[str, tuple[str, ...]] = {}
     draws = drawn_verdicts(evaluation, questions, "own")
     return rewards_of_draws(questions["own"], draws, str(evaluation))
 
 
 def mean_costs(each: Sequence[ArmResult]) -> dict[str, float]:
-    """Of an arm, over its seeds."""
+    """Mean costs of an arm over its seeds."""
     return {name: fmean(one.costs[name] for one in each) for name in NUMBERS}
 
 
 def _costs(outcome: Outcome) -> dict[str, float]:
-    """Of all works, each counted once."""
+    """Costs of all works, each counted once."""
     works = {work.name: work for work in outcome.works}
     return {name: sum(work.costs[name] for work in works.values()) for name in NUMBERS}
 
 
 def checked_steps(solutions: Sequence[tuple[Problem, str]]) -> Checked:
-    """How many right solutions could be checked step by step, and how many of these have an invalid step."""
+    """How many right solutions could be checked step by step, and how many of those have an invalid step."""
     judged = [
         invalid for problem, text in solutions if (invalid := step_validity.has_invalid_step(problem, text)) is not None
     ]
@@ -210,7 +210,7 @@ def _right_answers(evaluation: Path) -> list[tuple[Problem, str]]:
 
 
 def _makeup(traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
-    """Which problems have a trace: counts by level and by subject."""
+    """Which problems have a trace: counts of traces by level and by subject."""
     named = {column: [getattr(trace, column) for trace in traces] for column in ("level", "subject")}
     return {column: dict(sorted(Counter(filter(None, names)).items())) for column, names in named.items()}
 

@@ -1,6 +1,6 @@
 """The results of a comparison: `comparison.json`, made from the results of its seeds (`seed_results`).
 
-Invariant: nothing is computed here that is not in these files, so that the same files give the same figures anywhere.
+Invariant: everything here is computed from these files alone, so the same files give the same figures anywhere.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from flow_dpo.evaluate.compare.verdicts import Draws
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonContext:
-    """What is known of a comparison besides its arms."""
+    """What is known about a comparison besides its arms."""
 
     tests: Sequence[str]
-    """The first is what `difference_to_self` is about."""
+    """The first one is the primary test, used for `difference_to_self`."""
     facts: Mapping[str, Any]
     tokens: int = 0
-    """What the arms of a budget of tokens were given; what the flow had where 0."""
+    """Tokens given to the arms with a token budget; 0 means what the flow used."""
 
 
 def summarise(arms: Sequence[Arm], seeds: Sequence[SeedResult], context: ComparisonContext) -> dict[str, Any]:
-    """comparison.json of these arms, each of which every seed has."""
+    """comparison.json for these arms, which every seed must have."""
     rewards = {
         arm.name: {test: [seed.rewards(arm.name, test) for seed in seeds] for test in context.tests}
         for arm in arms
@@ -81,10 +81,10 @@ def _row(
 
 
 def step_quality(checked: Sequence[tuple[int, int]], *, same_questions: bool = False) -> dict[str, Any] | None:
-    """How many right solutions have an invalid step, of those whose steps can be checked; None where none can.
+    """How many right solutions have an invalid step, out of those whose steps can be checked; None if none can.
 
-    Where all seeds answer the same questions, the interval is that of one seed's number of them: a model that is the
-    same in all seeds says the same in each.
+    If all seeds answer the same questions, the interval uses the number of one seed's questions: a model that is the
+    same in all seeds gives the same answers in each.
     """
     num_checked, num_invalid = (sum(column) for column in zip(*checked, strict=True))
     if not num_checked:
@@ -100,7 +100,7 @@ def step_quality(checked: Sequence[tuple[int, int]], *, same_questions: bool = F
 
 
 def _shares(each: Sequence[ArmResult]) -> dict[str, dict[str, float]]:
-    """Which problems have a trace: shares of all seeds' traces by level and by subject."""
+    """Which problems have a trace: shares of all seeds' traces, by level and by subject."""
     total, found = sum(one.num_traces or 0 for one in each), dict[str, dict[str, float]]()
     for column in ("level", "subject"):
         counts = sum((Counter(one.makeup[column]) for one in each if one.makeup), Counter[str]())
@@ -111,8 +111,8 @@ def _shares(each: Sequence[ArmResult]) -> dict[str, dict[str, float]]:
 def _accuracies(
     rewards: Mapping[str, Sequence[statistics.Rewards]], drawn: Mapping[str, Sequence[Draws]]
 ) -> dict[str, dict[str, Any]]:
-    """By problem set and decoding: the mean over seeds and questions, that of the answers that could be graded, and the
-    number of those that could not."""
+    """By problem set and decoding: the mean over seeds and questions, the mean over graded answers, and the number of
+    ungraded ones."""
     found: dict[str, dict[str, Any]] = {}
     for test, each in rewards.items():
         problems, _, decoding = test.partition("/")
@@ -131,7 +131,7 @@ def recompute(
     rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]],
     drawn: Mapping[str, Mapping[str, Sequence[Draws]]],
 ) -> Any:
-    """comparison.json with its accuracies, intervals and p made again from the verdicts of its tests (`verdicts`)."""
+    """comparison.json with its accuracies, intervals and p recomputed from the verdicts of its tests (`verdicts`)."""
     rows = [dict(row) for row in found["arms"]]
     for row in rows:
         row["accuracies"] = _accuracies(rewards.get(row["name"], {}), drawn.get(row["name"], {}))
@@ -146,11 +146,11 @@ def _differences(
     rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]],
     tests: Sequence[str],
 ) -> None:
-    """Put into each arm's row its differences to the baseline, and the declared ones to other arms.
+    """Add to each arm's row its differences to the baseline, and the declared ones to other arms.
 
-    All of them are one family for Holm's correction, test by test. A pair of arms is in it once and has one p, wherever
-    it stands and whichever comes first. That p is the method's, of seeds and questions; of one seed, where there is
-    none, that of these models.
+    All of them form one family for Holm's correction, test by test. A pair of arms is in it once, with one p, whichever
+    arm comes first and wherever it is shown. That p is the method's, over seeds and questions; with one seed, where
+    that does not exist, it is the p of these models.
     """
     to_baseline = [(name, BASELINE) for name in rewards if BASELINE in rewards and name != BASELINE]
     found: dict[tuple[str, str], dict[str, Any]] = {pair: {} for pair in (*to_baseline, *declared)}

@@ -1,15 +1,15 @@
-"""The team against its members: what comparison.json holds under `team`, of the results of its seeds (`team_results`).
+"""The team against its members: the `team` section of comparison.json, from the results of its seeds (`team_results`).
 
-Votes are compared with the flow at the same sampled tokens. What k attempts come to is computed for every k from the
-draws; the accuracy at the flow's tokens lies between two neighbouring k, linearly in tokens:
+Votes are compared with the flow at equal sampled tokens. What k attempts give is computed for every k from the draws;
+the accuracy at the flow's tokens lies between two neighbouring k, linearly in tokens:
 
-    k   tokens   majority            the flow samples 75 tokens a problem
+    k   tokens   majority            the flow samples 75 tokens per problem
     1     50       .60
     2    100       .60               between k = 1 and 2, half of each
     3    150       .66               majority .60, attempts 1.5
 
-Invariant: an interval over seeds is Student's, over one value for each seed of training; a difference is taken seed by
-seed first.
+Invariant: an interval over seeds is Student's, over one value per seed of training; differences are taken seed by seed
+first.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from flow_dpo.evaluate.compare.team_results import TRAININGS, Curve, TeamResult
 from flow_dpo.evaluate.votes import RULES
 
 LEVEL = 0.7
-"""The windowed accuracy at which a curve is read."""
+"""The windowed accuracy at which curves are compared."""
 FLOW = "flow_itself"
 Made = Mapping[str, Sequence[TeamResult]]
-"""What each arm came to, one a seed."""
+"""The results of each arm, one per seed."""
 Rewards = Mapping[str, Mapping[str, Sequence[statistics.Rewards]]]
-"""By arm and test, one a seed."""
+"""By arm and test, one mapping per seed."""
 ByK = Sequence[Mapping[str, float]]
-"""Of 1, 2, 3, ... attempts: tokens a problem, and the accuracy of each rule."""
+"""For 1, 2, 3, ... attempts: tokens per problem, and the accuracy of each rule."""
 
 
 def team(made: Made, rewards: Rewards) -> dict[str, Any] | None:
-    """The section; None of a comparison without any of the arms that it is about."""
+    """The section; None for a comparison with none of the team's arms."""
     if not made.keys() & ARMS.keys():
         return None
     drawn = {
@@ -60,7 +60,7 @@ def team(made: Made, rewards: Rewards) -> dict[str, Any] | None:
 
 
 def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and t-interval; neither where a seed has no value."""
+    """Mean and t-interval over seeds; both None if a seed has no value."""
     known = [value for value in values if value is not None]
     if len(known) < len(values) or not known:
         return {"mean": None, "low": None, "high": None, "per_seed": list(values)}
@@ -71,8 +71,8 @@ def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def at_tokens(curve: ByK, tokens: float) -> tuple[dict[str, float], bool]:
-    """The values of the curve at so many tokens, by linear interpolation; and whether they are beyond its ends, whose
-    values they then are."""
+    """The curve's values at a number of tokens, by linear interpolation, and whether that number is beyond its ends;
+    then the values are those of the nearest end."""
     if tokens <= curve[0]["tokens"] or tokens >= curve[-1]["tokens"]:
         end = curve[0] if tokens <= curve[0]["tokens"] else curve[-1]
         return dict(end), tokens != end["tokens"]
@@ -118,7 +118,7 @@ def _votes(made: Made, drawn: Mapping[str, Mapping[str, Sequence[ByK]]]) -> list
 def _differences(
     rewards: Rewards, votes: Sequence[Mapping[str, Any]], stops: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The flow minus each of its members, test by test; and the areas of Stops."""
+    """The flow minus each of its members, test by test; and differences between areas of Stops."""
     found: list[dict[str, Any]] = []
     for test, flow in rewards.get(FLOW, {}).items():
         named = {"one": FLOW, "test": test, "measure": "accuracy"}
@@ -144,7 +144,7 @@ def _differences(
 
 
 def _gap(one: Sequence[float | None], other: Sequence[float | None]) -> dict[str, Any]:
-    """The difference of two values a seed, with its interval over seeds."""
+    """The difference of two values per seed, with its interval over seeds."""
     gaps = [None if a is None or b is None else a - b for a, b in zip(one, other, strict=True)]
     found = over_seeds(gaps)
     return {
@@ -175,7 +175,7 @@ def _stops(made: Made) -> list[dict[str, Any]]:
 
 
 def least_lead(curve: Curve, other: Curve) -> float | None:
-    """The least that a curve is above another one at the same tokens, where both are known; the other's accuracy is
+    """The smallest lead of a curve over another one at equal tokens, where both are known; the other's accuracy is
     interpolated linearly in tokens."""
     leads: list[float] = []
     for _, tokens, accuracy in curve:

@@ -1,13 +1,13 @@
-"""Arms of a comparison that test whether the team is better than its members: the flow, its Answer alone, votes, Stop.
+"""Arms of a comparison that test whether a team is better than its members: flow, Answer alone, votes, Stop.
 
     flow_itself      against    answer_adapter                    the flow and its own Answer in one pass
-    flow_itself      against    answer_votes, untrained_votes     and several attempts by vote, at the same tokens
-    flow_itself      against    paper_flow                        and the paper's flow, on as many problems
+    flow_itself      against    answer_votes, untrained_votes     and several attempts by vote, at equal tokens
+    flow_itself      against    paper_flow                        and the paper's flow, on equally many problems
     trained_stop     against    untrained_stop, paper_stop        two Stops on one fixed set of candidates
 
-Attempts are drawn once for each set of problems (`flow-dpo evaluate --draws`), whatever is read from them; those of the
-untrained Answer are the fixed set too. Invariant: votes and Stops have no accuracy of their own in the table of arms:
-what they come to stands under `team` in comparison.json (`team`).
+Attempts are drawn once for each set of problems (`flow-dpo evaluate --draws`) and serve all of this; those of the
+untrained Answer are also the fixed set. Invariant: votes and Stops have no accuracy of their own in the table of arms;
+their results are under `team` in comparison.json (`team`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flow_dpo.recipes import presets
 
 PAPER_RECIPE = "flow-dpo-paper"
 OTHER_SEED = 500
-"""What is added to a seed for a second run of the flow on the same problems."""
+"""Added to a seed for a second run of the flow on the same problems."""
 FIXED = "held_out"
 """The problem set whose untrained attempts are the fixed set of candidates."""
 
@@ -50,7 +50,7 @@ def _untrained_votes(do: JobRunner, sizes: Sizes) -> Outcome:
 
 
 def _paper(do: JobRunner, sizes: Sizes) -> Work:
-    """The paper's flow, of the comparison's lengths, on as many problems."""
+    """The paper's flow with the comparison's lengths, on equally many problems."""
     flow = presets.preset(PAPER_RECIPE, sizes.preset).recipe.flow
     lengths = (
         [] if sizes.flow_shape is None else list(zip(("chunk_tokens", "max_chunks"), sizes.flow_shape, strict=True))
@@ -164,6 +164,6 @@ _ARMS = (
 )
 ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ARMS}
 PARTS = ("untrained_flow_itself", "trained_answer_untrained_stop", "untrained_answer_trained_stop", "cross_play")
-"""What is whose part: each role trained or not, two by two, and Answer with the Stop of another run."""
+"""The contribution of each part: each role trained or not, two by two, and Answer with the Stop of another run."""
 TEAM = ("zero_shot", "flow_itself", "answer_adapter", *(name for name in ARMS if name not in PARTS))
-"""The flow, its members, what they come to at the same tokens, and the paper's flow; beside them the base."""
+"""The flow, its members, their votes at equal tokens, and the paper's flow; together with the base."""

@@ -1,5 +1,5 @@
-"""What a comparison of a team with its members needs of one seed: votes for every number of attempts, a Stop's
-measures, the learning curves of its trainings.
+"""What the comparison of a team with its members needs from one seed: votes for every number of attempts, the measures
+of a Stop, and the learning curves of its trainings.
 
     of_arm(outcome).votes["held_out"]     [{"attempts": 1, "tokens": 50.0, "majority": 0.60, ...}, {"attempts": 2, ...}]
 
@@ -22,30 +22,30 @@ from flow_dpo.runs.headers import read_header
 from flow_dpo.runs.records import Prediction, read_metrics, read_rows
 
 ByK = tuple[Mapping[str, float], ...]
-"""Of 1, 2, 3, ... attempts: tokens a problem, and the accuracy of each rule."""
+"""For 1, 2, 3, ... attempts: tokens per problem, and the accuracy of each rule."""
 Curve = tuple[tuple[float, float, float], ...]
-"""Problems, sampled tokens and windowed accuracy of the batches with a whole window."""
+"""Problems, sampled tokens and windowed accuracy, for the batches with a whole window."""
 TRAININGS = ("flow", "paper_flow")
-"""Those whose learning curves are kept."""
+"""Trainings whose learning curves are kept."""
 _OF_STOP = ("right_over_wrong", "finished_over_unfinished")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeamResult:
-    """Of one arm under one seed."""
+    """Results of one arm under one seed."""
 
     tokens: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Sampled for one answer, a problem, by test."""
+    """Sampled for one answer, per problem, by test."""
     votes: Mapping[str, ByK] = field(default_factory=dict[str, ByK])
     """By problem set."""
     stop: Mapping[str, Any] | None = None
-    """Areas, Brier score, calibration error and the hash of the candidates, of a Stop on the fixed set."""
+    """Areas, Brier score, calibration error and the candidates' hash, for a Stop on the fixed set."""
     curves: Mapping[str, Curve] = field(default_factory=dict[str, Curve])
     """By training."""
 
 
 def of_arm(outcome: Outcome) -> TeamResult:
-    """The part of one arm's outcome."""
+    """The team's part of one arm's outcome."""
     return TeamResult(
         tokens={test: _tokens_of(folder) for test, folder in outcome.evaluations.items()},
         votes={problems: by_k(folder) for problems, folder in outcome.votes.items()},
@@ -55,7 +55,7 @@ def of_arm(outcome: Outcome) -> TeamResult:
 
 
 def by_k(evaluation: Path) -> ByK:
-    """What k attempts come to, for every k from 1, of an evaluation with `--draws`."""
+    """What k attempts give, for every k from 1, from an evaluation with `--draws`."""
     attempts: dict[str, list[Attempted]] = {}
     for row in read_rows(evaluation / "predictions.jsonl", Prediction):
         verdict = row.verdict or Verdict(status="ungraded")
@@ -71,7 +71,7 @@ def by_k(evaluation: Path) -> ByK:
 
 
 def learning_curve(run: Path) -> Curve:
-    """The windowed accuracy of a run, from the first batch whose window is whole: as full as any of the run's."""
+    """The windowed accuracy of a run, from the first batch with a whole window: as full as any of the run's."""
     rows = read_metrics(run / "metrics.jsonl")
     sizes = [row.get("progressive/window_problems") or 0 for row in rows]
     whole = max(sizes, default=0)

@@ -1,14 +1,14 @@
-"""Verdicts of a comparison's tests, packed: a text a draw with a character for each question, 1 right, 0 not, ?
-ungraded.
+"""Verdicts of a comparison's tests, packed: one text per draw, with one character per question: 1 right, 0 not right,
+? ungraded.
 
-    "1101?..."   of the first draw of each question, in the order of the questions' ids
+    "1101?..."   the first draw on each question, in the order of the questions' ids
 
-The results of a seed hold them (`seed_results`). Studies of before hold them all in one file, verdicts.json.gz:
+The results of a seed contain them (`seed_results`). Older studies hold all of them in one file, verdicts.json.gz:
 
     {"schema": "verdicts/1", "questions": {"held_out": ["seed/test/0", ...]},
-     "arms": {"grpo_same_tokens": {"held_out/greedy": [["1101?..."], ...]}}}       a list for each seed
+     "arms": {"grpo_same_tokens": {"held_out/greedy": [["1101?..."], ...]}}}       one list per seed
 
-Invariant: what is read from them are the rewards of the evaluations' predictions.
+Invariant: the rewards read from them are those of the evaluations' predictions.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Verdicts:
 
     SCHEMA: ClassVar[str] = "verdicts/1"
     questions: Mapping[str, tuple[str, ...]]
-    """Ids, by problem set."""
+    """Ids by problem set."""
     arms: Mapping[str, Mapping[str, tuple[Draws, ...]]]
-    """By arm and test: of each seed, of each draw, a character a question."""
+    """By arm and test: for each seed and each draw, one character per question."""
 
     def rewards(self) -> dict[str, dict[str, list[Rewards]]]:
-        """By arm and test, one a seed: the reward of each question, a mean over its draws; None where none was graded.
+        """By arm and test, one per seed: each question's mean reward over its draws, None if none was graded.
 
-        Raises `DataError` where a draw has not a character for each question.
+        Raises `DataError` if a draw does not have one character per question.
         """
         return {
             arm: {
@@ -59,20 +59,20 @@ class Verdicts:
 
 
 def rewards_of_draws(ids: Sequence[str], draws: Sequence[str], what: str) -> Rewards:
-    """The reward of each of these questions. Raises `DataError` where a draw has not a character for each."""
+    """The reward of each of these questions. Raises `DataError` if a draw does not have one character for each."""
     if any(len(draw) != len(ids) or draw.strip("10?") for draw in draws):
         raise DataError(f"expected {len(ids)} of 1, 0 and ? in each draw of {what}, found other ones")
     return {id: _mean_of_draws([_RIGHT[one] for one in each]) for id, *each in zip(ids, *draws, strict=True)}
 
 
 def _mean_of_draws(each: Sequence[float | None]) -> float | None:
-    """The reward of a question: what was not graded counts as not right, unless nothing was graded."""
+    """The reward of a question. An ungraded draw counts as not right, unless no draw was graded."""
     return None if set(each) == {None} else fmean(value or 0.0 for value in each)
 
 
 def drawn_verdicts(evaluation: Path, questions: dict[str, tuple[str, ...]], problems: str) -> Draws:
-    """The verdicts of an evaluation's predictions, in the order of the ids that `questions` has of this problem set,
-    which they give it where it has none. Raises `DataError` where other questions were asked."""
+    """The verdicts of an evaluation's predictions, in the order of the ids in `questions` for this problem set. If it
+    has none, this evaluation adds its own. Raises `DataError` if other questions were asked."""
     drawn: dict[str, str] = {}
     for row in read_rows(evaluation / "predictions.jsonl", Prediction):
         status = "ungraded" if row.verdict is None else row.verdict.status
@@ -84,7 +84,7 @@ def drawn_verdicts(evaluation: Path, questions: dict[str, tuple[str, ...]], prob
 
 
 def read_verdicts(path: Path) -> Verdicts:
-    """The content of verdicts.json.gz. Raises `DataError` where it is none of this kind."""
+    """The content of verdicts.json.gz. Raises `DataError` if it is not such a file."""
     try:
         found: Any = json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, ValueError) as error:

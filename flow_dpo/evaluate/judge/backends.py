@@ -1,13 +1,13 @@
 """The backends of a judge: a model in this process, or one at an OpenAI-compatible address.
 
-Both answer the same questions (`evaluate.judge.protocol`) and hand each answer over as it comes, so that a caller can
-write it at once:
+Both answer the same questions (`evaluate.judge.protocol`) and pass on each answer as it comes, so a caller can write it
+at once:
 
     choices = JudgeSettings(verdict_format="choices")
     LocalJudge(engine, renderer, prompts=JudgePrompts(), settings=choices, context_tokens=4096)
     EndpointJudge(ChatEndpoint(settings, api_key=...), prompts=JudgePrompts(), settings=JudgeSettings())
 
-Invariant: a trace's text becomes ordinary tokens. Where it spells a chat template's special token, it is these letters.
+Invariant: a trace's text becomes ordinary tokens. If it spells a special token of the chat template, it stays letters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ JUDGE: Role = "judge"
 
 
 class LocalJudge:
-    """A model in an engine, greedy. Its chat template is the renderer's."""
+    """A model in an engine, with greedy decoding and the renderer's chat template."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class LocalJudge:
         self._context_tokens = context_tokens
 
     def ask_all(self, questions: Sequence[JudgeQuestion], keep: Keep) -> None:
-        """See `judge.protocol.Judge`. A question that does not fit the context window gets no reply: "too long"."""
+        """See `judge.protocol.Judge`. A question that does not fit the context window gets no verdict: "too long"."""
         self._runner.run(self._steps(one, keep) for one in questions)
 
     def turn(self, question: JudgeQuestion) -> Turn:
@@ -81,7 +81,7 @@ class LocalJudge:
     def _reply(self, completion: Completion) -> JudgeReply:
         if completion.choice is not None:
             one, other = completion.choice_logprobs
-            # Log-odds of a word without probability have no number; they are capped.
+            # The log-odds are infinite if a word has no probability, so they are capped.
             odds = max(min(one - other, 1e3), -1e3)
             letter = "A" if odds > 0 else "B" if odds < 0 else "tie"
             return JudgeReply(words=letter, tokens=1, verdict=letter, log_odds=odds)
@@ -90,7 +90,7 @@ class LocalJudge:
 
 
 class EndpointJudge:
-    """A model at an address, several requests at a time."""
+    """A model at an address, with several requests at a time."""
 
     def __init__(
         self, endpoint: ChatEndpoint, *, prompts: JudgePrompts, settings: JudgeSettings, concurrency: int
@@ -108,7 +108,7 @@ class EndpointJudge:
                 reply = future.result()
                 keep(left.pop(future), reply)
         finally:
-            # An error, or Ctrl-C: nothing that is still under way is waited for, and nothing that was answered is lost.
+            # On an error or Ctrl-C, nothing under way is waited for, and nothing that was answered is lost.
             if left:
                 self._endpoint.stop()
             pool.shutdown(wait=True, cancel_futures=True)

@@ -27,8 +27,8 @@ Key = tuple[str, str, str]
 
 
 def read_judgements(path: Path, questions: Sequence[JudgeQuestion]) -> dict[Key, Judgement]:
-    """The judgements of a file by problem and order; a last line that was torn off is cut away, so that rows can be
-    added. Raises `DataError` for a row that answers none of the questions, or one that was answered before."""
+    """The judgements of a file by problem and order. A torn last line is cut off, so rows can be added. Raises
+    `DataError` for a row that answers none of the questions, or one that was already answered."""
     if not path.exists():
         return {}
     files.cut_torn(path)
@@ -38,8 +38,8 @@ def read_judgements(path: Path, questions: Sequence[JudgeQuestion]) -> dict[Key,
         key = (row.dataset, row.problem_id, row.first)
         if key not in known or key in found:
             raise DataError(
-                f"{path}, line {number}: expected a judgement of one of the pairs and orders that are compared, each "
-                f"once, found {'a second one' if key in found else 'another'} ({key!r:.200}); judge again in another "
+                f"{path}, line {number}: expected a judgement of one of the compared pairs and orders, each once, "
+                f"found {'a second one' if key in found else 'another'} ({key!r:.200}); judge again in another "
                 "--output_dir"
             )
         found[key] = row
@@ -47,10 +47,10 @@ def read_judgements(path: Path, questions: Sequence[JudgeQuestion]) -> dict[Key,
 
 
 def summarise(pairs: Sequence[TracePair], rows: Mapping[Key, Judgement]) -> dict[str, Any]:
-    """All counts, the win rate of side a and its intervals, how far the two orders agree, and the lean to a place.
+    """All counts, the win rate of side a with its intervals, the agreement of the two orders, and the position bias.
 
-    Intervals are Wilson's, 95 %; ties count as half a win in `win_rate`, and not at all in `decided`, whose `p` is the
-    two-sided sign test's. `kappa` is Cohen's, between the two orders as raters of a, b and tie.
+    Intervals are Wilson's, 95 %. Ties count as half a win in `win_rate` and are left out of `decided`, whose `p` is
+    from the two-sided sign test. `kappa` is Cohen's, with the two orders as raters that choose a, b or tie.
     """
     outcomes: Counter[str] = Counter()
     ties: Counter[str] = Counter()
@@ -83,7 +83,7 @@ def summarise(pairs: Sequence[TracePair], rows: Mapping[Key, Judgement]) -> dict
 
 
 def _outcome(preferences: Sequence[str | None]) -> tuple[str, str]:
-    """The outcome of a pair, and the kind of tie; `preferences` is empty where the traces are the same."""
+    """The outcome of a pair, and the kind of tie; `preferences` is empty if the traces are equal."""
     if not preferences:
         return "tie", "identical"
     if None in preferences:
@@ -96,7 +96,7 @@ def _outcome(preferences: Sequence[str | None]) -> tuple[str, str]:
 
 def _position(rows: Iterable[Judgement], both: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The share of picks that took the solution shown first; an unbiased judge takes half. A pair whose verdict does
-    not flip has one pick of each place, so only flips count, and `p` is the sign test's on them."""
+    not flip picks each position once, so only flips count: `p` is from the sign test on them."""
     picks = [row.verdict for row in rows if row.verdict in ("A", "B")]
     first, second = both.count(("a", "b")), both.count(("b", "a"))
     tested = sign_test(first, second)
@@ -110,8 +110,8 @@ def _position(rows: Iterable[Judgement], both: Sequence[tuple[str, str]]) -> dic
 
 
 def _log_odds(pairs: Sequence[TracePair], rows: Mapping[Key, Judgement]) -> dict[str, Any] | None:
-    """Where the judge chose between two words: its log-odds for a over b in nats, the mean of the two orders, in which
-    a lean to a place cancels. `rate` is the share of pairs in which they favour a; None where it wrote text."""
+    """For a judge that chose between two words: its log-odds for a over b in nats, averaged over the two orders, which
+    cancels a position bias. `rate` is the share of pairs in which they favour a. None if the judge wrote text."""
     for_a: list[float] = []
     places: list[float] = []
     for pair in pairs:
@@ -127,7 +127,7 @@ def _log_odds(pairs: Sequence[TracePair], rows: Mapping[Key, Judgement]) -> dict
 
 
 def _longer(decided: Sequence[tuple[TracePair, str]]) -> dict[str, Any]:
-    """Of the decided pairs with traces of different lengths (characters), how often the longer one won."""
+    """How often the longer trace (in characters) won, over decided pairs with traces of different lengths."""
     lengths = [(len(p.a.solution.strip()), len(p.b.solution.strip()), name) for p, name in decided]
     won = [(a > b) == (name == "a") for a, b, name in lengths if a != b]
     return share(sum(won), len(won))

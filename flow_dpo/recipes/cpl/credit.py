@@ -1,25 +1,25 @@
-"""Pairs of siblings by their value in a search, optionally after completions to fine-tune on.
+"""Pairs of siblings ranked by their value in a search, optionally after completions to fine-tune on.
 
-Critical Plan Step Learning's credit (arXiv 2409.08642; the authors' gen_data/gen_policy_model_round*_apo_data.py): the
-value Q of a node is the mean of what the search added to it. Of the children of a node, plan steps make all pairs of a
-value above 0 and one below it, with the difference as the margin; solutions make one pair, the highest against the
+Critical Plan Step Learning's credit (arXiv 2409.08642; the authors' gen_data/gen_policy_model_round*_apo_data.py). The
+value Q of a node is the mean of what the search added to it. Among the children of a node, plan steps make all pairs of
+a value above 0 and one below it, with the difference as the margin. Solutions make one pair, the highest against the
 lowest, and their values count 0.3:
 
     plan steps a (values 1, 1, -1), b (-1), c (1, -1)    Q 1/3, -1, 0    ->    Pair(a, b, margin=4/3)
     solutions x (1), y (1), z (-1)                       Q 1, 1, -1      ->    Pair(x, z, margin=0.6)
 
-The paper goes in rounds: search with the policy as it is, fine-tune on what was right, then learn which steps were
-better. With `fine_tune` right rollouts come first, up to 4 of a problem, and then the pairs.
+The paper proceeds in rounds: search with the current policy, fine-tune on what was right, then learn which steps were
+better. With `fine_tune`, right rollouts come first, up to 4 per problem, and then the pairs.
 
-A role that predicts the value of a state (`valued_by`) learns from the finished search. Of its two words the likelier
-one is scored, with the probability that it should have, (1 + |Q|) / 2, as the advantage:
+A role that predicts the value of a state (`valued_by`) learns from the finished search. Of its two words the one that
+should be likelier is scored, with the probability that it should have, (1 + |Q|) / 2, as the advantage:
 
     "q"    every state that was valued on the way to a solution: its Q (the authors' value head)
     "end"  every state on the trunk: 1 or -1, how the trunk ended
 
-Invariants: values are of a tree in which nothing is visited twice, so they are means over its rollouts. What has no
-solution (a plan that is too long, a solution without an answer) counts -1 above it, and is in no pair. All that is
-fine-tuned on precedes the first pair.
+Invariants: nothing is visited twice in a tree, so values are means over its rollouts. A rollout without a solution (a
+plan that is too long, a solution without an answer) counts -1 for the nodes above it, and is in no pair. Everything to
+fine-tune on precedes the first pair.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from flow_dpo.verify.extract import NO_ANSWER
 
 
 def node_values(tree: Tree) -> dict[int, float]:
-    """Mean value of the rollouts through each node, by its id; none where there is no such rollout.
+    """The mean value of the rollouts through each node, by node id; nodes without such a rollout are left out.
 
-    A rollout's value is its reward, 1 or -1; of one that stopped before its end, the value of where it stopped. Probes
-    are rollouts, too.
+    A rollout's value is its reward, as 1 or -1; if it stopped before its end, it is the value of the state where it
+    stopped. Probes are rollouts, too.
     """
     found: dict[int, list[float]] = {}
     for rollout in tree.rollouts:
@@ -59,23 +59,23 @@ def node_values(tree: Tree) -> dict[int, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class ValuePairs:
-    """Siblings with a value above the threshold against those below its opposite."""
+    """Pairs of siblings, one with a value above the threshold and one with a value below its negative."""
 
     threshold: float = 0.0
-    """How far from 0 a value must be; the paper's is 0."""
+    """How far from 0 a value must be to be in a pair; the paper's is 0."""
     solution_pairs: Literal["plan", "problem", "all"] = "plan"
-    """Of solutions the one pair of each plan (the authors' code), the one of each problem that comes first, or all
-    right-wrong combinations."""
+    """Which solutions are paired: "plan", one pair per plan (the authors' code); "problem", only the first pair of a
+    problem; "all", every right solution with every wrong one."""
     solution_scale: float = 0.3
-    """Factor of a solution's value in its margin; the authors' is 0.3, a margin of 0.6."""
+    """Factor of a solution's value in its margin; the authors' is 0.3, which makes a margin of 0.6."""
     fine_tune: bool = False
-    """Begin with the completions of right rollouts."""
+    """Put the completions of right rollouts first, to be fine-tuned on."""
     max_per_problem: int = 4
-    """Right rollouts of a problem that are fine-tuned on, drawn at random; the authors' is 4. 0 keeps all."""
+    """Right rollouts per problem that are fine-tuned on, drawn at random; the authors' is 4. 0 keeps all."""
     valued_by: Role = ""
-    """The role of the flow that predicts the value of states, by a choice of two words; none where empty."""
+    """The role of the flow that predicts the value of states by choosing between two words; empty for none."""
     value_targets: Literal["q", "end"] = "q"
-    """What that role learns: each state's value in the search, or how the trunk ended."""
+    """What that role learns: "q", each state's value in the search; "end", how the trunk ended."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more and below 1", lambda value: 0 <= value < 1, "threshold")
@@ -83,21 +83,21 @@ class ValuePairs:
         expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "solution_scale")
 
     def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
-        """Raise `ConfigError` for rounds without their first half, and for a value that a role would have to write."""
+        """Raise `ConfigError` for rounds without fine-tuning, and for a value role that writes instead of choosing."""
         if getattr(recipe.objective, "rounds", False) and not self.fine_tune:
             raise ConfigError(
                 "expected --credit.fine_tune with --objective.rounds, found none: a round fine-tunes from the first "
                 "adapters before its pairs are learned; add it, or leave out the rounds"
             )
         for by in filter(None, (getattr(recipe.explore, "valued_by", ""), self.valued_by)):
-            if isinstance(recipe.flow, PlanSolve) and by != VALUE:  # of another flow nobody knows which role chooses
+            if isinstance(recipe.flow, PlanSolve) and by != VALUE:  # of other flows it is unknown which role chooses
                 raise ConfigError(
                     f"expected valued_by to name the role that chooses between two words, {VALUE!r}, found {by!r}, "
                     "which writes"
                 )
 
     def __call__(self, trees: Sequence[Tree]) -> list[Example]:
-        """The targets of the value role, what is fine-tuned on, and all pairs: each tree by tree."""
+        """The value role's targets, then what is fine-tuned on, then all pairs; each tree by tree."""
         values = [target for tree in trees for target in self._targets(tree)] if self.valued_by else []
         correct = [example for tree in trees for example in self._correct(tree)] if self.fine_tune else []
         return [*values, *correct, *(pair for tree in trees for pair in self._pairs(tree))]
@@ -112,10 +112,10 @@ class ValuePairs:
         found: list[Pair] = []
         paired = False
         for family in families.values():
-            # 1. Plan steps, of which there are other families than of solutions.
+            # 1. Plan steps: a family holds either these or solutions.
             plans = [node for node in family if node.id not in solutions]
             found += self._all(tree, plans, values, scale=1.0)
-            # 2. Solutions: one pair, the first of the highest and the first of the lowest.
+            # 2. Solutions: one pair, the first with the highest value and the first with the lowest.
             ends = [node for node in family if node.id in solutions]
             if self.solution_pairs != "all" and ends:
                 key = lambda node: values[node.id]  # noqa: E731
@@ -126,7 +126,7 @@ class ValuePairs:
         return found
 
     def _all(self, tree: Tree, family: Sequence[Node], values: dict[int, float], *, scale: float) -> list[Pair]:
-        """Every one above the threshold against every one below it."""
+        """Every node above the threshold paired with every node below its negative."""
         return [
             Pair(
                 request=good.request,
@@ -146,7 +146,7 @@ class ValuePairs:
         ]
 
     def _correct(self, tree: Tree) -> list[ScoredCompletion]:
-        """The completions of right rollouts, but for the value role's; a node that two share is one example."""
+        """The completions of right rollouts, without the value role's; a node that two share is one example."""
         kept = [rollout for rollout in distinct_correct(tree) if not rollout.probe]
         if self.max_per_problem and len(kept) > self.max_per_problem:
             rng = random.Random(derive(0, tree.problem.id, "fine_tune"))
@@ -155,7 +155,7 @@ class ValuePairs:
         return [scored_as_sampled(tree, tree.nodes[i]) for i in nodes if tree.nodes[i].role != self.valued_by]
 
     def _targets(self, tree: Tree) -> list[ScoredCompletion]:
-        """The targets of the value role; of "end" nothing where the trunk could not be graded."""
+        """The targets of the value role; with "end" none if the trunk could not be graded."""
         if self.value_targets == "end":
             right = None if tree.trunk.verdict is None else tree.trunk.verdict.right
             found = [] if right is None else [(node, 2 * right - 1) for node in tree.trunk_nodes()]
@@ -174,7 +174,7 @@ class ValuePairs:
 
 
 def _without_solution(tree: Tree) -> set[int]:
-    """The leaves of rollouts that came to an end and have no answer in it."""
+    """The leaves of rollouts that came to an end without an answer."""
     return {
         rollout.leaf
         for rollout in tree.rollouts

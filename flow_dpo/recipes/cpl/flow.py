@@ -1,16 +1,16 @@
 """Plan and solve: one role writes a plan step by step, another carries it out.
 
-Plan writes the steps of a plan, a line a turn, until it samples its end token or the cap is reached; then Answer writes
-the whole solution in one turn (Critical Plan Step Learning, arXiv 2409.08642). A plan step is a decision of
-its own, so that an exploration can branch there:
+Plan writes the steps of a plan, one line per turn, until it samples its end token or reaches the cap; then Answer
+writes the whole solution in one turn (Critical Plan Step Learning, arXiv 2409.08642). Each plan step is a decision of
+its own, so an exploration can branch there:
 
     plan "Count the apples.\\n"   plan "Take away those sold." E   answer "12 + 7 = 19 ... Answer: 14" E
 
-With `value_role` a third role chooses after every plan step whether what is planned so far will end right, Yes or No.
-Its choice enters no prompt; how likely it was is the value of the state, for a search that stops instead of going on to
-the end (`explore.valued_by`).
+With `value_role` a third role chooses after every plan step whether the plan so far will end right, Yes or No. Its
+choice enters no prompt. The probability of Yes gives the value of the state to a search that stops there instead of
+continuing to the end (`explore.valued_by`).
 
-Invariant: the solution reads the very ids of the plan; the plan's end token enters nothing.
+Invariant: the solution's prompt has the very ids of the plan; the plan's end token enters no prompt.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _GAP = "{question}"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkedPlan:
-    """One planned and solved question: chat turns before the question, for Plan its plan, for Answer its solution."""
+    """A worked question, as chat turns before the problem's: for Plan with the plan, for Answer with the solution."""
 
     question: str
     plan: str
@@ -44,8 +44,8 @@ class WorkedPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSolvePrompts:
-    """The prompts of all roles: built as the authors' are (mcts_plan/prompt.py), in our words. There one prompt asks
-    for two sections, numbered plan steps and an implementation that follows them; here each section is a role's."""
+    """The prompts of all roles: built like the authors' (mcts_plan/prompt.py), in our words. Their one prompt asks for
+    two sections, numbered plan steps and an implementation that follows them; here each section is a role's."""
 
     plan_system: str = (
         "You are good at reasoning and planning. Plan how to solve the problem before it is solved. Write numbered "
@@ -60,14 +60,14 @@ class PlanSolvePrompts:
         'End with a last line of the form "Answer: " followed by the final answer alone.'
     )
     solve_user: str = "Problem:\n{question}\n\nPlan:\n{plan}\n\nSolve the problem by following this plan."
-    """`{plan}` stands for the plan's very ids. Where empty, Answer continues where Plan stopped: the plan is then the
-    beginning of the solution, and one that ends is a whole solution."""
+    """`{plan}` stands for the plan's very ids. If this is empty, Answer continues where Plan stopped: the plan is then
+    the beginning of the solution, and a plan that ends is a whole solution."""
     examples: tuple[WorkedPlan, ...] = ()
-    """Demonstrations, of which the authors' prompt has two. The value role sees none, as their value model."""
+    """Worked questions; the authors' prompt has two. The value role sees none, like their value model."""
     value_system: str = (
         'You can only answer "Yes" or "No". You judge whether the beginning of a plan leads to the answer.'
     )
-    """Of the role that predicts how a plan will end, where there is one."""
+    """System prompt of the role that predicts how a plan will end, if there is one."""
     value_user: str = (
         "Problem:\n{question}\n\nPlan so far:\n{plan}\n\nWill following this plan lead to the correct answer? "
         "Answer only Yes or No."
@@ -90,7 +90,7 @@ class PlanSolveState:
     solution: TokenIds = ()
     ended: bool = False
     too_long: bool = False
-    """The plan had more steps than a plan may have."""
+    """Whether the plan had more steps than are allowed."""
     next_role: Literal["plan", "value", "answer"] | None = "plan"
     after_value: Literal["plan", "value", "answer"] | None = None
     """The role that takes its turn after the value role."""
@@ -98,19 +98,19 @@ class PlanSolveState:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSolve(Flow[PlanSolveState]):
-    """A plan, line by line, and then a solution. A path is at most six turns long, as in the paper."""
+    """A plan, line by line, and then a solution. A path has at most six turns by default, as in the paper."""
 
     plan_tokens: int = 256
-    """Longest plan step, in tokens; it ends with its line before that. The authors' is 1,500, as of a solution."""
+    """Longest plan step, in tokens; a step ends earlier with its line. The authors' is 1,500, as for a solution."""
     max_plan_steps: int = 5
-    """Plan steps, with which and the solution a path has the authors' depth of 6."""
+    """Most plan steps; with 5 and the solution a path has the authors' depth of 6."""
     long_plan: Literal["wrong", "solve"] = "wrong"
-    """A plan that does not end after `max_plan_steps`: a seventh level, which is -1 whatever it holds, as in the
-    authors' code (the rollout has no solution then); or it is solved as it stands."""
+    """What becomes of a plan that does not end after `max_plan_steps`: "wrong", the next step makes the rollout wrong
+    whatever it holds (it has no solution), as in the authors' code; "solve", it is solved as it stands."""
     max_tokens: int = 1500
     """Longest solution, in tokens; the authors' is 1,500 (configs/mcts_round1.yaml)."""
     value_role: bool = False
-    """Whether a role predicts after every plan step if it will end right. Its choice changes nothing."""
+    """Whether a role predicts after every plan step if the plan will end right. The prediction changes no rollout."""
     prompts: PlanSolvePrompts = field(default_factory=PlanSolvePrompts)
 
     def __post_init__(self) -> None:
@@ -153,7 +153,7 @@ class PlanSolve(Flow[PlanSolveState]):
             return replace(state, solution=content, ended=ended, next_role=None)
         plan = (*state.plan, content) if content else state.plan
         num_steps = state.num_steps + 1
-        if content and num_steps > self.max_plan_steps:  # it was to end, and went on
+        if content and num_steps > self.max_plan_steps:  # the cap is exceeded
             return replace(state, plan=plan, num_steps=num_steps, next_role=None, too_long=True)
         if ended and not self.prompts.solve_user:
             return replace(state, plan=plan, num_steps=num_steps, ended=True, next_role=None)
@@ -191,7 +191,7 @@ class PlanSolve(Flow[PlanSolveState]):
         return (system, *_as_chat(shown), user)
 
     def _about_the_plan(self, system: str, template: str, state: PlanSolveState) -> tuple[Message, ...]:
-        # Split before the question goes in: a question may hold the text "{plan}" itself.
+        # Split before the question goes in: a question can contain the text "{plan}".
         before, _, after = template.partition("{plan}")
         content: tuple[Piece, ...] = (
             before.replace(_GAP, state.problem.question),

@@ -1,26 +1,26 @@
 """Monte-Carlo tree search (MCTS) over the turns of a flow, as in Critical Plan Step Learning (arXiv 2409.08642; the
 authors' code is keesh0410/CPL-Reasoning, commit 61b99b4, mcts_plan/mcts/).
 
-An iteration goes from the beginning down to the child with the highest
+An iteration descends from the root to the child with the highest
 
     Q(child) + puct * P(child) * sqrt(N(node)) / (1 + N(child))
 
-until a node has not yet been expanded, draws its children, and adds what it found to every node on the way: N counts,
-Q is the mean of what was added, P the geometric mean of the probabilities of a child's tokens. Two ways to value:
+until it reaches a node that is not expanded, draws its children, and adds what it found to every node on the way. N is
+the visits, Q the mean of what was added, P the geometric mean of a child's token probabilities. Two ways to value:
 
     rollouts (Monte-Carlo)    every new child is continued to its end, whose reward is its value, 1 or -1; with
-                              `num_rollouts` above 1, by so many independent draws, the others as probes
+                              `num_rollouts` above 1 by as many independent draws, all but the first as probes
     valued_by (the authors')  the expanded node gets a role's prediction: twice the probability of its first choice
-                              minus 1. Of its children those that are ends have their reward; the others have no value,
-                              and are in no tree, until an iteration comes to them.
+                              minus 1. Children that end the flow have their reward; the others have no value, and are
+                              in no tree, until an iteration reaches them.
 
-    iteration 1    num_root_children completions of the first turn; the first of them is the trunk, a plain draw of the
-                   flow to its end in both ways
+    iteration 1    num_root_children completions of the first turn; the first of them is the trunk, with either way of
+                   valuing a plain draw of the flow to its end
     iteration 2    num_children completions below the child that scores highest, ...
 
-Invariant: no more than `num_iterations` are made; what is exhausted is not visited again, and a completion that is
-there already begins nothing, so a tree alone, without any counts of visits, holds N and Q: one rollout a value. Probes
-are draws of their own, of which two may be equal, and nothing is expanded below them.
+Invariant: at most `num_iterations` iterations are made. What is exhausted is not visited again, and a completion that
+exists already starts nothing, so a tree holds N and Q without any counts of visits: one rollout per value. Probes are
+independent draws, of which two can be equal, and nothing is expanded below them.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ class Mcts(TurnSampling):
     """A tree search over turns. The first rollout is the trunk, a plain draw from the flow."""
 
     num_iterations: int = 200
-    """Expansions of a problem's tree at most; the authors' are 200 in the first round and 100 in the second."""
+    """Most expansions of a problem's tree; the authors' are 200 in the first round and 100 in the second."""
     num_children: int = 3
-    """Completions drawn at a node when it is expanded; equal ones are one child. The authors' is 3."""
+    """Completions drawn when a node is expanded; equal ones are one child. The authors' is 3."""
     num_root_children: int = 5
-    """The same at the beginning; the authors' is 5."""
+    """Completions drawn when the root is expanded; the authors' is 5."""
     num_rollouts: int = 1
-    """Rollouts that value a new child, where no role does; with one, what was visited once has a Q of 1 or -1."""
+    """Rollouts that value a new child if no role does; with one, a node visited once has a Q of 1 or -1."""
     puct: float = 1.5
-    """How much is given to what was rarely visited; the authors' is 1.5."""
+    """Weight of exploring rarely visited nodes; the authors' is 1.5."""
     num_at_once: int = 1
-    """Nodes of a tree that are expanded beside one another, so that an engine has more to do (not in the paper). Each
-    is chosen as if every rollout still to come of those before it had the value -1 (virtual loss)."""
+    """Nodes of a tree that are expanded at once, to give an engine more work (not in the paper). Each is chosen as if
+    every rollout still to come of the earlier ones had the value -1 (virtual loss)."""
     valued_by: str = ""
-    """The role of the flow whose choice, the first or another, values a state when it is expanded. No alternative to it
-    is sampled. Rollouts go to the end where empty."""
+    """The role of the flow that values a state when it is expanded, by the probability of its first choice; if empty,
+    rollouts continue to the end. No alternatives to its choice are sampled."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,26 +93,26 @@ class _Node:
     sampled: tuple[Request, Completion, tuple[str, ...]] | None = None
     children: list[_Node] = field(default_factory=list["_Node"])
     num_drawn: int = 0
-    """Completions drawn here, equal ones too."""
+    """Completions drawn here, including equal ones."""
     num_rollouts: int = 0
     num_valued: int = 0
     total: float = 0.0
     """Sum of the values of the rollouts that have one: a reward, 1 or -1, or the prediction for their last state."""
     num_pending: int = 0
-    """Rollouts through here that are still to come: each counts as one of the value -1."""
+    """Rollouts through here that are still to come; each counts as one with the value -1."""
     closed: bool = False
     """Nothing new can be found here or below."""
     id: int = -1
 
     @property
     def value(self) -> float:
-        """Q; 0 where nothing could be graded, which is where right and wrong weigh alike."""
+        """Q; 0, halfway between right and wrong, if nothing could be graded."""
         num = self.num_valued + self.num_pending
         return (self.total - self.num_pending) / num if num else 0.0
 
     @property
     def visits(self) -> int:
-        """N, with what is still to come."""
+        """N, including rollouts still to come."""
         return self.num_rollouts + self.num_pending
 
     @property
@@ -124,12 +124,12 @@ class _Node:
 
 @dataclass(slots=True, kw_only=True)
 class _Rollout:
-    """From a new child to the end, or to a state that was valued; or to one that will be when it is visited."""
+    """From a new child to the end, or to a state that was valued or will be when it is visited."""
 
     leaf: _Node
     index: int
     probe: int = 0
-    """Which of the draws from the same child; the first is part of what is searched."""
+    """The number of the draw from the same child; the first, 0, is part of what is searched."""
     solution: Solution | None = None
     """None while the state waits to be visited."""
     value: float | None = None
@@ -140,7 +140,7 @@ class _Rollout:
 
 
 class _Search:
-    """The search on one problem. Expansions of one wave run side by side; what ends last chooses the next."""
+    """The search on one problem. Expansions of one wave run side by side; the last to end chooses the next wave."""
 
     def __init__(self, settings: Mcts, flow: Flow[Any], problem: Problem, seed: int) -> None:
         self.settings, self.flow, self.problem, self.seed = settings, flow, problem, seed
@@ -150,8 +150,8 @@ class _Search:
         self.num_drawn = 0
         self.num_iterations = 0
         self.wave: list[tuple[_Node, int, int]] = []
-        """Nodes that are being expanded, each with the number of completions that are drawn there, and the number of
-        the first of these."""
+        """Nodes being expanded, each with the number of completions to draw there and the number of the first of these
+        draws."""
         self.started: list[_Rollout] = []
         """Rollouts of this wave."""
         self.num_open = 0
@@ -165,12 +165,12 @@ class _Search:
             )
 
     def begin(self) -> list[RolloutSteps]:
-        """The first wave: the beginning alone."""
+        """The first wave: the root alone."""
         self._choose(self.root)
         return self._expansions()
 
     def tree(self) -> Tree:
-        """The finished tree, a rollout a value."""
+        """The finished tree, one rollout per value."""
         tree = Tree(problem=self.problem)
         for rollout in self.rollouts:
             path = [node for node in _up(rollout.leaf) if node.id < 0 and node.sampled is not None][::-1]
@@ -186,10 +186,10 @@ class _Search:
         return tree
 
     def _choose(self, node: _Node) -> None:
-        """Have a node expanded in the next wave, and valued before where a role does that."""
+        """Have a node expanded in the next wave, after a role has valued it if one does."""
         num, first = self._num_wanted(node) - node.num_drawn, self.num_drawn
         self.num_iterations += 1
-        # The numbers of all draws are given here: they must not depend on who ends first.
+        # All draws get their numbers here: these must not depend on which draw ends first.
         self.num_drawn += num + self.settings.num_children * self._is_valued(node)
         node.num_drawn += num
         self.wave.append((node, num, first))
@@ -197,7 +197,7 @@ class _Search:
             above.num_pending += num
 
     def _expansions(self) -> list[RolloutSteps]:
-        """The steps of what was chosen."""
+        """The steps that expand the chosen nodes."""
         self.num_open = len(self.wave)
         steps: list[RolloutSteps] = []
         for node, num, first in self.wave:
@@ -205,12 +205,12 @@ class _Search:
         return steps
 
     def _expand(self, node: _Node, num: int, first: int) -> list[RolloutSteps]:
-        """Draw the completions that a node lacks, and continue from those that are new."""
+        """Draw the completions that a node lacks, and continue from the new ones."""
         drawn: dict[int, Sampled] = {}
         return [self._draw(node, index, drawn, num) for index in range(first, first + num)]
 
     def _visit(self, node: _Node, index: int) -> RolloutSteps:
-        """Have the role value a state, and expand it."""
+        """Have the role value a state, then expand it."""
         sampled = yield from self._sample_turn(node, index)
         leaf = self._child(node, sampled)
         solution = self.flow.solution(leaf.state)
@@ -238,7 +238,7 @@ class _Search:
         yield from self._ended()
 
     def _finish(self, rollout: _Rollout) -> RolloutSteps:
-        """Continue to the end, or to a state that has to be visited for its value."""
+        """Continue to the end, or to a state that must be visited to get its value."""
         node = rollout.leaf
         while node.turn is not None and (rollout.index == 0 or not self._is_valued(node)):
             sampled = yield from self._sample_turn(node, rollout.index, rollout.probe)
@@ -252,11 +252,11 @@ class _Search:
         yield from self._ended()
 
     def _ended(self) -> RolloutSteps:
-        """One part of the wave has ended; after the last, back up what was found and choose the next."""
+        """One part of the wave has ended; after the last one, back up what was found and choose the next wave."""
         self.num_open -= 1
         if self.num_open:
             return
-        # 1. what was to come has come, and counts by its value
+        # 1. what was still to come has ended, and counts with its value
         for node, num, _ in self.wave:
             for above in _up(node):
                 above.num_pending -= num
@@ -273,7 +273,7 @@ class _Search:
                     node.num_valued += 1
                     node.total += rollout.value
         self._close()
-        # 2. the next, as far as the budget goes and there is something to find
+        # 2. the next wave, while there is budget and something left to find
         while (
             self.num_iterations < self.settings.num_iterations
             and not self.root.closed
@@ -292,7 +292,7 @@ class _Search:
         return node
 
     def _close(self) -> None:
-        """Close what has all its children and only closed ones, from the leaves of the last rollouts upwards."""
+        """Close the nodes that have all their children, all of them closed, from the leaves upwards."""
         order = [self.root]
         for node in order:
             order += node.children
@@ -301,17 +301,17 @@ class _Search:
                 node.closed = all(child.closed for child in node.children)
 
     def _is_valued(self, node: _Node) -> bool:
-        """Whether the next turn is the value of the state."""
+        """Whether the next turn is that of the role that values states."""
         return bool(self.settings.valued_by) and node.turn is not None and node.turn.role == self.settings.valued_by
 
     def _num_wanted(self, node: _Node) -> int:
-        """How many completions are drawn at a node that is expanded."""
+        """How many completions are drawn when a node is expanded."""
         if self._is_valued(node):
             return 1
         return self.settings.num_children if node.parent else self.settings.num_root_children
 
     def _sample_turn(self, node: _Node, index: int, probe: int = 0) -> Generator[Yields, Sampled | Verdict, Sampled]:
-        """Sample a node's turn, for one rollout. Raises `FlowError` for a turn that breaks a rule."""
+        """Sample a node's turn for one rollout. Raises `FlowError` for a turn that breaks a rule."""
         assert node.turn is not None
         depth = sum(1 for _ in _up(node)) - 1
         check_turn(self.flow, node.turn, depth, self.problem)
@@ -327,7 +327,7 @@ class _Search:
         return sample(SampleRequest(turn=node.turn, sampling=self.settings.for_turn(node.turn, trunk=trunk), seed=seed))
 
     def _child(self, node: _Node, sampled: Sampled, *, probe: bool = False) -> _Node:
-        """The node of a completion; that of a probe is below its parent, and no child of it."""
+        """The node of a completion; a probe's node is below its parent, but is not one of its children."""
         state = self.flow.advance(node.state, sampled.completion)
         child = _Node(
             parent=node,
@@ -341,7 +341,7 @@ class _Search:
 
 
 def _up(node: _Node) -> Iterator[_Node]:
-    """The node and all above it, the root last."""
+    """The node and all nodes above it, the root last."""
     at: _Node | None = node
     while at is not None:
         yield at
@@ -349,7 +349,7 @@ def _up(node: _Node) -> Iterator[_Node]:
 
 
 def _said(node: _Node) -> float:
-    """The value that was predicted for the state: 1 where the first choice is certain, -1 where it is impossible."""
+    """The value predicted for the state: 1 if the first choice is certain, -1 if it is impossible."""
     assert node.sampled is not None
     return 2 * math.exp(node.sampled[1].choice_logprobs[0]) - 1
 

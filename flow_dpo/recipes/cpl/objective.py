@@ -1,18 +1,18 @@
-"""Step-APO: DPO on pairs with their margin required, and beside them likelihood and values.
+"""Step-APO: DPO on pairs with their margin required, plus losses for likelihood and values.
 
-Of a batch with a completion of NLL 0.4, a value of 0.2 whose target is 0.5, and a pair of loss 0.7:
+For a batch with a completion of NLL 0.4, a value of 0.2 whose target is 0.5, and a pair of loss 0.7:
 
-    loss 0.7, of pairs    likelihood_loss 0.4    value_loss 0.09    and their sum is what is learned
+    loss 0.7, of pairs    likelihood_loss 0.4    value_loss 0.09    and their sum is minimised
 
-A value is read off the word of a role that chooses: with p the probability of the first of two words, and d the
+A value is read from the word of a role that chooses: with p the probability of the first of two words, and d the
 difference of their logits,
 
     value = 2 p - 1 = tanh(d / 2)        squared error (value - target)^2
 
-so the role's choice is a tanh head on the last hidden state, whose weights are the difference of the two words' rows in
-the model's output head and which its adapter moves.
+so the role's choice is a tanh head on the last hidden state: the head's weights are the difference of the two words'
+rows in the model's output head, and the role's adapter trains it.
 
-Invariant: each measure is over one kind of examples alone; of pairs alone, loss and measures are those of `Dpo`.
+Invariant: each measure is over one kind of examples alone; on pairs alone, loss and measures are those of `Dpo`.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StepApo:
-    """`Dpo` with a margin of what is paired, and what is scored: the losses of a round that begins by fine-tuning on
-    right rollouts, and of a role that values states (Critical Plan Step Learning, arXiv 2409.08642)."""
+    """`Dpo` with a margin on pairs, and a loss on scored completions: for rounds that begin by fine-tuning on right
+    rollouts, and for a role that values states (Critical Plan Step Learning, arXiv 2409.08642)."""
 
     accepts: ClassVar[tuple[type, ...]] = (Pair, ScoredCompletion)
 
     beta: float = 0.3
     """Strength of the pull towards the reference; the paper's is 0.3."""
     margin_weight: float = 1.0
-    """How far `beta` times the difference of log-ratios must exceed 0, in units of the pair's margin; the paper's alpha
-    is 1."""
+    """alpha: by how much `beta` times the difference of log-ratios must exceed 0, in units of the pair's margin; the
+    paper's is 1."""
     value_loss: Literal["squared", "entropy"] = "squared"
-    """Of scored words, whose advantage is the probability that the word should have: the squared error of the value
-    (the authors'), or cross-entropy."""
+    """Loss of scored words, whose advantage is the probability that the word should have: "squared", the squared error
+    of the value (the authors'), or "entropy", cross-entropy."""
     rounds: bool = False
-    """Let each batch of problems be a round: fine-tuned on from the run's first adapters, and its pairs learned from
-    there. Needs a credit that has something to fine-tune on, and a reference that is renewed with each batch."""
+    """Make each batch of problems a round: fine-tune from the run's first adapters, then learn the pairs from there.
+    Needs a credit with something to fine-tune on, and a reference that is renewed with each batch."""
 
     def __post_init__(self) -> None:
-        self._dpo()  # refuses what cannot be
+        self._dpo()  # refuses invalid values
 
     def learns(self, learner: Any) -> Learns:
-        """What learns in a run, by a `Learner` that nothing was loaded into: `Rounds`, or the learner itself."""
+        """What learns in a run, given a `Learner` that nothing was loaded into: `Rounds`, or the learner itself."""
         from flow_dpo.recipes.cpl.rounds import Rounds  # settings are read without torch
 
         return Rounds(learner) if self.rounds else learner
@@ -73,7 +73,7 @@ class StepApo:
     def _of_scored(
         self, examples: Sequence[ScoredCompletion], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
-        """Words by the error of their value, if it is to be squared, and all else by its likelihood."""
+        """Words by the squared error of their value, if so set, and everything else by its likelihood."""
         import torch  # settings are read without it
 
         squared = self.value_loss == "squared"
@@ -92,6 +92,6 @@ class StepApo:
 
 
 def _squared_error(word: ScoredCompletion, logprob: Tensor) -> Tensor:
-    """(value - target)^2, both from -1 to 1; the same by either word, since the other's value is the negative."""
+    """(value - target)^2, both from -1 to 1; the same for either word, since the other one's value is the negative."""
     value, target = 2 * logprob.exp().sum() - 1, 2 * word.advantage - 1
     return word.weight * (value - target).square()

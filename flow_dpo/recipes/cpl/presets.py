@@ -1,18 +1,18 @@
-"""Critical Plan Step Learning's presets: a tree search over plan steps, and pairs of siblings by value.
+"""Critical Plan Step Learning's presets: a tree search over plan steps, and pairs of siblings ranked by value.
 
-The paper's are those of arXiv 2409.08642 and of the authors' code (keesh0410/CPL-Reasoning, commit 61b99b4):
+The paper's values are those of arXiv 2409.08642 and of the authors' code (keesh0410/CPL-Reasoning, commit 61b99b4):
 
-    search     200 iterations in round one (100 in round two), 3 children, temperature 0.7, 1,500 tokens a turn, at most
-               6 levels, 1 and -1 (mcts_plan/configs/mcts_round*.yaml); 5 at the root (mcts/mcts_solver.py); PUCT 1.5
-               (mcts/mcts_node.py)
+    search     200 iterations in round one (100 in round two), 3 children, temperature 0.7, 1,500 tokens per turn, at
+               most 6 levels, rewards 1 and -1 (mcts_plan/configs/mcts_round*.yaml); 5 children at the root
+               (mcts/mcts_solver.py); PUCT 1.5 (mcts/mcts_node.py)
     pairs      all of plan steps, one of solutions at 0.3 (gen_data/gen_policy_model_round*_apo_data.py)
-    rounds     5,000 problems, then 15,000 (mcts_plan/data/); up to 4 right paths of each (the same, _sft_data.py)
-    updates    beta 0.3, alpha 1, rate 1e-6, 3 epochs, 4 times 2 examples a device, taken as 8 devices
+    rounds     5,000 problems, then 15,000 (mcts_plan/data/); up to 4 right paths of each (same path, _sft_data.py)
+    updates    beta 0.3, alpha 1, rate 1e-6, 3 epochs, 4 times 2 examples per device, taken as 8 devices
                (apo/LLaMA-Factory-0.8.3/my_scripts/*_apo.yaml)
-    value      squared error of a tanh head to every step's Q, rate 1e-5, 8 times 16 a device (README.md,
+    value      squared error of a tanh head to every step's Q, rate 1e-5, 8 times 16 per device (README.md,
                sft_value_head/)
 
-The other presets value by rollouts and learn pairs alone; what the paper's has besides is on by flags:
+The other presets value by rollouts and learn only from pairs. Flags turn on the rest of the paper's method:
 
     --flow.value_role --explore.valued_by value --credit.valued_by value
     --credit.fine_tune --objective.rounds --learner.reference.kind snapshot
@@ -98,7 +98,7 @@ PRESETS: dict[str, Preset] = {
         _recipe(
             PlanSolve(
                 plan_tokens=SEED_PLAN_TOKENS,
-                long_plan="solve",  # a plan is the solution's beginning there
+                long_plan="solve",  # here a plan is the solution's beginning
                 max_tokens=SEED_TOKENS,
                 prompts=PlanSolvePrompts(
                     plan_system="",
@@ -108,7 +108,7 @@ PRESETS: dict[str, Preset] = {
                     value_user=SEED_PROMPTS.stop_user.replace("{candidate}", "{plan}"),
                 ),
             ),
-            # With one rollout a child nearly every margin is 2: a certain policy makes small trees.
+            # With one rollout per child nearly every margin is 2, because a confident policy makes small trees.
             Mcts(num_iterations=16, num_rollouts=4, temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P),
         )
     ),

@@ -1,12 +1,12 @@
-"""Rounds: each batch of problems is fine-tuned on from the base again, and then its pairs are learned from there.
+"""Rounds: each batch of problems starts from the first adapters, fine-tunes them, and then learns its pairs from there.
 
 The round of Critical Plan Step Learning (arXiv 2409.08642; the authors' README.md and my_scripts/). A batch with 40
-scored completions and 60 pairs, updates of 16:
+scored completions and 60 pairs, in updates of 16:
 
-    adapters and optimizers as at the run's beginning   ->   2 updates of what is scored, 8 wait
-    reference: the policy as it is now (`learner.reference.each_batch`)   ->   4 updates, the first with those 8, 4 wait
+    adapters and optimizers as at the run's beginning   ->   2 updates on 32 scored completions, 8 wait
+    reference: the current policy (`learner.reference.each_batch`)   ->   4 updates, the first with those 8, 4 wait
 
-Invariant: all that a round leaves is in the learner, which is saved after it, so that a resumed run is the run.
+Invariant: all that a round leaves behind is in the learner, which is saved after it, so a resumed run is the same run.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Rounds:
     """A learner (`core.protocols.Learns`) that restarts with each batch that has something to fine-tune on."""
 
     def __init__(self, learner: Learner) -> None:
-        """`learner` is as a run begins, nothing of a checkpoint in it yet. Raises `ConfigError` for one whose reference
-        is not that of rounds, or with a temperature of its logits."""
+        """`learner` is as at a run's beginning, with no checkpoint loaded. Raises `ConfigError` if its reference is not
+        renewed with each batch, or if its logits have a temperature other than 1."""
         if not learner.settings.reference.each_batch:
             raise ConfigError(
                 "objective.rounds compares with the fine-tuned policy, and needs --learner.reference.kind snapshot "
@@ -41,7 +41,7 @@ class Rounds:
             raise ConfigError(
                 "expected learner.logit_temperature of 1 with objective.rounds, found "
                 f"{learner.settings.logit_temperature:g}: a round starts from the first adapters, and those that "
-                "sampled, by which what was recorded would be scaled, are not at hand any more; leave it out"
+                "sampled, which are needed to convert what was recorded, are gone by then; leave it out"
             )
         self._learner = learner
         self._folder = Path(mkdtemp(prefix="flow-dpo-rounds-"))
@@ -57,7 +57,7 @@ class Rounds:
         return self._learner.version
 
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
-        """Fine-tune from the run's first adapters, then learn the pairs; measures of both, each over its own."""
+        """Fine-tune from the run's first adapters, then learn the pairs. Each measure is over its own examples."""
         scored = [example for example in examples if not isinstance(example, Pair)]
         if not scored:
             return self._learner.update(objective, examples)
@@ -69,7 +69,7 @@ class Rounds:
         return _together(first, second)
 
     def _restart(self) -> None:
-        """Adapters, optimizers and schedules as at the run's beginning, as a version of its own; what waits stays."""
+        """Reset adapters, optimizers and schedules to the run's beginning, as a new version; what waits stays."""
         learner = self._learner
         version, waiting = learner.version, {name: pool.examples for name, pool in learner.pools.items()}
         learner.load(self._folder)
@@ -79,7 +79,7 @@ class Rounds:
 
 
 def _together(first: Row, second: Row) -> Row:
-    """Both rows: sums add up, and of a mean that both have it is the mean by their examples; else the later counts."""
+    """Both rows as one: sums add up, means in both are averaged by examples, and of anything else the later counts."""
     row: Row = {**first, **second}
     for name in [name for name in first if name in second]:
         start, _, last = name.rpartition("/")

@@ -1,4 +1,4 @@
-"""DOTS' credit: the trajectory that a search found best, as the planner is to choose it (arXiv 2410.03864)."""
+"""DOTS' credit: the trajectory that a search found best, as the planner should choose it (arXiv 2410.03864)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from flow_dpo.recipes.scored import scored_as_sampled, scored_for
 
 @dataclass(frozen=True, kw_only=True)
 class BestTrajectory:
-    """The way that a search found best, as the planner should write it: why, and which (DOTS, arXiv 2410.03864).
+    """The way that a search found best, as the planner should write it: why, and which one (DOTS, arXiv 2410.03864).
 
-    The lesson's explanation in hindsight is learned for the trunk's first request, that of the planner; the
-    way's name for its own. Nothing is learned of a problem whose graded
-    rollouts are all right or all wrong, or of a best way without a rollout that was graded correct.
+    The lesson's explanation, made in hindsight, is learned for the trunk's first request, which is the planner's. The
+    way's name is learned for its own request. Nothing is learned from a problem whose graded rollouts are all right or
+    all wrong, or whose best way has no rollout that was graded correct.
     """
 
     keep_reasoning: bool = False
-    """Also learn the first right rollout of the best way, turn by turn: the paper's internalised planner. Otherwise the
-    planner alone is learned, and what solves stays as it was."""
+    """Also learn the first right rollout of the best way, turn by turn: the paper's internalised planner. Otherwise
+    only the planner learns, and what solves stays as it was."""
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, tree by tree."""

@@ -1,9 +1,9 @@
-"""Explanations by another model, behind an OpenAI-compatible address: DOTS' authors ask GPT-4o mini for theirs.
+"""Explanations by another model, behind an OpenAI-compatible address. DOTS' authors ask GPT-4o mini for theirs.
 
     explain(["Of all the ways ..."], url="http://127.0.0.1:8000/v1", model="", max_tokens=256)    ->  ["It suits ..."]
 
-Invariant: a reply is text, greedy; what the address refuses or answers with nothing is None, and teaches nothing. Where
-the address continues failing, all that is under way is given up and the error is the client's.
+Invariant: a reply is text, decoded greedily; if it is refused or empty, the explanation is None and teaches nothing. If
+the address keeps failing, everything under way is given up and the client's error is raised.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ log = logging.getLogger("flow_dpo")
 
 
 def checked_endpoint(*, url: str, model: str) -> ChatEndpoint:
-    """The address, which answers and has the model. Raises `ConfigError` where it does not."""
+    """The address, checked to answer and to have the model. Raises `ConfigError` if it does not."""
     settings = EndpointSettings(base_url=url, served_model=model)
     endpoint = ChatEndpoint(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     try:
         endpoint.check()
-    except ConfigError as error:  # in the names of this recipe's settings
+    except ConfigError as error:  # with the names of this recipe's settings
         message = str(error).replace("--base_url", "--explore.explainer_url")
         raise ConfigError(message.replace("--served_model", "--explore.explainer_model")) from error
     return endpoint
 
 
 def explain(prompts: Sequence[str], *, url: str, model: str, max_tokens: int) -> list[str | None]:
-    """The reply to each prompt, in their order. Raises `ConfigError` where nobody answers there, `EngineError` where
-    the address continues failing. Its API key is OPENAI_API_KEY's."""
+    """The reply to each prompt, in order. Raises `ConfigError` if nothing answers there, `EngineError` if the address
+    keeps failing. The API key is read from OPENAI_API_KEY."""
     if not prompts:
         return []
     endpoint = checked_endpoint(url=url, model=model)
@@ -54,7 +54,7 @@ def explain(prompts: Sequence[str], *, url: str, model: str, max_tokens: int) ->
         try:
             return [future.result() for future in futures]
         finally:
-            # An error, or Ctrl-C: nothing that is still under way is waited for.
+            # After an error or Ctrl-C, nothing still under way is waited for.
             if not all(future.done() for future in futures):
                 endpoint.stop()
                 for future in futures:
@@ -62,8 +62,8 @@ def explain(prompts: Sequence[str], *, url: str, model: str, max_tokens: int) ->
 
 
 def as_completion(text: str, turn: Turn, renderer: RendersTurns, end_ids: TokenIds) -> tuple[Request, Completion]:
-    """The text in the tokens of this run's model, as if it had answered the turn, `end_ids` behind it; cut at the
-    turn's length. Nobody here sampled it: its version is `ELSEWHERE`."""
+    """The text in the tokens of this run's model, as if it had answered the turn, followed by `end_ids` and cut at the
+    turn's length. This run did not sample it: its version is `ELSEWHERE`."""
     request = renderer.render(turn)
     whole = renderer.render(replace(turn, continuation=(text,))).prompt_ids[len(request.prompt_ids) :] + end_ids
     ids, cut = whole[: turn.max_tokens], len(whole) > turn.max_tokens or not end_ids

@@ -1,15 +1,15 @@
-"""A search over all trajectories (ways of solving) of a problem for the best one.
+"""A search for the best of all trajectories (ways of solving) of a problem.
 
-DOTS (arXiv 2410.03864), one problem at a time: every way is sampled N times, the ways with the highest
-success rate are kept (the shorter where it is equal), those are sampled again, a few are kept of these, and the model
-itself, or another one, explains why the best one suits the problem. With the flow's own plan in front:
+DOTS (arXiv 2410.03864), one problem at a time: every way is sampled N times, and the ways with the highest success rate
+are kept (at equal rates the shorter). Those are sampled again, a few of them are kept, and the model itself, or another
+one, explains why the best one suits the problem. The flow's own plan comes first:
 
     rollout 0         the planner's own explanation, choice and solution: progressive validation
     rollouts 1 ...    each way, N times; the kept ways again in every further round
     the last          the lesson: an explanation made in hindsight, and the best way's name
 
 Invariants: a way's rate is over all of its rollouts that could be graded, of all rounds; a problem with only right or
-only wrong ones gets no explanation; programs are run in the sandbox, and only where the flow's `programs` is set.
+only wrong ones gets no explanation; programs are run in the sandbox, and only if the flow's `programs` is set.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ class TrajectorySearch(TurnSampling):
     """The planner's own rollout, then a search over all ways."""
 
     num_rollouts: int = 4
-    """Rollouts of a way in a round."""
+    """Rollouts per way in a round."""
     num_rounds: int = 2
-    """After the first, only kept ways are sampled. 0 searches nothing: the planner's own rollout is all there is."""
+    """Rounds of the search; after the first, only kept ways are sampled. 0 samples only the planner's own rollout."""
     num_kept: int = 8
-    """Ways that are kept for a further round."""
+    """Ways kept for a further round."""
     num_best: int = 3
-    """Ways that are left in the end, best first; the first is the lesson."""
+    """Ways left at the end, best first; the first is the lesson."""
     explainer_url: str = ""
-    """OpenAI-compatible address of another model that writes the explanations, as in the authors' code; the model that
-    is trained writes them where it is empty. Its API key is read from OPENAI_API_KEY."""
+    """OpenAI-compatible address of another model that writes the explanations, as in the authors' code; if empty, the
+    model that is trained writes them. The API key is read from OPENAI_API_KEY."""
     explainer_model: str = ""
-    """The model's name there; may be left out where it serves one only."""
+    """The model's name at that address; can be left out if the address serves only one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +78,7 @@ class TrajectorySearch(TurnSampling):
             check_platform()
             log.warning("running programs that the model writes, in a sandbox (--flow.programs)")
         if self.explainer_url and self.num_rounds:
-            # Before hours of rollouts, not after them.
+            # Checked before hours of rollouts, not after them.
             checked_endpoint(url=self.explainer_url, model=self.explainer_model)
         searches = [_Search(self, flow, problem, runner, seed) for problem in problems]
         runner.run([search.trunk.rollout() for search in searches])
@@ -99,7 +99,7 @@ class TrajectorySearch(TurnSampling):
         return [search.tree() for search in searches]
 
     def rehearsed(self) -> TrajectorySearch:
-        """The same search without another model, as its cost is counted before it begins."""
+        """The same search without another model, to count its cost before it begins."""
         return replace(self, explainer_url="")
 
     def alone(self, *, greedy: bool) -> TrajectorySearch:
@@ -117,7 +117,7 @@ class _Search:
         self.trunk = self._chain(flow, "trunk", trunk=True)
         self.ways = [way.name for way in flow.trajectories] if explore.num_rounds else []
         self.rollouts: dict[str, list[Chain]] = {way: [] for way in self.ways}
-        """Of every way, those that have ended."""
+        """The finished rollouts of every way."""
         self.running: list[tuple[str, Chain]] = []
         self.hindsight: tuple[Request, Completion] | None = None
 
@@ -136,7 +136,7 @@ class _Search:
         return [chain for _, chain in self.running]
 
     def end_round(self, *, last: bool) -> None:
-        """See how the round went, and keep the best ways."""
+        """Rank the ways by their results so far, and keep the best."""
         for way, chain in self.running:
             self.rollouts[way].append(chain)
         order = {way.name: (len(way.modules), index) for index, way in enumerate(self.flow.trajectories)}
@@ -146,18 +146,18 @@ class _Search:
             self.ways = self.ways[: self.explore.num_best]
 
     def hindsight_prompt(self) -> str:
-        """Why does the best way suit the problem?"""
+        """The prompt that asks why the best way suits the problem."""
         return self.problem.question + HINDSIGHT.replace("{way}", self.ways[0].replace("+", ", then "))
 
     def explain(self) -> RolloutSteps:
-        """Ask the model for it."""
+        """Ask the model for the explanation."""
         turn = self._hindsight_turn()
         sampling = self.explore.for_turn(turn, trunk=False)
         sampled = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=derive(self.seed, "hindsight")))
         self.hindsight = sampled.request, sampled.completion
 
     def explained(self, text: str | None) -> None:
-        """Take it from another model; None where that had none. It ends as this problem's own rollouts do."""
+        """Take the explanation of another model; None if it gave none. It ends as this problem's own rollouts do."""
         chains = [self.trunk, *(chain for rollouts in self.rollouts.values() for chain in rollouts)]
         turns = [completion for chain in chains for _, completion, _ in chain.turns]
         end = next((turn.token_ids[len(turn.content_ids) :] for turn in turns if turn.finish_reason == "stop"), ())
@@ -169,7 +169,7 @@ class _Search:
         return Turn(role=ANSWER, messages=(message,), max_tokens=self.flow.explanation_tokens)
 
     def tree(self) -> Tree:
-        """All rollouts, and after them the lesson."""
+        """All rollouts, followed by the lesson."""
         tree = Tree(problem=self.problem)
         self.trunk.add_to(tree)
         for rollouts in self.rollouts.values():
@@ -203,7 +203,7 @@ class _Search:
         )
 
     def _rate(self, way: str) -> float:
-        """The share of right ones; below that of any other way where none could be graded."""
+        """The share of right rollouts among those graded; lowest of all if none could be graded."""
         graded = [chain.right for chain in self.rollouts[way] if chain.status != "ungraded"]
         return sum(graded) / len(graded) if graded else -1.0
 
@@ -219,7 +219,7 @@ class _Search:
         )
 
     def _run_program(self, state: PlannedState) -> PlannedState:
-        """Run what the state waits for, where the user has enabled programs."""
+        """Run the program that the state waits for, if the user has enabled programs."""
         waiting = self.flow.awaiting(state) if self.flow.programs else ()
         if not waiting:
             return state

@@ -1,16 +1,16 @@
 """DOTS' flow: a planner chooses a trajectory of modules, and the modules carry it out.
 
-DOTS (arXiv 2410.03864): a way is an analysis (none, rewrite the question, decompose it), a solution
-(reasoning in words, CoT, or a program, PoT) and a verification (none, or self-verification): 12 ways. The planner
-explains which way suits the question and then names it, as one of the declared choices:
+DOTS (arXiv 2410.03864): a way consists of an analysis (none, rewrite the question, decompose it), a solution (reasoning
+in words, CoT, or a program, PoT) and a verification (none, or self-verification): 12 ways. The planner explains which
+way suits the question and then names it, as one of the declared choices:
 
     plan     "There are two quantities, so ..."     plan   D, which is rewrite+cot+verify
     answer   the question in other words            answer "... Answer: 14"
     answer   a check of that                        answer "incorrect", one of two declared choices
-    answer   "... Answer: 15", only since it was found incorrect; where it was found correct the solution stands
+    answer   "... Answer: 15", only because the first was found incorrect; a solution found correct stands
 
-A program is not run here, a flow evaluates nothing: `awaiting` returns what is to be run, and an exploration that may
-run programs hands the result to `with_output`. Without that a program's solution has no answer.
+A program is not run here, because a flow evaluates nothing: `awaiting` returns what is to be run, and an exploration
+that is allowed to run programs passes the result to `with_output`. Without that a program's solution has no answer.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Trajectory:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Its modules by name, in their order."""
+        """The names of its modules, in order."""
         analysis = () if self.analysis == "none" else (self.analysis,)
         return (*analysis, "pot" if self.program else "cot", *(("verify",) if self.verify else ()))
 
     @property
     def name(self) -> str:
-        """Such as "decompose+cot+verify"."""
+        """Its name, such as "decompose+cot+verify"."""
         return "+".join(self.modules)
 
 
@@ -55,13 +55,13 @@ TRAJECTORIES = tuple(
     for analysis in _ANALYSES
     for verify in (False, True)
 )
-"""All 12; the first six need no program."""
+"""All 12 ways; the first six need no program."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleWords:
-    """The prompts of the modules (the paper's exact English is not followed). `{question}` is the problem,
-    `{analysis}`, `{draft}` and `{explanation}` what was written before, `{ways}` the list of choices."""
+    """The prompts of the modules, in our own words, not the paper's. `{question}` is the problem, `{analysis}`,
+    `{draft}` and `{explanation}` are what was written before, `{ways}` is the list of choices."""
 
     plan: str = (
         "Problem:\n{question}\n\nThese ways to solve it can be taken:\n{ways}\n\n"
@@ -76,14 +76,14 @@ class ModuleWords:
     )
     decompose: str = "{question}\n\nList the smaller questions that have to be answered first. Do not answer them."
     rewritten: str = "\n\nIn other words:\n{analysis}"
-    """Stands after the question in the plain prompt of a solution."""
+    """Follows the question in the plain prompt of a solution, after a rewriting."""
     parts: str = "\n\nAnswer these questions first:\n{analysis}"
-    """The same after a decomposition."""
+    """Follows the question there after a decomposition."""
     program: str = (
         "{question}{analysed}\n\nWrite a short Python program that calculates and prints the answer alone. Only the "
         "modules math, fractions, itertools and statistics can be imported."
     )
-    """`{analysed}` is `rewritten` or `parts`, or nothing."""
+    """`{analysed}` is `rewritten`, `parts` or nothing."""
     verify: str = (
         "Problem:\n{question}\n\nProposed solution:\n{draft}\n\nSuppose that its final answer is right, ask a new "
         "question about the problem on that ground, and see whether there is a contradiction. Do not solve it again."
@@ -115,13 +115,13 @@ class PlannedState:
     result: str = ""
     """What the first draft's program printed, as a closed last line."""
     check: tuple[Piece, ...] | None = None
-    """Of the draft."""
+    """The verification of the draft."""
     again: bool = False
-    """The draft was found incorrect: another is written."""
+    """Whether the draft was found incorrect, so another one is written."""
     given_up: tuple[tuple[Piece, ...], ...] = ()
-    """Drafts before the last."""
+    """The drafts before the current one."""
     settled: bool = False
-    """The draft is the solution."""
+    """Whether the draft is the solution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +136,15 @@ class Planned(Flow[PlannedState]):
     """Whether the six ways with a program are among the choices. Their programs, which the model wrote, are RUN, in a
     child process without files, network or other processes. Off by default."""
     fixed: str = ""
-    """A way that is taken without a planner, by its name, such as "decompose+cot+verify"."""
+    """The name of a way that is taken without a planner, such as "decompose+cot+verify"."""
     labels: tuple[str, ...] = tuple("ABCDEFGHIJKL")
-    """Words that name the ways; each begins with a token of its own."""
+    """Words that name the ways; each begins with a different token."""
     verdicts: tuple[str, str] = ("correct", "incorrect")
-    """Words with which a verification ends, each beginning with a token of its own."""
+    """The two words that end a verification, each beginning with a different token."""
     max_again: int = 1
-    """Times that a solution is written again because its verification says "incorrect"; the authors' code has 1."""
+    """How often a solution is written again because its verification says "incorrect"; the authors' code has 1."""
     prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
-    """Of plain solutions."""
+    """The prompts of plain solutions."""
     module_words: ModuleWords = field(default_factory=ModuleWords)
 
     roles: ClassVar[tuple[Role, ...]] = (PLAN, ANSWER)
@@ -221,15 +221,15 @@ class Planned(Flow[PlannedState]):
         return () if state.trajectory is None else (state.trajectory.name,)
 
     def awaiting(self, state: PlannedState) -> tuple[Piece, ...]:
-        """The text with a program that is to be run before the rollout continues; empty where there is none."""
+        """The text of a program that must be run before the rollout continues; empty if there is none."""
         waits = self._is_program(state) and not state.result
         return (state.draft.content_ids,) if waits and state.draft else ()
 
     def with_output(self, state: PlannedState, *, output: str, reason: str) -> PlannedState:
-        """The state once the program has run: its last line is the answer, or it has none."""
+        """The state once the program has run: its last line is the answer; a program that failed has none."""
         lines = output.strip().splitlines()
         if reason or not lines:
-            # Nothing of the reason, nor a word that an answer follows: the verifier reads this.
+            # Without the reason, or any word that introduces an answer: the verifier reads this.
             return replace(state, result="\n\nThe program failed.")
         return replace(state, result=f"\n\nThe program prints its answer.\nAnswer: {lines[-1].strip()}\n")
 
@@ -253,7 +253,7 @@ class Planned(Flow[PlannedState]):
         return fill(words, {"analysis": state.analysis})
 
     def _is_program(self, state: PlannedState) -> bool:
-        """Whether the draft is a program; one that is written again is in words."""
+        """Whether the draft is a program; a draft that is written again is in words."""
         return state.trajectory is not None and state.trajectory.program and not state.given_up
 
     def _draft(self, state: PlannedState) -> tuple[Piece, ...]:

@@ -1,11 +1,11 @@
-"""A lesson: what a search over ways has found best, as the last rollout of its tree holds it.
+"""A lesson: the way that a search found best, stored as the last rollout of its tree.
 
-The exploration lays it down and the credit reads it, both through this module; in the tree it is two completions:
+The exploration writes it and the credit reads it, both through this module. In the tree it is two completions:
 
     request made in hindsight   -> why the way suits the problem      tags ("taught", "rewrite+cot")
     the planner's own request   -> the way's name                     tags ("taught", "rewrite+cot")
 
-Invariant: a tree has at most one lesson, and it is the last rollout; no other rollout bears the tag.
+Invariant: a tree has at most one lesson, and it is the last rollout; no other rollout has the tag.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TAUGHT = "taught"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """What was found best on one problem."""
+    """The way that was found best for one problem."""
 
     way: str
     """Name of the best way, such as "decompose+cot+verify"."""
@@ -47,7 +47,7 @@ def add_lesson(
 
 
 def lesson_of(tree: Tree) -> Lesson | None:
-    """The tree's lesson; None where the search decided nothing, or was none."""
+    """The tree's lesson; None if there was no search, or it decided nothing."""
     *rollouts, last = tree.rollouts
     nodes = tree.path(last.leaf)
     if TAUGHT not in nodes[0].tags:

@@ -1,10 +1,10 @@
 """DOTS' presets: a planner that learns which way of solving suits a problem (arXiv 2410.03864).
 
-The paper's: 12 ways (6 without programs), each sampled 4 times at temperature 0.4, 2 rounds, 8 and then 3 kept; what is
-verified as incorrect is answered again; cross-entropy, batches of 64. The authors' code (MurongYue/DOTS at 239e7de,
-training_config/config_llama3_8b_sft_v2.yaml): 2e-5 for all weights, 60 warm-up updates, cosine down to 2e-6, 2 epochs,
-batches of 32; it samples each way twice at 0.8 and the last 3 ways once more (src/LLM_reasoning_workflow_general.py).
-LoRA: not stated. The small presets search one round.
+The paper's values: 12 ways (6 without programs), each sampled 4 times at temperature 0.4, 2 rounds, 8 and then 3 ways
+kept; what is verified as incorrect is answered again; cross-entropy, batches of 64. The authors' code (MurongYue/DOTS
+at 239e7de, training_config/config_llama3_8b_sft_v2.yaml): 2e-5 for all weights, 60 warm-up updates, cosine down to
+2e-6, 2 epochs, batches of 32; it samples each way twice at 0.8 and the last 3 ways once more
+(src/LLM_reasoning_workflow_general.py). LoRA: not stated. The presets "small" and "seed" search one round.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Flow-DPO (arXiv 2410.22304), and a flow of attempts that Stop judges, which learns from every verdict.
+"""Flow-DPO (arXiv 2410.22304), and a variant in which Stop judges whole attempts and learns from every verdict.
 
 May import what recipes may.
 """

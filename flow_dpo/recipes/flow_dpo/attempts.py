@@ -1,16 +1,16 @@
-"""A flow of attempts: Answer writes a whole solution, Stop accepts it or has it written afresh.
+"""A flow of attempts: Answer writes a whole solution, and Stop accepts it or has Answer start again.
 
-Answer writes an attempt in chunks; Stop is asked where an attempt has ended, and there alone. An attempt is accepted
-where its P(right) exceeds a threshold: Stop's P(Yes), or what that comes to beside the attempt's own likelihood
-(`judgement`). Otherwise the next begins from the question, and where none is accepted the one with the highest P(right)
-answers. With chunks of 3 tokens and E the end token:
+Answer writes an attempt in chunks; Stop is asked only once an attempt has ended. An attempt is accepted if its P(right)
+exceeds a threshold: P(right) is Stop's P(Yes), or is computed from it and the attempt's own likelihood (`judgement`).
+Otherwise the next attempt begins from the question. If none is accepted, the one with the highest P(right) answers.
+With chunks of 3 tokens and E the end token:
 
     answer [5 6 7]  answer [8 9 E]  stop .31 No    answer [5 4 1]  answer [2 E]  stop .88 Yes      solution 5 4 1 2
     answer [5 6 7]  answer [8 9 1]  (cut)          answer [5 4 E]  stop .20 No   (no more)         solution 5 4
 
 Invariants: every attempt that ended is judged, whichever token it ended with: one that fills its chunk ends with the
 first token of the next, and the last chunk is one token longer. An attempt that was cut is never judged. The first
-attempt is sampled as the exploration samples; later ones are never greedy, since a greedy one would repeat the first.
+attempt is sampled as the exploration says; later ones are never greedy, since a greedy one would repeat the first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AttemptsPrompts(RolePrompts):
     """The prompts of both roles."""
 
     retry: str = "That answer is wrong. Solve the problem again, in a different way."
-    """What follows a refused attempt in Answer's chat, where it is shown one."""
+    """Message after a refused attempt in Answer's chat, if `flow.retry` is "shown"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +44,16 @@ class Attempt:
     pieces: tuple[Piece, ...] = ()
     num_chunks: int = 0
     ended: bool = False
-    """Answer sampled its end token."""
+    """Whether Answer sampled its end token."""
     logprob: float = 0.0
-    """Of all its sampled tokens under Answer, in nats."""
+    """Log-probability of all its sampled tokens under Answer, in nats."""
     num_tokens: int = 0
     log_odds: float = -math.inf
-    """Of its being right; of an attempt that was not judged, less than of any that was."""
+    """Log-odds that it is right; minus infinity, less than any other, if it was not judged."""
 
     @property
     def mean_logprob(self) -> float:
-        """A token, in nats."""
+        """Log-probability per token, in nats."""
         return self.logprob / max(self.num_tokens, 1)
 
 
@@ -65,7 +65,7 @@ class AttemptsState:
     refused: tuple[Attempt, ...] = ()
     """Attempts that Stop refused, or that were cut."""
     attempt: Attempt = Attempt()
-    """The present one; once the rollout has ended, the one that answers."""
+    """The current attempt; once the rollout has ended, the one that answers."""
     next_role: Literal["answer", "stop"] | None = "answer"
 
 
@@ -76,21 +76,21 @@ class Attempts(Flow[AttemptsState]):
     chunk_tokens: int = 160
     """Longest chunk of the Answer role, in tokens."""
     max_chunks: int = 6
-    """Chunks of one attempt at most."""
+    """Most chunks of one attempt."""
     max_attempts: int = 4
-    """Attempts of one rollout at most, those that were cut counted. 1 judges, and never tries again."""
+    """Most attempts of one rollout, including those that were cut. With 1, Stop judges, but nothing is tried again."""
     threshold: float | None = 0.5
-    """An attempt is accepted where its P(right) exceeds it; None samples Stop's choice."""
+    """An attempt is accepted if its P(right) exceeds this; with None Stop's choice is sampled instead."""
     judgement: Judgement = field(default_factory=Judgement)
-    """What P(right) is made of; Stop's P(Yes) alone where nothing is given."""
+    """How P(right) is computed; by default it is Stop's P(Yes)."""
     calibrate: bool = True
-    """While a run learns, set judgement and threshold by the verdicts on the attempts of earlier problems."""
+    """While a run learns, set judgement and threshold from the verdicts on attempts at earlier problems."""
     least_gain: float = 0.02
-    """P(right) that a further attempt must add in expectation to be worth its tokens; calibrates the threshold."""
+    """How much P(right) a further attempt must be expected to add to be worth its tokens; calibrates the threshold."""
     answers: Literal["best", "last"] = "best"
-    """The attempt that answers where none was accepted: the one with the highest P(right), or the last."""
+    """Which attempt answers if none was accepted: the one with the highest P(right), or the last."""
     retry: Literal["fresh", "shown"] = "fresh"
-    """What a later attempt is given: the question alone, or also the attempt that was refused last."""
+    """What a later attempt sees: only the question, or also the attempt that was refused last."""
     prompts: AttemptsPrompts = field(default_factory=AttemptsPrompts)
 
     roles: ClassVar[tuple[Role, ...]] = (ANSWER, STOP)
@@ -171,7 +171,7 @@ class Attempts(Flow[AttemptsState]):
         )
 
     def _refuse(self, state: AttemptsState, attempt: Attempt) -> AttemptsState:
-        """Begin the next attempt, or end with the one that answers."""
+        """Begin the next attempt, or end with the attempt that answers."""
         refused = (*state.refused, attempt)
         if len(refused) < self.max_attempts:
             return replace(state, refused=refused, attempt=Attempt(), next_role="answer")

@@ -1,9 +1,9 @@
-"""Credits of attempts: Answer learns by pairs of attempts' own verdicts, Stop by every verdict.
+"""Credits for attempts: Answer learns from pairs ranked by their attempts' own verdicts, Stop from every verdict.
 
-An attempt's verdict is that of the rollout in which Stop accepted it. Of a tree of two attempts, the first wrong and
-refused, with an alternative to its second chunk that came out right:
+An attempt's verdict is that of the rollout in which Stop accepted it. For a tree of two attempts, the first of which is
+wrong and refused, with an alternative to its second chunk that came out right:
 
-    Pair          answer at the second chunk: the alternative before the trunk's
+    Pair          answer at the second chunk: the alternative is preferred to the trunk's
     scored words  stop "No" at the first attempt, "Yes" at the alternative and at the trunk's end
 
 Invariant: an attempt that could not be graded makes no example; one that was cut is wrong, and Stop never saw it.
@@ -28,13 +28,13 @@ _CUT = Verdict(status="wrong", reason="the attempt was cut before its end")
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptCredit:
-    """Pairs of Answer's chunks by the rewards of their own attempts, and Stop's words by the verdicts."""
+    """Pairs of Answer's chunks, ranked by the rewards of their own attempts, and Stop's words from the verdicts."""
 
     min_margin: float = 0.0
-    """The least difference of two rewards that makes a pair (not stated in the paper, whose rewards are 1 and 0). Equal
-    rewards never make one."""
+    """Smallest difference of two rewards that makes a pair (not stated in the paper, whose rewards are 1 and 0). Equal
+    rewards never make a pair."""
     verdict_weight: float = 1.0
-    """Weight of Stop's words; 0 leaves them out."""
+    """Weight of Stop's scored words; 0 leaves them out."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "verdict_weight")
@@ -49,12 +49,12 @@ class AttemptCredit:
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomePairsAndVerdicts:
-    """Pairs by what siblings' rollouts came to, as in the paper, and Stop's words by verdicts beside them."""
+    """Pairs of siblings ranked by their rollouts' outcomes, as in the paper, plus Stop's words from the verdicts."""
 
     pairs: OutcomePairs = field(default_factory=OutcomePairs)
-    """Which roles learn by pairs; `("answer",)` leaves Stop to its verdicts."""
+    """How pairs are made; with `roles` `("answer",)` Stop learns only from its verdicts."""
     verdict_weight: float = 1.0
-    """Weight of Stop's words; 0 leaves them out."""
+    """Weight of Stop's scored words; 0 leaves them out."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "verdict_weight")
@@ -66,7 +66,7 @@ class OutcomePairsAndVerdicts:
 
 
 def verdict_words(tree: Tree, weight: float) -> list[ScoredCompletion]:
-    """The right word of Stop for each candidate that a rollout of the tree ended with, once each."""
+    """Stop's right word for each candidate that a rollout of the tree ended with, once each."""
     if not weight:
         return []
     found: dict[TokenIds, ScoredCompletion] = {}
@@ -81,7 +81,7 @@ def verdict_words(tree: Tree, weight: float) -> list[ScoredCompletion]:
 
 
 def _attempt_pairs(tree: Tree, min_margin: float) -> Iterator[Pair]:
-    """Each alternative against the trunk's chunk, where the two attempts differ in their rewards."""
+    """Each alternative paired with the trunk's chunk, if their attempts differ in reward."""
     verdicts = attempt_verdicts(tree)
     for node in tree.trunk_nodes():
         own = verdicts[node.tags[-1]]
@@ -89,10 +89,10 @@ def _attempt_pairs(tree: Tree, min_margin: float) -> Iterator[Pair]:
             continue
         for other in tree.children(node.parent):
             verdict = None if other.rollout == node.rollout else _own_verdict(tree, other)
-            # Independent draws may be equal; what was drawn as an alternative never is.
+            # Independent draws can be equal; what was drawn as an alternative never is.
             if other.completion.token_ids == node.completion.token_ids or verdict is None:
                 continue
-            # Where reward functions grade, an attempt that was cut has no reward that theirs could be compared with.
+            # If reward functions grade, an attempt that was cut has no reward to compare with theirs.
             if verdict.reward is None or (verdict.value is None) != (own.value is None):
                 continue
             margin = own.reward - verdict.reward
@@ -114,13 +114,13 @@ def _attempt_pairs(tree: Tree, min_margin: float) -> Iterator[Pair]:
 
 
 def attempt_verdicts(tree: Tree) -> dict[str, Verdict | None]:
-    """The verdict on each of the trunk's attempts by its tag, in order; wrong where it was cut, None where none tells:
-    where the trunk was sampled alone, a refused attempt has no verdict."""
+    """The verdict on each of the trunk's attempts, by tag and in order: wrong if it was cut, None if no rollout tells.
+    If the trunk was sampled alone, a refused attempt has no verdict."""
     verdicts: dict[str, Verdict | None] = {}
     for node in tree.trunk_nodes():
         if not node.tags:
             raise FlowError(
-                f"AttemptCredit expects trees of the flow Attempts, found a turn of {node.role!r} of no attempt; "
+                f"AttemptCredit expects trees of the flow Attempts, found a turn of {node.role!r} outside any attempt; "
                 "credit other flows with OutcomePairsAndVerdicts"
             )
         verdicts.setdefault(node.tags[-1], _CUT)
@@ -131,8 +131,8 @@ def attempt_verdicts(tree: Tree) -> dict[str, Verdict | None]:
 
 
 def _own_verdict(tree: Tree, node: Node) -> Verdict | None:
-    """The verdict on the attempt in which a rollout starts at this node: wrong where it was cut, the rollout's where
-    this ended with it, accepted; None where the rollout went on to other attempts, so that its verdict is theirs."""
+    """The verdict on the attempt in which a rollout starts at this node: wrong if it was cut; the rollout's, if the
+    rollout ended with it, accepted; None if the rollout continued with other attempts, whose verdict it has."""
     rollout = tree.rollout_of(node)
     leaf = tree.nodes[rollout.leaf]
     if leaf.tags[-1] != node.tags[-1]:
@@ -143,7 +143,7 @@ def _own_verdict(tree: Tree, node: Node) -> Verdict | None:
 
 
 def attempt_evidence(tree: Tree) -> Iterator[Evidence]:
-    """What was known of each judged attempt of the trunk that could be graded, and its verdict."""
+    """What was known of each judged attempt of the trunk that could be graded, with its verdict."""
     before: bool | None = None
     for tag, verdict in attempt_verdicts(tree).items():
         right = None if verdict is None else verdict.right

@@ -1,15 +1,15 @@
 """Trees of attempts: a trunk of the whole flow, and alternatives that end with their own attempt.
 
 At every Answer node of the trunk's first attempts an alternative is sampled to the end of that attempt, and Stop judges
-it; at every attempt that Stop refused stands the rollout in which it had been accepted, which costs nothing. So every
-attempt of a tree that ended has a Stop node that ends a rollout, and that rollout's verdict is the attempt's own:
+it. At every attempt that Stop refused, the rollout in which it is accepted is added, at no cost. So every ended attempt
+of a tree has a Stop node that ends a rollout, and that rollout's verdict is the attempt's own:
 
     trunk    A0 -- A1 -- S2 No -- A3 -- S4 Yes          two attempts, the first refused
               \\     \\     S2' Yes                        the first attempt's verdict
                \\     A1' -- S Yes                        alternatives end with their attempt, as if accepted
                 A0' -- A -- S Yes
 
-Invariant: nothing is sampled behind an alternative's own attempt; what Stop thought of it is in its choice's
+Invariant: nothing is sampled after an alternative's own attempt; what Stop thought of it is in its choice's
 log-probabilities.
 """
 
@@ -35,7 +35,7 @@ class _AttemptRollouts(ProblemRollouts):
         super().__init__(settings, flow, problem, seed, 1, settings.num_alternatives)
         self.branched = settings.branched_attempts
         self.attempt_at: dict[int, int] = {}
-        """The trunk's attempt, from 0, at each of its depths."""
+        """The number of the trunk's attempt, from 0, at each of its depths."""
 
     def rollout(self, record: RolloutRecord, state: AttemptsState) -> RolloutSteps:
         """Sample the trunk to its end, or an alternative to the end of its attempt."""
@@ -66,9 +66,9 @@ class AttemptSiblings(TurnSampling):
     """A trunk of attempts, and alternatives at the Answer nodes of its first ones."""
 
     num_alternatives: int = 1
-    """Alternatives at a node; they differ from the trunk and from each other. 0 samples the trunk alone."""
+    """Alternatives per node; they differ from the trunk and from each other. 0 samples only the trunk."""
     branched_attempts: int = 1
-    """The trunk's attempts, from its first, whose chunks have alternatives; 0 leaves those of Stop's refusals alone."""
+    """How many of the trunk's attempts, from the first, have alternatives to their chunks; 0 varies only refusals."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

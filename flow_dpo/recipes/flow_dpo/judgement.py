@@ -1,14 +1,14 @@
-"""Judgement of an attempt: P(right) by Stop's log-odds of Yes and by how likely Answer itself found it.
+"""Judgement of an attempt: P(right) from Stop's log-odds of Yes and from how likely Answer itself found it.
 
-Two pieces of evidence cost nothing more once an attempt was written and judged: Stop's log-odds of Yes, and the mean
-log-probability that Answer gave to the attempt's tokens. A logistic regression on the verdicts of earlier attempts
+Two pieces of evidence cost nothing more once an attempt has been written and judged: Stop's log-odds of Yes, and the
+mean log-probability of the attempt's tokens under Answer. A logistic regression on the verdicts of earlier attempts
 weighs them, and a threshold on P(right) decides whether accepting an attempt is worth more than trying again:
 
     Judgement()                                        P(right) is Stop's P(Yes)
-    judgement, threshold = calibrate(evidence, ...)    of the attempts of the last problems, each with its verdict
+    judgement, threshold = calibrate(evidence, ...)    from the attempts at the last problems, each with its verdict
     judgement.least_yes(threshold, mean_logprob=-.05)  the P(Yes) that accepts an attempt of that likelihood
 
-Invariant: neither weight is ever negative: what Stop likes, or Answer found likely, is never a reason to refuse.
+Invariant: neither weight is ever negative: what Stop likes, or Answer found likely, never counts against an attempt.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from dataclasses import dataclass
 import numpy as np
 
 _FEWEST = 8
-"""Attempts of either verdict from which weights are fitted; with fewer, Stop's P(Yes) stands as it is."""
+"""Attempts of each verdict that a fit of the weights needs; with fewer, Stop's P(Yes) is used as it is."""
 _PRIOR = 8.0
-"""Pseudo-attempts, as all attempts are, added to those from which the value of trying again is read."""
+"""Pseudo-attempts, distributed like all attempts, added to those that the value of trying again is estimated from."""
 _RIDGE = 1.0
-"""Precision of the weights' prior, of features in units of their standard deviation."""
+"""Precision of the weights' prior, for features in units of their standard deviation."""
 _GRID = 200
-"""Parts of the range of P(right) that thresholds are chosen from."""
+"""Number of steps in the grid of P(right) that thresholds are chosen from."""
 _MOST = 100.0
-"""Log-odds and log-probabilities beyond it, infinite ones too, are taken for it: a probability tells no difference."""
+"""Log-odds and log-probabilities are clamped to this size, infinite ones too; beyond it no probability changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +36,12 @@ class Evidence:
     """One judged attempt of a problem's trunk, and its verdict."""
 
     log_odds: float
-    """Stop's, of Yes."""
+    """Stop's log-odds of Yes."""
     mean_logprob: float
-    """Of the attempt's tokens under Answer, in nats."""
+    """Mean log-probability of the attempt's tokens under Answer, in nats."""
     right: bool
     after: bool | None = None
-    """Whether the attempt before it was right; None for a first one."""
+    """Whether the attempt before it was right; None for a first one, or if that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Judgement:
     """Weight of the mean log-probability of the attempt's tokens under Answer, 0 or more."""
 
     def log_odds(self, stop_log_odds: float, mean_logprob: float) -> float:
-        """Of the attempt being right."""
+        """The log-odds that the attempt is right."""
         return self.bias + self.stop * _bounded(stop_log_odds) + self.likelihood * _bounded(mean_logprob)
 
     def chance(self, stop_log_odds: float, mean_logprob: float) -> float:
@@ -63,9 +63,9 @@ class Judgement:
         return _sigmoid(self.log_odds(stop_log_odds, mean_logprob))
 
     def least_yes(self, threshold: float, mean_logprob: float) -> float:
-        """The P(Yes) that must be exceeded for P(right) to exceed a threshold: 0 where any does, 1 where none does."""
+        """The P(Yes) that must be exceeded for P(right) to exceed a threshold: 0 if any suffices, 1 if none does."""
         if self == Judgement():
-            return threshold  # itself, not what rounding leaves of it
+            return threshold  # exactly, without rounding errors
         short = _logit(threshold) - self.log_odds(0.0, mean_logprob)
         if self.stop == 0 or math.isinf(short):
             return 0.0 if short < 0 else 1.0
@@ -73,12 +73,12 @@ class Judgement:
 
 
 def calibrate(evidence: Sequence[Evidence], *, least_gain: float, recall: bool) -> tuple[Judgement, float] | None:
-    """The judgement that the evidence fits best, and the threshold by value; None where there is too little of it.
+    """The judgement that fits the evidence best, and the threshold of best value; None if there is too little evidence.
 
-    Accepting an attempt of P(right) p is worth p. Trying again is worth what the next attempt brings: with `recall`,
-    where the best of all attempts answers, the greater of p and the next one's P(right); else the next one's. What the
-    next one brings is read off the evidence, after right attempts with weight p and after wrong ones with 1 - p. The
-    threshold is the highest p at which trying again is worth `least_gain` more than accepting.
+    Accepting an attempt with P(right) p is worth p. Trying again is worth what the next attempt brings: with `recall`,
+    where the best of all attempts answers, the greater of p and the next one's P(right); otherwise the next one's. What
+    the next one brings is estimated from the evidence, after right attempts with weight p and after wrong ones with
+    weight 1 - p. The threshold is the highest p at which trying again gains at least `least_gain`.
     """
     num_right = sum(one.right for one in evidence)
     if min(num_right, len(evidence) - num_right) < _FEWEST:
@@ -91,21 +91,21 @@ def calibrate(evidence: Sequence[Evidence], *, least_gain: float, recall: bool) 
     grid = np.linspace(0, 1, _GRID + 1)[:, None]
 
     def worth(found: np.ndarray) -> np.ndarray:
-        """Of trying again at each p of the grid, by these attempts and a few of all attempts beside them."""
+        """The worth of trying again at each p of the grid, from these attempts and a few pseudo-attempts."""
         brought, prior = (np.maximum(grid, each) if recall else each + 0 * grid for each in (found, chances))
         return (brought.sum(1) + _PRIOR * prior.mean(1)) / (len(found) + _PRIOR)
 
     p = grid[:, 0]
     gain = p * worth(after[True]) + (1 - p) * worth(after[False]) - p
-    worthwhile = np.flatnonzero(gain >= least_gain - 1e-9)  # what is equal but for rounding is equal everywhere
+    worthwhile = np.flatnonzero(gain >= least_gain - 1e-9)  # equal up to rounding is equal on every machine
     return judgement, float(p[worthwhile[-1]]) if len(worthwhile) else 0.0
 
 
 def _fit(evidence: Sequence[Evidence]) -> Judgement:
-    """Logistic regression with a normal prior on the weights, neither of which is below 0.
+    """Logistic regression with a normal prior on the weights, neither of which is allowed below 0.
 
-    The objective is strictly concave, so that the best non-negative weights are those of a fit of the features that
-    they are above 0 for: the best of the fits of all subsets that has no weight below 0.
+    The objective is strictly concave, so the best non-negative weights are those of a fit of only the features with a
+    weight above 0: the best of the fits of all subsets of features without a weight below 0.
     """
     features = np.array([[_bounded(one.log_odds), _bounded(one.mean_logprob)] for one in evidence])
     right = np.array([float(one.right) for one in evidence])
@@ -121,8 +121,8 @@ def _fit(evidence: Sequence[Evidence]) -> Judgement:
 
 
 def _newton(features: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
-    """The intercept and weights of greatest posterior density, and its logarithm, by Newton's method. The objective is
-    concave; steps are halved until it rises."""
+    """The intercept and weights of greatest posterior density, and the density's logarithm, by Newton's method. The
+    objective is concave; a step is halved until the density does not fall."""
     design = np.column_stack([np.ones(len(features)), features])
     ridge = np.full(design.shape[1], _RIDGE)
     ridge[0] = 0.0

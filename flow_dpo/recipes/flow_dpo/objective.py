@@ -1,13 +1,13 @@
-"""DPO on pairs, and cross-entropy over a choosing role's words, in one loss.
+"""DPO on pairs, and cross-entropy on the words of a choosing role, in one loss.
 
-A scored word is the right answer of Stop on a candidate (`credit`): its loss is the negative log-probability of that
-word, renormalised over the declared choices. With z the log-odds of Yes and y = 1 where Yes is right, the gradient by z
+A scored word is Stop's right answer for a candidate (`credit`). Its loss is the negative log-probability of that word,
+renormalised over the declared choices. With z the log-odds of Yes and y = 1 if Yes is right, else 0, the gradient by z
 is sigmoid(z) - y:
 
-    P(Yes) .8 of a wrong candidate      loss 1.61    gradient by z +.8
+    P(Yes) .8 for a wrong candidate     loss 1.61    gradient by z +.8
 
-Invariant: loss and measures are sums over the examples, each measure over one kind alone; a kind that a batch has none
-of adds nothing.
+Invariant: loss and measures are sums over the examples, each measure over one kind alone; a kind that is not in the
+batch adds nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from flow_dpo.recipes.likelihood import by_kind
 
 @dataclass(frozen=True, kw_only=True)
 class DpoAndVerdicts:
-    """`Dpo` of what is paired, and cross-entropy of what is scored."""
+    """`Dpo` on pairs, and cross-entropy on scored words."""
 
     accepts: ClassVar[tuple[type, ...]] = (Pair, ScoredCompletion)
 
     beta: float = 1.0
-    """Strength of the pull towards the reference, of pairs."""
+    """Strength of the pull towards the reference, for pairs."""
 
     def __post_init__(self) -> None:
         expect(self, "above 0", lambda value: value > 0, "beta")

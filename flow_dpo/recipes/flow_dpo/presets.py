@@ -2,11 +2,11 @@
 
     preset("flow-dpo", "paper")          the paper's flow, pairs and numbers
     preset("flow-dpo", "seed")           attempts, verdicts and a judgement, at the scale of the embedded seed model
-    preset("flow-dpo-paper", "seed")     the paper's flow and pairs at that scale, to compare with
-    preset("flow-dpo-paper", "gpu")      the paper's numbers, 512 problems sampled at once
+    preset("flow-dpo-paper", "seed")     the paper's flow and pairs at that scale, for comparison
+    preset("flow-dpo-paper", "gpu")      the paper's numbers, but batches of 512 problems
 
-Invariant: the preset "paper" has the numbers of the paper's table 3 (learning rate, batch, beta, clip, LoRA) and of
-section 3.1 (chunks of 160 tokens, at most 6), under either name.
+Invariant: under either name the preset "paper" has the numbers of the paper's table 3 (learning rate, batch, beta,
+clip, LoRA) and of section 3.1 (chunks of 160 tokens, at most 6).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from flow_dpo.recipes.scales import (
 )
 
 _FULL = 512
-"""Problems of a batch that keeps 265 to 454 sequences under way in the mean (tests/recipes/test_gpu_preset.py):
-one problem has 13 at most and fewer than 2 in the mean, since a trunk is written chunk after chunk. All of a batch are
-sampled under one version, so that its last pairs are learned some hundred updates later."""
+"""Problems per batch, which keep 265 to 454 sequences under way on average (tests/recipes/test_gpu_preset.py): one
+problem has at most 13 and on average fewer than 2, since a trunk is written chunk after chunk. The whole batch is
+sampled with one version, so its last pairs are learned some hundred updates later."""
 
 
 def _incremental(flow: AnswerStop, explore: Siblings) -> Recipe:
@@ -56,7 +56,7 @@ PAPER: dict[str, Preset] = {
         recipe=_incremental(AnswerStop(chunk_tokens=160, max_chunks=6), Siblings()),
         lora=LoraSettings(lora_r=8, lora_alpha=8, lora_dropout=0.05),
         learner=LearnerSettings(learning_rate=5e-6, examples_per_update=32, max_grad_norm=1.0),
-        # Problems sampled under one version: not stated in the paper; each instance updates as it arrives.
+        # Not stated in the paper, where each instance updates the policy as it arrives.
         problems_per_batch=1,
     ),
     "chat": CHAT.preset(_incremental(AnswerStop(chunk_tokens=160, max_chunks=6), Siblings())),
@@ -78,8 +78,8 @@ PAPER["gpu"] = replace(PAPER["paper"], problems_per_batch=_FULL)
 
 
 def _judged(scale: Scale, flow: Attempts, explore: AttemptSiblings, num_answer: int, stop: RoleSettings) -> Preset:
-    """Attempts that Stop judges, at a scale. Stop has a pool of its own; the shared one is Answer's, so that its size
-    is `--examples_per_update`."""
+    """Attempts that Stop judges, at a scale. Stop has its own pool of examples, so the shared one holds only Answer's,
+    and `--examples_per_update` is its size."""
     found = scale.preset(Recipe(flow=flow, explore=explore, credit=AttemptCredit(), objective=DpoAndVerdicts()))
     learner = replace(found.learner, examples_per_update=num_answer, roles={STOP: stop})
     return replace(found, learner=learner)
@@ -124,8 +124,8 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
 }
-"""By the name of the preset: the recipe "flow-dpo"."""
-# As many updates a verdict as at "chat", where a batch has 16 problems.
+"""The recipe "flow-dpo", by the name of the preset."""
+# As many updates per verdict as at "chat", where a batch has 16 problems.
 _FULL_STOP = replace(_STOP, window=4096, updates_per_batch=2 * _FULL // CHAT.problems_per_batch)
 PRESETS["gpu"] = replace(
     _judged(CHAT, Attempts(chunk_tokens=160, max_chunks=6), AttemptSiblings(), 32, _FULL_STOP), problems_per_batch=_FULL

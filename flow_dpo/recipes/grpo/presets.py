@@ -1,10 +1,10 @@
 """GRPO's presets: groups of rollouts, each credited against its group (DeepSeekMath, arXiv 2402.03300).
 
-The paper's are section 4.2's: 64 answers a question of at most 1,024 tokens, KL coefficient 0.04, rate 1e-6 for all
-weights, a batch of 1,024 answers, one update a batch. Clip range: not stated (PPO's 0.2).
+The paper's values are those of section 4.2: 64 answers per question of at most 1,024 tokens, KL coefficient 0.04, rate
+1e-6 for all weights, a batch of 1,024 answers, one update per batch. Clip range: not stated (PPO's 0.2).
 
-Groups that are all right or all wrong make no example, so that a batch is short. It is learned at once, by
-`short_batch` "learn": at the paper's preset one update a batch, in which every ratio is 1 up to rounding.
+Groups that are all right or all wrong make no example, so a batch is rarely full. It is learned at once, by
+`short_batch` "learn": at the paper's preset this is one update per batch, in which every ratio is 1 up to rounding.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Pairs of right and wrong answers to a question, so many a question, every answer used as often as any other.
+"""Pairs of right and wrong answers to a question: a fixed number of them, with all answers used about equally often.
 
-Iterative RPO's pairs (Pang et al., arXiv 2404.19733, section 2 and its footnote): right and wrong answers are gone
-through side by side, each list from its beginning again where it ends, until there are K pairs:
+Iterative RPO's pairs (Pang et al., arXiv 2404.19733, section 2 and its footnote): the lists of right and of wrong
+answers are walked side by side, each starting over at its end, until there are K pairs:
 
     right a b c, wrong x y, K 5    ->    a x, b y, c x, a y, b x
 
-Invariant: a pair that comes n times is one example of weight n; a question whose answers are all right or all wrong
+Invariant: a pair that occurs n times is one example of weight n; a question whose answers are all right or all wrong
 makes none.
 """
 
@@ -24,20 +24,20 @@ from flow_dpo.recipes.state_values import refuse_without_siblings
 
 @dataclass(frozen=True, kw_only=True)
 class CycledPairs:
-    """K pairs of a problem's right and wrong answers, of its rollouts from the beginning."""
+    """K pairs of a right and a wrong answer per problem, from its rollouts from the beginning."""
 
     num_pairs: int = 10
-    """K: pairs of a problem, equal ones counted; the paper's is 10 on GSM8K, 15 on MATH, 20 on ARC."""
+    """K, the number of pairs per problem, counting equal ones; the paper's is 10 on GSM8K, 15 on MATH, 20 on ARC."""
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "num_pairs")
 
     def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
-        """Raise `ConfigError` for a recipe by which no problem would ever have two answers."""
+        """Raise `ConfigError` for a recipe under which no problem can ever have two answers."""
         refuse_without_siblings(recipe)
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
-        """All pairs of the trees, tree by tree, in the order in which they come first."""
+        """All pairs of the trees, tree by tree, in the order of their first occurrence."""
         return [pair for tree in trees for pair in self._of(tree)]
 
     def _of(self, tree: Tree) -> list[Pair]:

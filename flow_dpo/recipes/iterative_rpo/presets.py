@@ -1,10 +1,10 @@
-"""Iterative RPO's presets (Pang et al., arXiv 2404.19733): mostly settings of parts that are there.
+"""Iterative RPO's presets (Pang et al., arXiv 2404.19733): mostly settings of existing parts.
 
-`Group` samples, `Dpo` with `sft_weight` is the loss, `learner.reference.each_batch` renews the reference; of its own
-it has the choice of pairs alone. Its values are those of section 3.1, for GSM8K: 30 answers a question at temperature
-0.8 (1.3 in its third and fourth iteration), 10 pairs a question, beta 0.1, alpha 1, batches of 16 pairs, rate 7e-7 for
-all weights. On MATH (section 3.3) 20 answers, 1.0 in the third iteration, 15 pairs; on ARC (section 3.2) 30, 1.3 and
-20. Not stated: top-p, lengths, warm-up. Its iterations are of the whole training set; here one is a batch of problems.
+`Group` samples, `Dpo` with `sft_weight` is the loss, `learner.reference.each_batch` renews the reference; only the
+choice of pairs is its own. The paper's values are those of section 3.1, for GSM8K: 30 answers per question at
+temperature 0.8 (1.3 in its third and fourth iteration), 10 pairs per question, beta 0.1, alpha 1, batches of 16 pairs,
+rate 7e-7 for all weights. On MATH (section 3.3): 20 answers, 1.0 in the third iteration, 15 pairs; on ARC (section
+3.2): 30, 1.3 and 20. Not stated: top-p, lengths, warm-up. Its iterations cover the whole training set, ours a batch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _recipe(flow: Single, explore: Group) -> Recipe:
 
 
 def _preset(scale: Scale, recipe: Recipe) -> Preset:
-    """The recipe at a scale, whose reference is renewed with each batch of problems."""
+    """The recipe at a scale, with a reference that is renewed with each batch of problems."""
     return replace(scale.preset(recipe), learner=replace(scale.learner, reference=RENEWED))
 
 

@@ -1,15 +1,14 @@
-"""Examples of every role by the value of what it wrote, backed up from the final answers.
+"""Examples for every role, by the value of what the role wrote, backed up from the final answers.
 
-MALT's credit (arXiv 2412.01928): in a full tree of turns a final answer's value is its reward, and any other turn's the
-mean of the turns right after it (section 4.2). Above a threshold it is good, else bad; what is good is learned by its
-likelihood, and every good one is preferred to every bad one that answered the same request (section 4.3):
+MALT's credit (arXiv 2412.01928): in a full tree of turns a final answer's value is its reward, and any other turn's is
+the mean of the turns right after it (section 4.2). A turn above a threshold is good, any other bad. Good turns are
+learned by their likelihood, and each is preferred to every bad one that answered the same request (section 4.3):
 
     generate a       verify b  3 refinements, right right wrong    2/3, good
       5/9, good      verify c                 wrong wrong right    1/3, bad      b is preferred to c
                      verify d                 right right wrong    2/3, good     and d is
 
-Invariant: examples of a role are of its own turns; equal completions of one request are one, with the mean of their
-values.
+Invariant: a role's examples are its own turns; equal completions of one request are one, with the mean of their values.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from flow_dpo.recipes.state_values import backed_up_values
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdedValues:
-    """Likelihood of good turns, and pairs of good and bad ones."""
+    """Likelihood of good turns, and pairs of a good and a bad one."""
 
     threshold: float = 0.5
-    """What is above it is good, all else bad; the paper's is 0.5."""
+    """A turn whose value is above this is good, any other is bad; the paper's is 0.5."""
     sft_roles: tuple[Role, ...] = ("generate", "verify", "refine")
     """Roles that learn their good turns by likelihood."""
     pair_roles: tuple[Role, ...] = ("verify", "refine")
-    """Roles that learn by pairs; in the paper the one that generates is fine-tuned alone, as pairs made it worse."""
+    """Roles that learn from pairs; in the paper the generating role is only fine-tuned, because pairs made it worse."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more and below 1", lambda value: 0 <= value < 1, "threshold")
@@ -43,7 +42,7 @@ class ThresholdedValues:
         expect(self, "to be different roles", lambda value: len(set(value)) == len(value), "sft_roles", "pair_roles")
 
     def __call__(self, trees: Sequence[Tree]) -> list[Example]:
-        """All examples, tree by tree: what is scored, then the pairs."""
+        """All examples, tree by tree: scored completions, then pairs."""
         return [example for tree in trees for example in self._of_tree(tree)]
 
     def _of_tree(self, tree: Tree) -> list[Example]:

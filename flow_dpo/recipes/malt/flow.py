@@ -1,13 +1,13 @@
 """Generate, verify, refine: one role solves, one criticises, one answers in the light of both.
 
-MALT's flow (arXiv 2412.01928), three turns of three roles, so three adapters over one base:
+MALT's flow (arXiv 2412.01928): three turns by three roles, and so three adapters on one base model:
 
     generate  "12 + 7 = 18. Answer: 18"
-    verify    reads the question and that       "12 + 7 is 19, not 18."
-    refine    reads the question and both       "12 + 7 = 19. Answer: 19"       the solution
+    verify    reads the question and the solution     "12 + 7 is 19, not 18."
+    refine    reads the question and both texts       "12 + 7 = 19. Answer: 19"       the solution
 
-Invariant: each role reads the very ids that the others sampled, without their end tokens, and what the last one writes
-is the whole solution.
+Invariant: each role reads the very ids that the others sampled, without their end tokens, and the last role writes the
+whole solution.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ REFINE: Role = "refine"
 
 @dataclass(frozen=True, kw_only=True)
 class RefinePrompts:
-    """The prompts of the three roles, our own; the paper's English is not followed. `{question}` is the problem,
-    `{solution}` what was generated and `{critique}` what was said of it, as the very tokens that were sampled."""
+    """The prompts of the three roles, in our own words, not the paper's. `{question}` is the problem, `{solution}` what
+    was generated and `{critique}` what was said about it, as the very tokens that were sampled."""
 
     generate_system: str = RolePrompts.answer_system
     generate_user: str = "{question}"
@@ -46,9 +46,9 @@ class RefinePrompts:
         "Problem:\n{question}\n\nSolution:\n{solution}\n\nCritique:\n{critique}\n\nWrite the final solution."
     )
     refine_start: str = ""
-    """What the refining turn has already written when it begins; it is no part of the solution."""
+    """What the refining turn has already written when it begins; it is not part of the solution."""
     examples: tuple[WorkedExample, ...] = ()
-    """Worked examples, as chat turns before the question of the role that generates."""
+    """Worked examples, as chat turns before the generating role's question."""
 
     def __post_init__(self) -> None:
         question, known = ("question",), ("question", "solution", "critique")
@@ -64,7 +64,7 @@ class RefineState:
     problem: Problem
     written: tuple[TokenIds, ...] = ()
     ended: bool = False
-    """The last of them sampled its end token."""
+    """Whether the last role to write sampled its end token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,9 @@ class GenerateVerifyRefine(Flow[RefineState]):
     """One solution, one critique, one final solution."""
 
     max_tokens: int = 1024
-    """Longest solution of the first and the last role, in tokens."""
+    """Longest solution of the generating and of the refining role, in tokens."""
     critique_tokens: int = 512
-    """Longest critique."""
+    """Longest critique, in tokens."""
     prompts: RefinePrompts = field(default_factory=RefinePrompts)
 
     roles: ClassVar[tuple[Role, ...]] = (GENERATE, VERIFY, REFINE)

@@ -1,9 +1,9 @@
-"""MALT's presets: a tree of three roles, and what each of them did well (arXiv 2412.01928).
+"""MALT's presets: a tree of turns by three roles, and what each role did well (arXiv 2412.01928).
 
-The paper's are those of sections 4 and 5.1 and of appendix A.9; no code of the authors is known: 3 completions of every
-turn (27 answers a question), a threshold of 0.5, temperature 0.3 for Llama-3.1-8B-Instruct, likelihood for all roles
-and pairs for those that verify and refine, LoRA, batches of 8 for the likelihood, beta 0.2. Not stated: rates (but for
-a "multiplier" of 0.1), rank, lengths, the batch of DPO, top-p.
+The paper's values are those of sections 4 and 5.1 and of appendix A.9; no code by the authors is known. They are 3
+completions of every turn (27 answers per question), a threshold of 0.5, temperature 0.3 for Llama-3.1-8B-Instruct,
+likelihood for all roles and pairs for those that verify and refine, LoRA, batches of 8 for the likelihood, beta 0.2.
+Not stated: rates (except for a "multiplier" of 0.1), rank, lengths, DPO's batch, top-p.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PRESETS: dict[str, Preset] = {
             GenerateVerifyRefine(
                 max_tokens=SEED_TOKENS,
                 critique_tokens=4,
-                # Its critique is a word; what it knows of refinement is a second attempt behind the first.
+                # The seed's critique is a word; the only refinement that it knows is a second attempt after the first.
                 prompts=RefinePrompts(
                     generate_system="",
                     verify_system="",

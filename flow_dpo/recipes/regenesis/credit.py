@@ -15,10 +15,10 @@ from flow_dpo.recipes.scored import scored_for
 @dataclass(frozen=True, kw_only=True)
 class CorrectFinals:
     """What the exploration kept of right paths (`regenesis.kept`), learned for the *trunk's* first request, the plain
-    question. What led to it, guidelines, structures and hints, is not learned."""
+    question. The guidelines, structures and hints that led to it are not learned."""
 
     max_per_problem: int = 5
-    """Distinct paths of a problem at most, in the order of their rollouts, which is drawn; 0 keeps all."""
+    """Most distinct paths learned per problem, in the order of their rollouts, which is random; 0 keeps all."""
 
     def __post_init__(self) -> None:
         if self.max_per_problem < 0:

@@ -1,17 +1,17 @@
-"""Rollouts by general guidelines, and with the accepted answer as a hint where none can be learned from.
+"""Rollouts from general guidelines, and with the accepted answer as a hint if none of those can be learned from.
 
-ReGenesis (arXiv 2410.02108, section 3.1): 25 guidelines singly and 20 drawn groups of them, each made into a path in
-three turns (`regenesis.flow`); of those that end right the ones that reason are kept (`regenesis.kept`), and where none
-of a problem's paths is, some more are sampled with the answer in the prompts. The trunk is the plain flow, which reads
-no guideline: progressive validation, and the prompt that paths are learned for.
+ReGenesis (arXiv 2410.02108, section 3.1): 25 single guidelines and 20 drawn groups of them are each made into a path in
+three turns (`regenesis.flow`). Of the paths that end right, those that reason are kept (`regenesis.kept`). If no path
+of a problem is kept, some more are sampled with the answer in the prompts. The trunk is the plain flow, which reads no
+guideline: it gives progressive validation, and the prompt that paths are learned for.
 
     rollout 0        plain question                       "... Answer: 5"
     rollout 1 ...    adapt, structure, path               45 of them, in an order drawn for the problem
-    after            adapt, structure, path with a hint   of groups, only where none of those before is kept
+    after            adapt, structure, path with a hint   from groups, only if none of those before is kept
 
-Invariants: every guideline and every group is tried at most once a problem without a hint, each equally likely where
-`num_rollouts` is less than 45; of a problem without an accepted answer, graded by a reward alone, nothing is asked that
-would name one, neither a hinted path nor the self-check.
+Invariants: without a hint every guideline and every group is tried at most once per problem, each equally likely if
+`num_rollouts` is less than 45. A problem without an accepted answer, graded by a reward alone, has no
+prompt that would name one: neither a hinted path nor the self-check.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from flow_dpo.recipes.single_rollout import Chain
 
 NUM_GROUPS = 20
 PATH = 2
-"""Which of a rollout's turns is the path."""
+"""The index of the path among a rollout's turns."""
 GROUP_SIZES = (2, 3)
-"""Smallest and largest group. In the authors' code the model itself selects two or three for the question at hand."""
+"""Smallest and largest group. In the authors' code the model itself selects two or three for the question."""
 
 
 def advice(seed: int) -> tuple[tuple[str, ...], ...]:
-    """The 25 guidelines singly, then 20 different groups of them: 45 ways to begin, the same for all problems."""
+    """The 25 single guidelines, then 20 different groups of them: 45 ways to begin, the same for all problems."""
     rng = random.Random(derive(seed, "groups of guidelines"))
     groups: dict[tuple[int, ...], None] = {}
     while len(groups) < NUM_GROUPS:
@@ -51,12 +51,12 @@ def advice(seed: int) -> tuple[tuple[str, ...], ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidelineRollouts(TurnSampling):
-    """The plain flow once, then paths from guidelines, then hinted ones where nothing was right."""
+    """The plain flow once, then paths from guidelines, then hinted ones if none of those was kept."""
 
     num_rollouts: int = 45
-    """Guidelines and groups that are tried on a problem, of the 45 there are."""
+    """How many of the 45 guidelines and groups are tried per problem."""
     num_hinted: int = 5
-    """Paths with a hint where none without is kept, of the 20 groups; the authors' code has one of each."""
+    """Paths with a hint if none without is kept, each from one of the 20 groups; the authors' code has one of each."""
     plan_tokens: int = 256
     """Longest adapted advice and longest structure, in tokens; the authors' code allows 2,048."""
     words: GuidedWords = field(default_factory=GuidedWords)
@@ -96,8 +96,8 @@ class GuidelineRollouts(TurnSampling):
         return single_rollout(self, greedy=greedy)
 
     def _mark_kept(self, flow: Flow[Any], runner: RolloutRunner, runs: Sequence[Sequence[Chain]]) -> list[bool]:
-        """Tag the right paths that are kept, after the model has agreed where it is asked; of each problem, whether any
-        is."""
+        """Tag the right paths that are kept, if the model agrees when it is asked. Returns for each problem whether any
+        path is kept."""
         render, to_text = runner.renderer.render, runner.renderer.to_text
         found: list[list[tuple[Chain, int]]] = []
         for chains in runs:
@@ -118,7 +118,7 @@ class GuidelineRollouts(TurnSampling):
         return [any(agreed[chain] for chain, _ in chains) for chains in found]
 
     def _ask(self, chain: Chain, agreed: dict[Chain, bool]) -> RolloutSteps:
-        """Is the path right, in the model's own judgement? The answer is a further turn of the rollout."""
+        """Ask the model whether the path is right. The answer is a further turn of the rollout."""
         problem, path = chain.problem, chain.turns[PATH][1].content_ids
         gaps = {"question": (problem.question,), "solution": (path,), "gold": (problem.gold,)}
         message = Message(role="user", content=fill(self.words.check, gaps))
@@ -131,9 +131,9 @@ class GuidelineRollouts(TurnSampling):
     def _chains(
         self, flow: Flow[Any], problem: Problem, ways: Sequence[tuple[str, ...]], seed: int, *, hinted: bool
     ) -> list[Chain]:
-        """Rollouts in an order drawn for the problem, so that keeping the first few prefers no guideline."""
+        """Rollouts in an order drawn for the problem, so keeping the first few favours no guideline."""
         start = derive(seed, problem.id, "hinted" if hinted else "guided")
-        # A hint goes with groups alone, which come last (the authors' truth_convert_reason.py).
+        # Only groups, which come last, have a hint (the authors' truth_convert_reason.py).
         tried = range(len(GUIDELINES) if hinted else 0, len(ways))
         order = random.Random(start).sample(tried, self.num_hinted if hinted else self.num_rollouts)
         plain = _plain_turn(flow, problem)
@@ -153,11 +153,11 @@ class GuidelineRollouts(TurnSampling):
 
 
 def _plain_turn(flow: Flow[Any], problem: Problem) -> Turn:
-    """The only turn of a flow that answers at once. Raises `FlowError` for another kind of first turn."""
+    """The first turn of a flow that answers at once. Raises `FlowError` for another kind of first turn."""
     turn = flow.turn(flow.start(problem))
     if turn is None or turn.choices or turn.continuation or not turn.messages or turn.role not in Guided.roles:
         raise FlowError(
             f"paths from guidelines are learned for a flow whose first turn is Answer's own, found {turn!r} of "
-            f"{type(flow).__name__}; use flows.single"
+            f"{type(flow).__name__}; use the flow Single"
         )
     return turn

@@ -1,14 +1,14 @@
 r"""ReGenesis' flow: from a general guideline to a solution in three turns of one role.
 
-ReGenesis (arXiv 2410.02108, section 3.1): fit general guidelines to the problem, make a structure of steps out of them,
+ReGenesis (arXiv 2410.02108, section 3.1): adapt general guidelines to the problem, turn them into a structure of steps,
 and only then reason along it. With one guideline:
 
     adapt      "Break the problem into parts."  ->  "Find what the apples cost, then what is left of the money."
     structure  ->  "1. Multiply apples and price. 2. Subtract from the money."
     path       the problem's own prompt and the structure  ->  "1. 3 * 2 = 6 ... \boxed{4}"
 
-The path's prompt is that of the plain turn it will be learned for, with `words.path` after it, so that system text and
-worked examples are the same. Each turn's sampled ids are spliced into the next as they are.
+The path's prompt is that of the plain turn that it will be learned for, followed by `words.path`, so system text and
+worked examples are the same. Each turn's sampled ids go into the next prompt unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flow_dpo.core.prompts import check_gaps, fill
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
 
 HINTED = "hinted"
-"""Tag of turns in a rollout whose prompts have the accepted answer; there is one only in want of others."""
+"""Tag of turns in a rollout whose prompts contain the accepted answer, which is sampled only if no other was kept."""
 GUIDELINES = (
     "Say in your own words what is asked for before you begin.",
     "List every given quantity with its unit, and leave out what does not matter.",
@@ -49,13 +49,13 @@ GUIDELINES = (
     "Think of the mistake that is most easily made here, and avoid it.",
     "Sum up what each part has shown, and draw the conclusion from that alone.",
 )
-"""25 general guidelines, in our own words; the paper has as many."""
+"""25 general guidelines, in our own words; the paper has 25, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedWords:
-    """The prompts of the three turns (the paper's exact English is not followed). `{question}` is the problem,
-    `{guidelines}`, `{adapted}` and `{structure}` what the turn before has made, `{gold}` the accepted answer."""
+    """The prompts of the three turns, in our own words, not the paper's. `{question}` is the problem, `{guidelines}`,
+    `{adapted}` and `{structure}` are what the turn before has made, `{gold}` is the accepted answer."""
 
     adapt: str = (
         "Problem:\n{question}\n\nGeneral advice:\n{guidelines}\n\n"
@@ -69,16 +69,16 @@ class GuidedWords:
         "\n\nFollow this plan, and do not mention it:\n{structure}\n\nWrite fewer than 8 steps, each a paragraph that "
         "begins with its number (1., 2.), and end with the final answer as \\boxed{answer}."
     )
-    """Stands after the question in the plain prompt."""
+    """Follows the question in the plain prompt."""
     plan_hint: str = "\n\nThe final answer is {gold}. Do not mention it."
-    """Stands after the first two prompts in the pass of hints."""
+    """Follows the first two prompts of a hinted path."""
     hint: str = "\n\nThe final answer is {gold}. Give the reasoning that leads to it, as if nobody had told you."
-    """Stands after the path's prompt there."""
+    """Follows the path's prompt of a hinted path."""
     check: str = (
         "Problem:\n{question}\n\nSolution:\n{solution}\n\nThe correct answer is {gold}. Is the solution correct? "
         "Answer Yes or No."
     )
-    """With `explore.keep.self_check`: is this path right?"""
+    """With `explore.keep.self_check`: asks whether the path is right."""
 
     def __post_init__(self) -> None:
         question = ("question",)
@@ -103,9 +103,9 @@ class Guided(Flow[GuidedState]):
     plain: Turn
     """The plain turn that asks the problem's question, text alone: the path's prompt begins with it."""
     guidelines: tuple[str, ...] = GUIDELINES[:1]
-    """One, or a group."""
+    """One guideline, or a group of them."""
     hinted: bool = False
-    """Whether the prompts have the accepted answer, all three."""
+    """Whether all three prompts contain the accepted answer."""
     plan_tokens: int = 256
     """Longest adapted advice and longest structure, in tokens; not stated in the paper."""
     words: GuidedWords = field(default_factory=GuidedWords)

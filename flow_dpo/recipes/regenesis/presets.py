@@ -1,12 +1,12 @@
-"""ReGenesis' presets: paths from general guidelines, fine-tuned on where they end right (arXiv 2410.02108).
+"""ReGenesis' presets: paths from general guidelines, fine-tuning on those that end right (arXiv 2410.02108).
 
-The paper's are those of sections 3.1 and 3.2.1 and the authors' code (SalesforceAIResearch/ReGenesis at e07585e): 25
-guidelines singly and 20 groups of two or three, at most 5 paths a question, 20 hinted ones, temperature 0.85 (1.2 for
-its Llama-3) and top-p 0.9, at most 2,048 tokens a turn; kept are paths of fewer than 800 tokens with numbered steps and
-a boxed answer that the model itself calls right (src/reasoning/process_reason.py); rate 1e-6 for all weights, batches
-of 64, 3 epochs over what was collected, warm-up over 3 % and a cosine to 0 (src/finetune_code/ft_mistral.sh; here one
-pass, at the rates of 1,752 updates: 3 epochs of 5 paths of each of GSM8K's 7,473 questions). LoRA: not stated. The
-other presets try 8 of the 45 ways, and ask the model about none.
+The paper's values are those of sections 3.1 and 3.2.1 and of the authors' code (SalesforceAIResearch/ReGenesis at
+e07585e): 25 single guidelines and 20 groups of two or three, at most 5 paths per question, 20 hinted ones, temperature
+0.85 (1.2 for its Llama-3) and top-p 0.9, at most 2,048 tokens per turn. Kept are paths of fewer than 800 tokens with
+numbered steps and a boxed answer that the model itself calls right (src/reasoning/process_reason.py). Rate 1e-6 for all
+weights, batches of 64, 3 epochs over what was collected, warm-up over 3 % and a cosine to 0
+(src/finetune_code/ft_mistral.sh). Here it is one pass, at the rates of 1,752 updates: 3 epochs of 5 paths for each of
+GSM8K's 7,473 questions. LoRA: not stated. The other presets try 8 of the 45 ways, and ask the model about no path.
 """
 
 from __future__ import annotations

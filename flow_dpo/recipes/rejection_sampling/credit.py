@@ -1,12 +1,12 @@
 """Rejection sampling's credit: the completions of correct rollouts, all with the same advantage, 1.
 
-`CorrectRollouts` keeps what verifiably ended right, the filter of rejection-sampling fine-tuning and expert iteration
-(STaR, arXiv 2203.14465; RFT, arXiv 2308.01825; ReST-EM, arXiv 2312.06585). Of four rollouts of one problem:
+`CorrectRollouts` keeps the rollouts that verifiably ended right, as do rejection-sampling fine-tuning and expert
+iteration (STaR, arXiv 2203.14465; RFT, arXiv 2308.01825; ReST-EM, arXiv 2312.06585). Of four rollouts of one problem:
 
     A0 "3+4=7"  right      kept
     A1 "3+4=8"  wrong
     A2 "3+4=7"  right      the same tokens again: never counted twice
-    A3 "4+3=7"  right      kept where `max_per_problem` allows two
+    A3 "4+3=7"  right      kept if `max_per_problem` allows two
 
 Invariant: what could not be graded is never kept.
 """
@@ -25,11 +25,11 @@ from flow_dpo.recipes.scored import distinct_correct, scored_as_sampled
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectRollouts:
-    """Every completion on the way to a right answer, of the first distinct rollouts that ended in one."""
+    """Every completion on the way to a right answer, from the first distinct rollouts that ended in one."""
 
     max_per_problem: int = 1
-    """Rollouts kept of a problem, in their order; 0 keeps all. Cuts keep easy problems from drowning hard
-    ones: ReST-EM keeps 10, STaR draws but one, RFT keeps every distinct one of 100."""
+    """Rollouts kept per problem, in their order; 0 keeps all. A limit keeps easy problems from drowning out hard ones:
+    ReST-EM keeps 10, STaR draws only one, RFT keeps every distinct one of 100."""
 
     def __post_init__(self) -> None:
         if self.max_per_problem < 0:

@@ -1,10 +1,10 @@
 """Rejection-sampling fine-tuning's presets: expert iteration, the plain control.
 
-The paper's are RFT's (arXiv 2308.01825; the authors' code, OFA-Sys/gsm8k-ScRel: train_7b.sh, group_sample_7b_13b.sh,
-single_inference_7b_13b.py): 100 solutions a question at temperature 0.7 and of at most 256 tokens, every distinct right
-one kept, rate 2e-5 for all weights, batches of 4 x 4 x 8. LoRA: none. STaR (2203.14465) draws one solution, ReST-EM
-(2312.06585) 32, of which 10 are kept. At the other presets 4 are drawn and one is kept, the plain control at the tokens
-of other recipes.
+The paper's values are RFT's (arXiv 2308.01825; the authors' code, OFA-Sys/gsm8k-ScRel: train_7b.sh,
+group_sample_7b_13b.sh, single_inference_7b_13b.py): 100 solutions per question at temperature 0.7 and of at most 256
+tokens, every distinct right one kept, rate 2e-5 for all weights, batches of 4 x 4 x 8. LoRA: none. STaR (2203.14465)
+draws one solution; ReST-EM (2312.06585) draws 32 and keeps 10. The other presets draw 4 and keep one: the plain
+control, with as many tokens as other recipes.
 """
 
 from __future__ import annotations

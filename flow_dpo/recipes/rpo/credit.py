@@ -1,12 +1,12 @@
 """Pairs of correct and wrong continuations at every state of the reference path.
 
 Reasoning Paths Optimization's credit (arXiv 2410.10858, section 3): at every state on the reference path, every
-different right completion against every different wrong one. Chosen and rejected are whole turns, the common path and
-what was sampled after it, so that an objective sees the path too:
+distinct right completion is paired with every distinct wrong one. Chosen and rejected are whole turns, the common path
+and what was sampled after it, so an objective sees the path too:
 
     path a b, probes after it: c (right), d (wrong), e (wrong)    ->    (a b c, a b d) and (a b c, a b e)
 
-Invariant: within a pair the two begin alike, up to the state at least, and differ after it.
+Invariant: the two completions of a pair begin alike, up to the state at least, and differ after it.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from flow_dpo.recipes.state_values import refuse_without_probes
 
 @dataclass(frozen=True, kw_only=True)
 class BranchPairs:
-    """All combinations of a right and a wrong probe at a state, of which each problem keeps some."""
+    """All pairs of a right and a wrong probe of one state; each problem keeps some of them."""
 
     max_pairs: int = 8
-    """Pairs of one problem, drawn at random from all of its states; the authors' is 8. 0 keeps all."""
+    """Pairs kept per problem, drawn at random from all of its states; the authors' is 8. 0 keeps all."""
     pairs_seed: int = 0
-    """Of that draw."""
+    """Seed of that draw."""
     min_margin: float = 0.0
-    """The least difference of two rewards that makes a pair; the authors' are 1 and 0. Equal ones never make one."""
+    """Smallest difference of two rewards that makes a pair; the authors' are 1 and 0. Equal ones never make a pair."""
     max_pair_tokens: int = 0
-    """A pair is left out where prompt and completion of a side are this long or longer; the authors' is 922, 0.9 of
+    """A pair is left out if a side's prompt and completion have this many tokens or more; the authors' is 922, 0.9 of
     their cut-off of 1,024 (1,382 on MATH). 0 leaves out none."""
     by_problem: bool = True
-    """Weigh pairs so that each problem with any weighs as much as one that keeps `max_pairs` (their mean number where
-    that is 0). The authors draw a problem a step, so that those with many pairs are not preferred."""
+    """Weight pairs so that each problem with any weighs as much as one that keeps `max_pairs` (if that is 0, the mean
+    number of pairs). The authors draw one problem per step, so problems with many pairs are not favoured."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "max_pairs", "max_pair_tokens", "min_margin")
 
     def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
-        """Raise `ConfigError` for a recipe by which no state would ever have a right and a wrong probe."""
-        refuse_without_probes(recipe, 2, "a pair is of two completions of one state")
+        """Raise `ConfigError` for a recipe under which no state can ever have a right and a wrong probe."""
+        refuse_without_probes(recipe, 2, "a pair needs two completions of one state")
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees, tree by tree, state by state."""
@@ -66,7 +66,7 @@ class BranchPairs:
 
 
 def _pairs(tree: Tree, min_margin: float) -> list[Pair]:
-    """Every combination at every state, equal completions of one reward once."""
+    """Every right-wrong combination at every state; equal completions with one reward count once."""
     states: dict[Request, dict[tuple[float, tuple[int, ...]], Node]] = {}
     for rollout in tree.rollouts:
         reward = None if rollout.verdict is None else rollout.verdict.reward
@@ -102,13 +102,13 @@ def _num_tokens(pair: Pair) -> int:
 
 
 def _turn(tree: Tree, node: Node) -> tuple[Request, Completion]:
-    """The turn that a node ends: its request, and the whole completion of it, in one piece."""
+    """The turn that a node ends: its request, and its whole completion in one piece."""
     request, completion = node.request, node.completion
     for before in reversed(tree.path(node.id)[:-1]):
         so_far = before.request.prompt_ids + before.completion.token_ids
         if before.role != request.role or request.choices or so_far != request.prompt_ids:
             break
-        # A turn that continues where one of the same role ended has its own count of tokens.
+        # A new turn that continues where one of the same role ended has its own limit of tokens.
         if before.request.max_tokens - len(before.completion.token_ids) != request.max_tokens:
             break
         request, completion = before.request, join(before.completion, completion)

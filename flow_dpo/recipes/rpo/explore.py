@@ -1,12 +1,12 @@
 """Rollouts in search of a correct reference path, and fresh completions from each of its states.
 
 Reasoning Paths Optimization's exploration (arXiv 2410.10858, section 3, and the authors' code,
-DAMO-NLP-SG/reasoning-paths-optimization): several rollouts, the first right one of which is the reference path; from
-the question and from the end of every step of it but the last, fresh completions, which are continued to the end:
+DAMO-NLP-SG/reasoning-paths-optimization): several rollouts, the first right one of which is the reference path. From
+the question, and from the end of every step of the path but the last, fresh completions are sampled to the end:
 
     rollouts 0 wrong, 1 right, 2 right    ->    rollout 1 is the reference; 3 steps: completions from 3 states
 
-Invariant: where no rollout is right, nothing is branched; the reference does not depend on which ended first.
+Invariant: if no rollout is right, nothing is branched; the reference does not depend on which rollout ended first.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from flow_dpo.recipes.step_rollouts import Branched, Path
 
 @dataclass(frozen=True, kw_only=True)
 class ReferencePath(TurnSampling):
-    """Rollouts of a problem, and completions from every state on the first right one. The first is the trunk."""
+    """Rollouts of a problem, and completions from every state on the first right one. The first of all is the trunk."""
 
     num_rollouts: int = 10
     """Rollouts in search of a right one; the authors' is 10."""
     num_completions: int = 10
-    """Completions from a state; the authors' is 10."""
+    """Completions per state; the authors' is 10."""
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         explored = [_Searched(self, flow, problem, runner, seed, self.num_completions) for problem in problems]
@@ -42,14 +42,14 @@ class ReferencePath(TurnSampling):
 
 
 class _Searched(Branched):
-    """Rollouts of one problem; the one that ends last continues with the reference path."""
+    """Rollouts of one problem; the one that ends last starts the completions from the reference path."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._found: dict[int, Status] = {}
 
     def search(self, path: Path) -> RolloutSteps:
-        """Sample one path to its end; if it is the last, branch the first right one of all."""
+        """Sample one path to its end; if it is the last to end, branch the first right path."""
         yield from self.rollout(path, probing=False)
         assert path.solution is not None
         verdict = yield from verify(self.problem, path.solution)

@@ -34,7 +34,7 @@ class OddsRatio:
     accepts: ClassVar[tuple[type, ...]] = (Pair,)
 
     exploration_weight: float = 0.3
-    """lambda; the authors' are 0.1 to 0.3."""
+    """lambda, the weight of the odds ratio; the authors' are 0.1 to 0.3."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "exploration_weight")
@@ -71,7 +71,7 @@ class OddsRatio:
 
 
 def num_shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
+    """Length of the longest common prefix."""
     same = 0
     for a, b in zip(one, other, strict=False):
         if a != b:
@@ -81,5 +81,5 @@ def num_shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _after(logprobs: Tensor, shared: int) -> Tensor:
-    """The tokens after the common prefix; the last one where there are none, for one may be the other's beginning."""
+    """The tokens after the common prefix; the last token if there are none (one side can be the other's beginning)."""
     return logprobs[min(shared, len(logprobs) - 1) :]

@@ -1,12 +1,12 @@
 """Reasoning Paths Optimization's presets: branches on the first right path (arXiv 2410.10858).
 
-The paper's are those of sections 3 and 4 and of the authors' code (DAMO-NLP-SG/reasoning-paths-optimization, commit
-94c0fdd): temperature 0.5 and answers of 512 tokens (inference.py: `make_kwargs`, `max_output_length`), 10 rollouts and
-10 completions from a state (branching.py: `num_sample`), up to 8 pairs of a question and pairs of 0.9 times 1,024
-tokens and more left out (run_orpo.py: `ReasonPathsCollator`), 8 questions with pairs an update, rate 5e-5 after 100
-updates, then a cosine to 0 over 3 epochs (2,803 updates where all of GSM8K's 7,473 questions have pairs), LoRA on two
+The paper's values are those of sections 3 and 4 and of the authors' code (DAMO-NLP-SG/reasoning-paths-optimization,
+commit 94c0fdd): temperature 0.5 and answers of 512 tokens (inference.py: `make_kwargs`, `max_output_length`), 10
+rollouts and 10 completions per state (branching.py: `num_sample`), up to 8 pairs per question, pairs of 0.9 times 1,024
+tokens or more left out (run_orpo.py: `ReasonPathsCollator`), 8 questions with pairs per update, rate 5e-5 after 100
+updates, then a cosine to 0 over 3 epochs (2,803 updates if all of GSM8K's 7,473 questions have pairs), LoRA on two
 projections of its library's default rank 8 (scripts/train_reason_paths.sh), lambda 0.3 of 0.1 to 0.3. The other presets
-have 8 rollouts and draw 4 from a state; their updates count pairs.
+have 8 rollouts and draw 4 completions per state; their updates count pairs.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Rollouts, and fresh completions from every state of those that ended wrong.
 
 Step-DPO (arXiv 2406.18629) samples solutions, has the first wrong step of each wrong one found, and samples from the
-state before it until some are right. Here completions from the states do both: they show where a solution can
-no longer be saved, and those before that place are the corrections.
+state before it until some are right. Here completions from the states do both: they show from where a solution can no
+longer be saved, and those from the state before that are the corrections.
 
-    rollout 0 right, 1 wrong in 3 steps    ->    completions from the question and behind steps 1 and 2 of rollout 1
+    rollout 0 right, 1 wrong in 3 steps    ->    completions from the question and after steps 1 and 2 of rollout 1
 
-Invariant: completions are cut into steps as solutions are, so that a first step stands beside the one it corrects; what
-ended right, or could not be graded, has none.
+Invariant: completions are cut into steps as solutions are, so a first step can be compared with the one it corrects; a
+rollout that ended right, or could not be graded, has none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WrongRollouts(TurnSampling):
     num_rollouts: int = 2
     """Rollouts of a problem; the authors' is 2."""
     num_completions: int = 20
-    """Completions from a state; the authors draw 20 from the one before the error."""
+    """Completions per state; the authors draw 20 from the one before the error."""
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         explored = [_Searched(self, flow, problem, runner, seed, self.num_completions) for problem in problems]
@@ -48,7 +48,7 @@ class _Searched(Branched):
     cut_probes = True
 
     def search(self, path: Path) -> RolloutSteps:
-        """Sample one rollout to its end, and if that is wrong, from every state on it."""
+        """Sample one rollout to its end and, if it is wrong, completions from every state on it."""
         yield from self.rollout(path, probing=False)
         assert path.solution is not None
         verdict = yield from verify(self.problem, path.solution)

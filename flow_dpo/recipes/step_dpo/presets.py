@@ -1,10 +1,10 @@
 """Step-DPO's presets: pairs of steps at the first error (arXiv 2406.18629).
 
-The paper's are those of the authors' code (dvlab-research/Step-DPO at c4902fd, `data_pipeline/step1.sh` and `step3.sh`,
-`eval_math.py`, `bash_scrips/qwen2_7b_step_dpo.sh`, `configs/config_full.yaml`): 2 solutions a problem, 20 completions
-from the state before the error, temperature 0.8, top-p 0.95, at most 2,048 tokens; beta 0.5 (0.4 for 72B), rate 5e-7
-for all weights with a warm-up over a tenth (about 67 of 675 updates) and a cosine to 0, 128 pairs an update, 8 epochs
-over 10,000 collected pairs (here one pass). LoRA: none.
+The paper's values are those of the authors' code (dvlab-research/Step-DPO at c4902fd, `data_pipeline/step1.sh` and
+`step3.sh`, `eval_math.py`, `bash_scrips/qwen2_7b_step_dpo.sh`, `configs/config_full.yaml`): 2 solutions per problem, 20
+completions from the state before the error, temperature 0.8, top-p 0.95, at most 2,048 tokens; beta 0.5 (0.4 for 72B),
+rate 5e-7 for all weights with a warm-up over a tenth (about 67 of 675 updates) and a cosine to 0, 128 pairs per update,
+8 epochs over 10,000 collected pairs (here one pass). LoRA: none.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-r"""Advantages of segments: by the values around them, against their siblings, or by all leaves below.
+r"""Advantages of segments: from the values around them, against their siblings, or from all leaves below.
 
-Three credits of trees whose rewards are 1 and 0. On a tree with two segments a and b from the beginning, of which a has
-children that end right and wrong, and b one that ends wrong and one wrong:
+Three credits of trees whose rewards are 1 and 0. A tree has two segments a and b from the beginning; one child of a
+ends right and the other wrong, and both children of b end wrong:
 
     values        a 1/2, b 0, the beginning 1/4
     siblings      a 1/2 - 1/4, b 0 - 1/4, a's children 1 - 1/2 and 0 - 1/2; b's tie
-    leaves        rewards less the mean of the other three: 1, -1/3, -1/3, -1/3; their means at a 1/3 and at b -1/3
+    leaves        rewards minus the mean of the other three: 1, -1/3, -1/3, -1/3; their means at a 1/3 and at b -1/3
 
 Invariant: what was not graded, and what taught nothing, makes no example; probes are never learned.
 """
@@ -36,28 +36,28 @@ from flow_dpo.recipes.state_values import (
 )
 
 _NONE = 1e-8
-"""Differences of sums of floats that would be equal are below this."""
+"""Differences of float sums that should be equal are below this."""
 Found = tuple[Tree, Node, float]
-"""A node with its advantage."""
+"""A tree, and one of its nodes with its advantage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentAdvantages:
-    """Every segment of every path with the difference of the values around it, as VinePPO's steps (SPO-chain, arXiv
-    2505.23564). Weights add up to the number of paths, so that an objective that sums over a segment's tokens is of the
-    order of one that sums over an answer's."""
+    """Credits every segment of every path with the difference of the values around it, like VinePPO's steps (SPO-chain,
+    arXiv 2505.23564). Weights add up to the number of paths, so an objective that sums over a segment's tokens has the
+    magnitude of one that sums over an answer's."""
 
     mask_above: float = 0.9
-    """Of the objective: tokens from this probability on are not learned, and count in no mean."""
+    """As `objective.mask_above`: tokens of at least this probability are not learned, and count in no mean."""
     whiten: bool = True
-    """Subtract the mean and divide by the standard deviation of the advantages of all trees handed over together,
-    counted by tokens."""
+    """Subtract the mean of the advantages of all trees credited together and divide by their standard deviation,
+    weighted by tokens."""
 
     def __post_init__(self) -> None:
         expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, "mask_above")
 
     def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
-        """Raise `ConfigError` for a recipe by which no problem would ever make an example, or that masks twice."""
+        """Raise `ConfigError` for a recipe under which no problem can make an example, or with two different masks."""
         _refuse_two_masks(self.mask_above, recipe)
         refuse_without_probes(recipe)
 
@@ -75,34 +75,34 @@ class SegmentAdvantages:
 
 @dataclass(frozen=True, kw_only=True)
 class SiblingAdvantages:
-    """Every segment's value less the mean of its siblings' and its own; a node without siblings, such as the next turn
-    after the last branching, has its predecessor's advantage. SPO-tree (arXiv 2505.23564) whitens these and weighs them
-    by tokens; TreeRPO (arXiv 2506.05183) divides them as GRPO does, group by group."""
+    """Credits every segment with its value minus the mean of its siblings' and its own. A node without siblings, such
+    as the next turn after the last branching, has its predecessor's advantage. SPO-tree (arXiv 2505.23564) whitens
+    these and weights them by tokens; TreeRPO (arXiv 2506.05183) divides them as GRPO does, group by group."""
 
     scale: Literal["none", "deviation", "binary"] = "none"
-    """What they are divided by: nothing; the group's standard deviation; or that of right and wrong at the group's
-    mean, the root of mean (1 - mean), which does not blow up the small differences of values."""
+    """What advantages are divided by: "none", nothing; "deviation", the group's standard deviation; "binary", that of
+    right and wrong at the group's mean, sqrt(mean (1 - mean)), which does not blow up small differences of values."""
     whiten: bool = True
-    """As for `SegmentAdvantages`."""
+    """Turn all advantages into standard scores, weighted by tokens, as for `SegmentAdvantages`."""
     by_tokens: bool = True
-    """Weigh segments by their learned tokens, mean 1: the mean loss is that over all tokens. Without, each weighs 1."""
+    """Weight segments by their learned tokens, mean 1: the mean loss is that over all tokens. If off, each weighs 1."""
     mask_above: float = 0.9
-    """Of the objective: tokens from this probability on are not learned; 0 masks none."""
+    """As `objective.mask_above`: tokens of at least this probability are not learned; 0 masks none."""
     max_per_problem: int = 32
-    """Segments of a problem that are learned, drawn at random; SPO-tree's is 32. 0 keeps all."""
+    """Segments learned per problem, drawn at random; SPO-tree's is 32. 0 keeps all."""
     draw_seed: int = 0
-    """Of that draw."""
+    """Seed of that draw."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "max_per_problem")
         expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, "mask_above")
 
     def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
-        """Raise `ConfigError` for a recipe by which no problem would ever make an example, or that masks twice."""
+        """Raise `ConfigError` for a recipe under which no problem can make an example, or with two different masks."""
         _refuse_two_masks(self.mask_above, recipe)
         factors = getattr(recipe.explore, "branch_factors", None)
         if factors is not None and max(factors) < 2:
-            raise ConfigError(f"expected one of branch_factors of 2 or more, found {factors}: siblings are compared")
+            raise ConfigError(f"expected a branch_factors entry of 2 or more, found {factors}: siblings are compared")
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, in the order of their nodes."""
@@ -116,7 +116,7 @@ class SiblingAdvantages:
         for id in sorted(values):
             groups.setdefault(tree.nodes[id].parent, []).append(id)
         advantages: dict[int, float] = {}
-        for parent, group in groups.items():  # a parent's group stands before its children's
+        for parent, group in groups.items():  # a parent's group comes before its children's
             if len(group) == 1:
                 advantages[group[0]] = advantages.get(parent, 0.0) if parent is not None else 0.0
                 continue
@@ -140,33 +140,33 @@ class SiblingAdvantages:
 @dataclass(frozen=True, kw_only=True)
 class LeafAdvantages:
     """TreeRL's credit (arXiv 2506.11902, as in the authors' code, THUDM/TreeRL at f0edbea, `tree_node.py` and
-    `gather_paths` in `parallel_mcts.py`). A leaf's reward less the mean of all others is averaged over leaves below
-    each node; over the root of the number of the chosen leaves below it that is the node's value v, and
+    `gather_paths` in `parallel_mcts.py`). A leaf's reward minus the mean of all others is averaged over the leaves
+    below each node. Divided by the square root of the number of chosen leaves below it, this is the node's value v, and
 
         advantage = v + (v - v of its parent)        global, against the beginning, whose v is 0, and local
 
-    Every chosen leaf is a sequence whose tokens count alike and add up to 1, so a node that several share counts
-    as often as they do.
+    Every chosen leaf is a sequence whose tokens count equally and add up to 1, so a node that several sequences share
+    counts as often as there are sequences.
     """
 
     num_paths: int = 16
-    """Leaves of a problem whose paths are learned, one right among them where there is any; TreeRL's is 16. 0 keeps
-    all. Values are over all leaves."""
+    """Leaves per problem whose paths are learned, a right one among them if there is any; TreeRL's is 16. 0 keeps all.
+    Values are over all leaves."""
     draw_seed: int = 0
-    """Of that draw."""
+    """Seed of that draw."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "num_paths")
 
     def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
-        """Raise `ConfigError` for a recipe by which no problem would ever make an example."""
+        """Raise `ConfigError` for a recipe under which no problem can ever make an example."""
         explore = recipe.explore
         forks = [getattr(explore, name, 0) for name in ("fork_rounds", "num_forks", "num_completions")]
         if getattr(explore, "num_rollouts", 2) < 2 and not all(forks):
             raise ConfigError("expected --num_rollouts of 2 or more, found 1 without forks: leaves are compared")
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
-        """All examples of the trees, in the order of their nodes. Weights have the mean 1."""
+        """All examples of the trees, in the order of their nodes. The mean weight is 1."""
         found = [one for tree in trees for one in self._of_tree(tree)]
         mean = math.fsum(weight for _, _, _, weight in found) / max(len(found), 1)
         return [scored_as_sampled(tree, node, advantage, weight / mean) for tree, node, advantage, weight in found]
@@ -194,7 +194,7 @@ class LeafAdvantages:
             parent = tree.nodes[id].parent
             local[id] = values[id] - (0.0 if parent is None else values[parent])
             if abs(local[id]) < _NONE and parent is not None:
-                local[id] = local[parent]  # as in the authors' code: where nothing was decided, what was decided before
+                local[id] = local[parent]  # as in the authors' code: what decided nothing has its parent's local term
         return [
             (tree, tree.nodes[id], values[id] + local[id], shares[id])
             for id in sorted(values)
@@ -214,15 +214,15 @@ def _refuse_two_masks(mask_above: float, recipe: Recipe) -> None:
     if found != mask_above:
         raise ConfigError(
             f"expected one mask, found --credit.mask_above {mask_above} and --objective.mask_above {found}: the "
-            "weights and means of the one are of the tokens that the other learns"
+            "credit's weights and means must be of the tokens that the objective learns"
         )
 
 
 def _scored(
     found: Iterable[Found], *, mask_above: float, whiten: bool, total_weight: float | None
 ) -> list[ScoredCompletion]:
-    """Examples of nodes of which any token is learned. `total_weight`: what the weights add up to, by learned tokens;
-    each weighs 1 where None."""
+    """Examples of the nodes with any learned token. Their weights are proportional to learned tokens and add up to
+    `total_weight`; if that is None, each weighs 1."""
     counted = [
         (tree, node, advantage, float(num))
         for tree, node, advantage in found

@@ -1,15 +1,15 @@
 r"""Segments that begin at tokens of low probability, and rollouts from the states between them.
 
 SPO-chain's exploration (arXiv 2505.23564, and the authors' code, AIFrameResearch/SPO at b9fc6a2,
-`math_episode_generator_with_mc_advantages.py`): of the tokens that were sampled with a probability below 0.9, every
-fifth begins a segment; from the state before each, fresh completions:
+`math_episode_generator_with_mc_advantages.py`): of the tokens sampled with a probability below 0.9, every fifth begins
+a segment, and fresh completions are sampled from the state before each:
 
     token         a    b    c    d    e    f    g    h
     probability   .99  .8   .97  .5   .6   .99  .7   .85      cut_interval 3: cuts before b and g
     segments      a | b c d e f | g h                         probes from a and from a b c d e f
 
-Invariant: a token of low probability stands in a segment whose state was probed; the tokens before the first cut are
-all of high probability, and their state is not probed.
+Invariant: a token of low probability is in a segment whose state was probed; the tokens before the first cut are all of
+high probability, and their state is not probed.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from flow_dpo.recipes.step_rollouts import Branched, Step
 
 @dataclass(frozen=True, kw_only=True)
 class CutRollouts(TurnSampling):
-    """Paths of a problem, and completions from every distinct state before a cut. The paths' first is its trunk."""
+    """Paths of a problem, and completions from every distinct state before a cut. The first path is the trunk."""
 
     num_rollouts: int = 8
     """Paths of a problem; SPO-chain's is 8."""
     num_completions: int = 9
-    """Completions from a state; SPO-chain's is 9."""
+    """Completions per state; SPO-chain's is 9."""
     cut_below: float = 0.9
-    """A token of lower probability, at temperature 1, may begin a segment; SPO-chain's is 0.9."""
+    """A token of lower probability, at temperature 1, can begin a segment; SPO-chain's is 0.9."""
     cut_interval: int = 5
-    """Of these tokens every so-manieth begins one; SPO-chain's is 5."""
+    """One in this many of those tokens begins a segment; SPO-chain's is 5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +61,7 @@ class _Cut(Branched):
     turn_sampling: CutRollouts  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def step_ends(self, completion: Completion) -> tuple[int, ...]:
-        """The cuts but one before the first token, which needs none."""
+        """The cuts, except one before the first token, which needs none."""
         unsure = [at for at, logprob in enumerate(completion.logprobs) if self._low(logprob)]
         return tuple(at for at in unsure[:: self.turn_sampling.cut_interval] if at)
 

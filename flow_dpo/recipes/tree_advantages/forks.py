@@ -1,19 +1,19 @@
 r"""Chains that fork where the policy was least sure: the entropy-guided tree of TreeRL.
 
 TreeRL's exploration, EPTree (arXiv 2506.11902, and the authors' code, THUDM/TreeRL at f0edbea,
-`entropy_chain_local_manager.py` and `tree_node.py`): several chains to the end; then in every round the least sure
-tokens of each chain's tree become forks, from each of which several completions go to the end:
+`entropy_chain_local_manager.py` and `tree_node.py`): several chains are sampled to the end. Then in every round the
+least sure tokens of each chain's tree become forks, from each of which several completions are sampled to the end:
 
     chain   a b c d e      surprises .1 .9 .2 .7 .3       num_forks 2: before b and before d
     forks   a | x y z      a | b w      a b c | u v       a b c | d t        (num_completions 2)
 
-What stands in for a token's entropy is its surprise, the negative log-probability of the token that was sampled, as in
-the authors' code: an entropy is of the whole distribution, a surprise of one draw from it, whose mean it is. A likely
-token of an undecided place is thus passed over, and an unlikely one of a decided place may be a fork.
+A token's surprise stands in for its entropy, as in the authors' code: the negative log-probability of the token that
+was sampled. An entropy is of the whole distribution, a surprise of one draw from it; the mean surprise is the entropy.
+So a likely token at an undecided place is passed over, and an unlikely one at a decided place can become a fork.
 
 Invariants: a fork's first token is no fork again, nor is anything after the words that open the final answer, and no
-place is forked in two rounds (the authors' code may); a fork is a plain draw from its state, which may repeat what is
-there. The first chain is the trunk, drawn as any other's.
+place is forked in two rounds (the authors' code can do that). A fork is a plain draw from its state, which can repeat
+what is there. The first chain is the trunk, drawn as in any exploration.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from flow_dpo.core.types import Completion, Problem, Request, Solution
 from flow_dpo.recipes.step_rollouts import Step, continuation, request_after
 
 At = tuple[int, int]
-"""A place in a branch: the number of its turn, and how many of that turn's tokens, as the branch has them, precede."""
+"""A place in a branch: the number of its turn, and how many of that turn's tokens in the branch come before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +41,16 @@ class EntropyForks(TurnSampling):
     """Chains of a problem, and forks at their least sure tokens. The first chain is the trunk."""
 
     num_rollouts: int = 6
-    """Chains, M; TreeRL's is 6."""
+    """Chains per problem, M; TreeRL's is 6."""
     num_forks: int = 2
-    """Forks of each chain's tree in a round, N; TreeRL's is 2."""
+    """Forks per chain's tree in a round, N; TreeRL's is 2."""
     num_completions: int = 2
-    """Completions from a fork, T; TreeRL's is 2."""
+    """Completions per fork, T; TreeRL's is 2."""
     fork_rounds: int = 1
-    """Rounds, L: from the second on, forks may be forked. TreeRL's is 1."""
+    """Rounds of forking, L; from the second on, forks can be forked. TreeRL's is 1."""
     no_forks_after: tuple[str, ...] = ("conclusion", "answer")
-    """A token whose text has one of these, in lower case, is the last of its turn that may be a fork; TreeRL's are
-    these."""
+    """Words after which a turn is not forked: a token whose text contains one, in lower case, is the last that can be a
+    fork. The defaults are TreeRL's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,15 +73,15 @@ class _Branch:
     """A rollout from the beginning or from a fork to the end."""
 
     id: int
-    """In its chain's tree."""
+    """Its number in its chain's tree."""
     parent: _Branch | None = None
     at: At = (0, 0)
     """Where in its parent it begins."""
     steps: list[Step] = field(default_factory=list[Step])
-    """Its turns, the first of which may continue one of its parent's."""
+    """Its turns, the first of which can continue one of its parent's."""
     solution: Solution | None = None
     nodes: dict[At, int | None] = field(default_factory=dict[At, "int | None"])
-    """Of the finished tree: the node that ends at each of its forks, None at a problem's beginning."""
+    """In the finished tree, the node that ends at each of its forks; None at the problem's beginning."""
 
 
 class _Chain:
@@ -96,7 +96,7 @@ class _Chain:
         self.round, self._num_waiting = 0, 1
 
     def grow(self, branch: _Branch) -> RolloutSteps:
-        """Sample a branch to its end; where it is the last of its round, start the next."""
+        """Sample a branch to its end; the last of a round starts the next round."""
         start = self._start(branch)
         trunk = branch.id == 0 and self.index == 0
         branch.steps, branch.solution = yield from continuation(
@@ -123,7 +123,7 @@ class _Chain:
             yield self.grow(one)
 
     def _start(self, branch: _Branch) -> tuple[Any, Any, Completion | None]:
-        """The turn, the state before it and what is written of it, where a branch begins."""
+        """Where a branch begins: the turn, the state before it, and what is written of it."""
         if branch.parent is None:
             state = self.flow.start(self.problem)
             return self.flow.turn(state), state, None
@@ -134,7 +134,7 @@ class _Chain:
         return step.turn, step.state, kept
 
     def _places(self) -> Iterator[tuple[float, _Branch, At]]:
-        """Every token that may be a fork and is none yet, with its surprise."""
+        """Every token that can be a fork and is none yet, with its surprise."""
         known = {(id(one.parent), one.at) for one in self.branches}
         for branch in self.branches:
             for number, step in enumerate(branch.steps):
@@ -146,7 +146,7 @@ class _Chain:
                         yield -step.completion.logprobs[offset], branch, (number, offset)
 
     def _num_open(self, completion: Completion) -> int:
-        """How many first tokens of a completion may be forks."""
+        """How many tokens of a completion, from the first, can be forks."""
         for at, token in enumerate(completion.token_ids):
             text = self.runner.renderer.to_text(((token,),)).lower()
             if any(word in text for word in self.settings.no_forks_after):
@@ -179,7 +179,7 @@ def _tree(problem: Problem, chains: Sequence[_Chain]) -> Tree:
 
 
 def _pieces(step: Step, cuts: Sequence[int]) -> list[tuple[Request, Completion, tuple[str, ...]]]:
-    """A turn's completion, cut after so many tokens, each piece with its request."""
+    """A turn's completion, cut at these numbers of tokens, each piece with its request."""
     pieces, kept = list[tuple[Request, Completion, tuple[str, ...]]](), None
     for piece in split(step.completion, cuts):
         pieces.append((step.request if kept is None else request_after(step.request, kept), piece, step.tags))

@@ -1,22 +1,22 @@
 """Presets of SPO-chain, SPO-tree, TreeRPO and TreeRL: values of segments from a tree, and a policy gradient.
 
-SPO (arXiv 2505.23564): the paper's are those of the authors' configurations for Rho-1.1B on GSM8K (AIFrameResearch/SPO
-at b9fc6a2, `configs/polIter_rho1bSft2_spo_chain_GSM8K.jsonnet`, `..._spo_tree_GSM8K.jsonnet`, what these import, and
-the README's `interval5`): temperature 0.6, top-p 0.9, at most 1,024 tokens, tokens of a probability from 0.9 on masked,
-clip 0.2, k3 summed over an answer with 1e-4 (a token's at most 10), a mini-batch with a mean ratio above 10 skipped,
+SPO (arXiv 2505.23564): the values are those of the authors' configurations for Rho-1.1B on GSM8K (AIFrameResearch/SPO
+at b9fc6a2, `configs/polIter_rho1bSft2_spo_chain_GSM8K.jsonnet`, `..._spo_tree_GSM8K.jsonnet`, their imports, and the
+README's `interval5`): temperature 0.6, top-p 0.9, at most 1,024 tokens, tokens of a probability from 0.9 on masked,
+clip 0.2, k3 summed over an answer with 1e-4 (a token's at most 10), mini-batches with a mean ratio above 10 skipped,
 rate 1e-6 for all weights, warm-up over 3 % of 1,000 iterations and then linear to 0. Chain: 64 questions with 8 answers
-each, 9 completions from a state, a cut at every fifth unsure token, 2 epochs over mini-batches of 64 answers. Tree: 16
-questions, 6-6-6 segments of 30 tokens, up to 32 segments a question, mini-batches of 128. LoRA: none.
+each, 9 completions per state, a cut at every fifth unsure token, 2 epochs over mini-batches of 64 answers. Tree: 16
+questions, 6-6-6 segments of 30 tokens, up to 32 segments per question, mini-batches of 128. LoRA: none.
 
 TreeRL (arXiv 2506.11902): the authors' script for Qwen-2.5-14B (THUDM/TreeRL at f0edbea, `scripts/treerl-qw14b.sh`,
 `train_reinforce_ray.py`, `openrlhf/models/loss.py`, `openrlhf/trainer/ray/reinforce_actor.py`): M 6, N 2, L 1, T 2, 16
 of the 30 leaves learned, temperature 1.2, top-p 0.95, at most 8,192 tokens, no penalty, clip 0.2 below and 0.26 above,
-one update a batch of 16 questions, rate 1.5e-6 for all weights, constant (its cosine may fall to 1 times the rate)
-after a warm-up of 5 % of the 234 updates that its scheduler counts in 2 passes over 30,000 questions. LoRA: none.
+one update per batch of 16 questions, rate 1.5e-6 for all weights, constant (its cosine falls to 1 times the rate) after
+a warm-up over 5 % of the 234 updates that its scheduler counts in 2 passes over 30,000 questions. LoRA: none.
 
-TreeRPO (arXiv 2506.05183): that a step is so many tokens, that every node has as many children to a depth, that a
-node's reward is its children's mean, and that advantages are GRPO's among siblings is the paper's. Its text beyond the
-abstract could not be read, and its code was not to be had: 8 children, depth 3 and steps of 384 tokens are what the
+TreeRPO (arXiv 2506.05183): the paper's are steps of a fixed number of tokens, the same number of children at every node
+down to a depth, a node's reward as the mean of its children's, and GRPO's advantages among siblings. Its text beyond
+the abstract could not be read and its code was not available: 8 children, depth 3 and steps of 384 tokens are what the
 reviews of its submission state (OpenReview, ICLR 2026); rate, batch and penalty of "paper" are unchecked.
 """
 
@@ -46,8 +46,8 @@ from flow_dpo.recipes.tree_advantages.forks import EntropyForks
 
 _LORA = LoraSettings(lora_r=8, lora_alpha=8)
 _PARTS: dict[str, Any] = {"passes": PassSettings(problems_per_update=4, short_batch="learn")}
-"""Of the three sizes of model. Segments are examples, a few or a hundred of a problem: counted by them an update would
-be of one or two problems. Four have about as many answers as GRPO's, and no segment waits for another version's."""
+"""For the three sizes of model. Segments are examples, from a few to a hundred per problem: by them an update would
+cover one or two problems. Four have about as many answers as GRPO's, and no segment waits for another version's."""
 
 _SPO = ClippedPolicyGradient(
     reduction="completion", kl_coef=1e-4, kl_reduction="sum", max_kl=10.0, max_ratio=10.0, mask_above=0.9

@@ -1,12 +1,12 @@
 """Advantages of steps: the difference of the values of the states around them.
 
 VinePPO's credit (arXiv 2410.01679, section 4). The value of a state is the mean reward of the probes from it; a step is
-credited with the value after it less the value before. After the last step nothing can be done any more, so the value
-there is 0 and the reward itself takes its place:
+credited with the value after it minus the value before it. After the last step nothing can be done any more, so the
+value there is 0 and the reward itself takes its place:
 
     values 0.5 -> 0.75 -> (end, reward 1)    advantages 0.25, 0.25
 
-Invariant: the advantages of a path, before they are whitened, add up to its reward less the value of the question.
+Invariant: the advantages of a path, before they are whitened, add up to its reward minus the value of the question.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from flow_dpo.recipes.state_values import refuse_without_probes, state_values, s
 
 @dataclass(frozen=True, kw_only=True)
 class StepAdvantages:
-    """Every step of every path with the difference of the values around it. The completions of probes are not learned.
+    """Credits every step of every path with the difference of the values around it. Probes are not learned.
 
     A step next to a state without a graded probe, and the last step of an ungraded path, make no example.
     """
 
     whiten: bool = True
-    """Subtract the mean and divide by the standard deviation of the advantages of all trees handed over together, each
-    step counted by its tokens. Whitened, a step that changed nothing moves too: by the mean's opposite."""
+    """Subtract the mean of the advantages of all trees credited together and divide by their standard deviation, each
+    step weighted by its tokens. Then even a step that changed nothing is learned: its score is the mean's opposite."""
 
     def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
-        """Raise `ConfigError` for a recipe by which no problem would ever make an example."""
+        """Raise `ConfigError` for a recipe under which no problem can ever make an example."""
         refuse_without_probes(recipe)
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:

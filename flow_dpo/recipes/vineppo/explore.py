@@ -1,11 +1,11 @@
-"""Monte-Carlo values of the states before each step of a path, by fresh completions from them.
+"""Monte-Carlo values of the states before each step of a path, from fresh completions.
 
-VinePPO's exploration (arXiv 2410.01679, section 4): several paths a problem, and from every distinct state on them a
-few completions that are continued to the end for their reward alone.
+VinePPO's exploration (arXiv 2410.01679, section 4): several paths per problem, and from every distinct state on them a
+few completions that are sampled to the end only for their reward.
 
     8 paths of 3 steps, all states distinct but the question    ->    8 paths, and 9 probes from each of 17 states
 
-Invariant: probes are independent of how the paths went on, so the mean of their rewards is an unbiased estimate of
+Invariant: probes are independent of how the paths continued, so the mean of their rewards is an unbiased estimate of
 the state's value under the policy that drew them.
 """
 
@@ -26,15 +26,15 @@ from flow_dpo.recipes.vineppo import long_steps
 
 @dataclass(frozen=True, kw_only=True)
 class StepRollouts(TurnSampling):
-    """Paths of a problem, and completions from every distinct state on them. The paths' first is its trunk."""
+    """Paths of a problem, and completions from every distinct state on them. The first path is the trunk."""
 
     num_rollouts: int = 8
     """Paths of a problem; VinePPO's is 8."""
     num_completions: int = 9
-    """Completions from a state; VinePPO's K is 9."""
+    """Completions per state; VinePPO's K is 9."""
     max_step_chars: int = 0
     """A step of more characters is cut at a mark near its middle, as the authors cut MATH solutions at 100; 0 cuts
-    none, as with theirs of GSM8K."""
+    none, as they do on GSM8K."""
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         explored = [

@@ -1,17 +1,17 @@
 """VinePPO's presets: paths, and Monte-Carlo values of the states on them (arXiv 2410.01679).
 
-The paper's are those of sections 4 and 5 and the authors' code (McGill-NLP/VinePPO efe7228), RhoMath-1.1B on MATH:
+The values of sections 4 and 5 and of the authors' code (McGill-NLP/VinePPO efe7228) for RhoMath-1.1B on MATH:
 
-- configs/polIter_rho1bSft2_ppo_MATH.jsonnet: 512 episodes an iteration, 8 of each of 64 questions, 1,000 iterations;
-  temperature 0.6, top-p 0.9, at most 1,024 tokens; episode_generators/9rolls.jsonnet: 9 completions from a state
-- configs/trainers/ppo_MATH.jsonnet: updates of 64 episodes, 2 epochs, so 16 an iteration and 16,000 in all; rate 1e-6,
-  warm-up 0.03 of them, then linear to 0 (configs/deepspeed/lr_scheduler.jsonnet); gradients clipped at 1; clip 0.2
-- src/treetune/trainers/ppo_trainer.py: the policy's part is a mean over all tokens, KL (k3 with 1e-4, a token's at most
+- configs/polIter_rho1bSft2_ppo_MATH.jsonnet: 512 episodes per iteration, 8 for each of 64 questions, 1,000 iterations;
+  temperature 0.6, top-p 0.9, at most 1,024 tokens; episode_generators/9rolls.jsonnet: 9 completions per state
+- configs/trainers/ppo_MATH.jsonnet: updates of 64 episodes, 2 epochs, so 16 per iteration and 16,000 in all; rate 1e-6,
+  warm-up over 0.03 of them, then linear to 0 (configs/deepspeed/lr_scheduler.jsonnet); gradients clipped at 1; clip 0.2
+- src/treetune/trainers/ppo_trainer.py: the policy term is a mean over all tokens, KL (k3 with 1e-4, a token's at most
   10) a sum over an episode's; a mini-batch whose mean ratio is above 10 is skipped; the logits of
-  new, old and reference are divided by the temperature
+  new, old and reference policy are divided by the temperature
 - src/treetune/tasks/math_extract_steps_inplace.py: parts of more than 100 characters are cut
 
-LoRA: not stated. The other presets draw 4 from a state, and make 8 updates of a batch.
+LoRA: not stated. The other presets draw 4 completions per state, and make 8 updates per batch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _OBJECTIVE = ClippedPolicyGradient(
     reduction="tokens", kl_coef=1e-4, kl_reduction="sum", max_kl=10.0, max_ratio=10.0
 )  # fmt: skip
 _PARTS: dict[str, Any] = {"examples_per_update": 0, "passes": PassSettings(minibatches=8)}
-"""Steps are examples, and a batch has as many as there are: an eighth of them is about as many answers as there."""
+"""Steps are examples, and their number varies with the batch: an eighth of them is about an eighth of its answers."""
 
 
 def _recipe(flow: Single, *, num_completions: int, temperature: float, top_p: float) -> Recipe:

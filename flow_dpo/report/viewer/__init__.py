@@ -2,5 +2,5 @@
 
     found -> index -> library -> server (or export) -> assets
 
-May import what its room may, `report`.
+May import what `report`, its parent package, may import.
 """

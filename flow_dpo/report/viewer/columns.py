@@ -1,11 +1,11 @@
-"""What the index knows of one row: the columns by which items are listed, filtered and sorted.
+"""What the index holds about one row: the columns by which items are listed, filtered and sorted.
 
     columns("tree", row)       {"id": "seed/train/0", "status": "wrong", "flipped": 1, "tokens": 118, "yes": 0.31, ...}
     example("pair", line)      Example(problem="seed/train/0", role="answer", depth=0, margin=1.0, version=0)
 
-A row of examples is a kilobyte of which an index needs sixty bytes, so what this package wrote is read by its layout;
-any other row is parsed whole, to the same end. Invariant: a row of the wrong kind or shape is a `DataError`, a single
-fact of the wrong kind is None.
+A row of examples is a kilobyte, of which an index needs sixty bytes. Rows that this package wrote are therefore read by
+their layout; any other row is parsed in full, with the same result. Invariant: a row of the wrong kind or shape is a
+`DataError`; a single fact of the wrong kind is None.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from flow_dpo.core.errors import DataError
 from flow_dpo.report.viewer.lines import integer, mapping, number, objects, parse_line, refuse, text
 
 SHOWN = 240
-"""Characters of a question in a list."""
+"""Characters of a question shown in a list."""
 _FOUND = 2_000
-"""Characters of a question that a search reads."""
+"""Characters of a question that a search covers."""
 KEY = 500
-"""Characters of an id, of an answer and of a gold answer."""
+"""Most characters of an id, an answer and a gold answer."""
 MAIN = {
     "run": ("trees.jsonl", "tree"),
     "traces": ("traces.jsonl", "trace"),
     "evaluation": ("predictions.jsonl", "prediction"),
     "judgements": ("judgements.jsonl", "judgement"),
 }
-"""The file that holds the items of each kind of source, and the name of their schema."""
+"""The file with the items of each kind of source, and the name of its schema."""
 COMPANIONS = {"pairs.jsonl": "pair", "scored.jsonl": "scored", "learned.jsonl": "learned"}
 """Files of a run whose rows belong to its trees, by problem, and the names of their schemas."""
 VERSIONS = {
@@ -43,17 +43,17 @@ _ATTEMPT = re.compile(r"attempt (\d{1,6})")
 
 
 def columns(schema: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The index's facts of one item. Raises `DataError` where it is no row of this schema."""
+    """The index's facts about one item. Raises `DataError` if it is not a row of this schema."""
     check_schema(schema, row.get("schema"))
     return _COLUMNS[schema](row)
 
 
 _SKIPPED = ((b', "logprobs": [', b"]"), (b', "prompt": {', b"}"))
-"""How fields of a node begin and end that no column needs: half of a tree's bytes, and nearly all of its numbers."""
+"""Beginning and end of a node's fields that no column needs: half of a tree's bytes, and nearly all of its numbers."""
 
 
 def row_of(schema: str, content: bytes) -> dict[str, Any]:
-    """The row of one line; of a tree as much as `columns` reads of it. Raises `DataError`."""
+    """The row of one line; for a tree, only what `columns` reads of it. Raises `DataError`."""
     if schema == "tree":
         skimmed = content
         for start, end in _SKIPPED:
@@ -61,13 +61,13 @@ def row_of(schema: str, content: bytes) -> dict[str, Any]:
             skimmed = first + b"".join([part[part.find(end) + 1 :] for part in parts])
         try:
             return parse_line(skimmed)
-        except DataError:  # perhaps a field of another shape was cut in the middle: the whole line tells
+        except DataError:  # perhaps a field of another shape was cut in the middle, so the whole line is parsed
             return parse_line(content)
     return parse_line(content)
 
 
 def check_schema(schema: str, found: object) -> None:
-    """Raise `DataError` where a row does not name this schema, in a version that is known."""
+    """Raise `DataError` if a row does not name this schema in a known version."""
     if found not in _ACCEPTED[schema]:
         expected = " or ".join(map(repr, _ACCEPTED[schema]))
         refuse(f"the schema {expected}", found)
@@ -133,13 +133,13 @@ def _of_nodes(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _attempt(tag: str) -> int:
-    """The number in a tag such as "attempt 2"; 0 of any other."""
+    """The number in a tag such as "attempt 2"; 0 for any other tag."""
     found = _ATTEMPT.fullmatch(tag)
     return int(found[1]) if found else 0
 
 
 def _status(row: Mapping[str, Any]) -> str:
-    """Of a rollout or another row with a verdict: "stopped" where its leaf has an estimated value instead of one."""
+    """Status of a rollout or another row with a verdict: "stopped" if its leaf has an estimated value instead."""
     verdict = row.get("verdict")
     status = verdict.get("status") if isinstance(verdict, dict) else None
     if status in _STATUSES:
@@ -188,17 +188,17 @@ _COLUMNS = {"tree": _of_tree, "trace": _of_trace, "prediction": _of_prediction, 
 
 
 class Example(NamedTuple):
-    """A row of pairs.jsonl, scored.jsonl or learned.jsonl, as far as an index needs it. A run has a million of
-    them, and a tuple is made in a third of a dataclass's time."""
+    """A row of pairs.jsonl, scored.jsonl or learned.jsonl, with what an index needs. A run has a million of them, and
+    making a tuple takes a third of a dataclass's time."""
 
     problem: str
     role: str
     depth: int | None
-    """Of its node in the problem's tree; None for a learned row."""
+    """Depth of its node in the problem's tree; None for a learned row."""
     margin: float | None
-    """Of a pair."""
+    """Only for a pair."""
     version: int | None
-    """Of the policy that sampled it; None for a learned row, which a later one learned from."""
+    """Version of the policy that sampled it; None for a learned row, from which a later version learned."""
 
 
 _PROBLEM, _ROLE = rb'"problem_id": "(?P<problem>[^"\\]*)"', rb'"role": "(?P<role>[^"\\]*)"'
@@ -209,15 +209,15 @@ _LAYOUTS = {
     "scored": (_PROBLEM, _ROLE, _NODE, _DEPTH),
     "learned": (rb'"version": [0-9]{1,15}', rb'"reference_version": (?:[0-9]{1,15}|null)', _ROLE, _PROBLEM, _NODE),
 }
-"""Neighbouring fields of a row as `runs.records` writes it. A quote inside a JSON text has a backslash before it, so
-what matches is no part of a text; and the first match is the row's own, for nothing nested stands before it."""
+"""Neighbouring fields of a row as `runs.records` writes it. A quote inside a JSON text follows a backslash, so a match
+is never part of a text; the first match is the row's own, since nothing nested comes before it."""
 _FIRST = {schema: b", " + fields[0].partition(b": ")[0] + b": " for schema, fields in _LAYOUTS.items()}
 _PATTERNS = {schema: re.compile(b", " + b", ".join(fields) + b", ") for schema, fields in _LAYOUTS.items()}
 _VERSION = re.compile(rb', "policy_version": (-?[0-9]{1,15}), ')
 
 
 def example(schema: str, content: bytes) -> Example:
-    """The facts of one line. Raises `DataError` where it is no row of this schema."""
+    """The facts of one line. Raises `DataError` if it is not a row of this schema."""
     if content.startswith(b'{"schema": "%b/1", ' % schema.encode()) and content.endswith(b"}\n"):
         at = content.find(_FIRST[schema])
         found = _PATTERNS[schema].match(content, at) if at > 0 else None

@@ -1,11 +1,11 @@
-"""Every number of a run over its batches, read from metrics.jsonl as it grows.
+"""Every number of a run by batch, read from metrics.jsonl as it grows.
 
     batches = Batches(path)
-    batches.refresh()         True where there is more than before
+    batches.refresh()         True if there is more than before
     batches.value()           {"batches": [{"from": 0, "to": 32}, ...], "x": {"problems": [32, ...]}, "series": {...}}
 
-Invariant: all series are as long as there are batches; what a row does not say, or says in another kind than a number,
-is None there. A row that is none costs itself alone, and its problems are of no batch.
+Invariant: all series have one entry per batch, None if the row lacks the value or has something other than a number. A
+broken row affects nothing else, and its problems belong to no batch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from flow_dpo.report.viewer.followed import FollowedFile
 from flow_dpo.report.viewer.lines import integer, number
 
 WAITED_S = 0.01
-"""Where a run's process samples itself, what it waits for is there: microseconds. A longer wait tells that workers
-sample elsewhere, while it learns."""
+"""A run's process that samples by itself waits only microseconds for a batch. A longer wait shows that workers sample
+elsewhere while it learns."""
 _AT_START = 64
-"""Problems whose accuracy is that at the start: those of the first batch at least."""
+"""Problems for the accuracy at the start; at least those of the first batch."""
 
 
 class Batches(FollowedFile):
@@ -51,7 +51,7 @@ class Batches(FollowedFile):
         for values in self.series.values():
             values.extend([None] * (num + 1 - len(values)))
 
-    # ---- what is read of them ----------------------------------------------------------------------------------------
+    # ---- values derived from the columns -----------------------------------------------------------------------------
 
     def last(self, name: str) -> float | None:
         """The newest batch's value."""
@@ -64,7 +64,7 @@ class Batches(FollowedFile):
         return sum(there) if there else None
 
     def spent(self) -> dict[str, float]:
-        """What the run has used of each thing that a budget can name (`runs.callbacks.budget`)."""
+        """What the run has used of everything that a budget can limit (`runs.callbacks.budget`)."""
         learned = [name for name in self.series if name.startswith("learn/") and name.endswith("/tokens")]
         tokens = sum(self.total(name) or 0 for name in ("rollout/sampled_tokens", *learned))
         verdicts, updates = self.total("num_verdicts"), self.total("learn/updates")
@@ -72,7 +72,7 @@ class Batches(FollowedFile):
 
     @property
     def accuracy_at_start(self) -> float | None:
-        """Accuracy over the first problems: as many as 64 where the batches are small."""
+        """Accuracy over the first problems: up to 64 of them, or those of the first batch if it is larger."""
         values = self.series.get("progressive/accuracy", ())
         early = [value for end, value in zip(self.ends, values, strict=False) if end <= _AT_START and value is not None]
         return early[-1] if early else values[0] if values else None
@@ -87,11 +87,11 @@ class Batches(FollowedFile):
         return [None if value is None else int(value + (more or 0)) for value, more in both]
 
     def seconds(self) -> list[float]:
-        """Seconds that the batches took so far, by what the rows say; what lies between two batches (checkpoints,
-        evaluations, a run that stood still) is not in them.
+        """Cumulative seconds that the batches took, according to the rows. Time between batches (checkpoints,
+        evaluations, a stopped run) is not included.
 
-        Sampling, grading and learning follow each other where the run's own process samples. Where workers do, they
-        sample while it learns, and a batch takes the learner's update and its wait for the batch.
+        If the run's own process samples, sampling, grading and learning follow one another. If workers do, they sample
+        while it learns, and a batch takes the learner's update plus its wait for the batch.
         """
         num = len(self.ends)
         waited = self.series.get("rollout/wait_seconds", [])
@@ -101,12 +101,12 @@ class Batches(FollowedFile):
         return list(accumulate(sum(value or 0.0 for value in row) for row in zip(*columns, strict=True)))
 
     def sampled(self) -> list[int]:
-        """Tokens sampled after each batch, dropped and probing ones too; where rows do not say, those of the trees."""
+        """Tokens sampled after each batch, including dropped and probing ones; in older rows, those of the trees."""
         values = self.series.get("rollout/sampled_tokens") or self.series.get("rollout/tokens") or [0] * len(self.ends)
         return [int(value) for value in accumulate(value or 0 for value in values)]
 
     def value(self) -> Mapping[str, Any]:
-        """All of it, as the page draws it."""
+        """All curves, as the page draws them."""
         return {
             "batches": [{"from": start, "to": end} for start, end in zip(self.starts, self.ends, strict=True)],
             "x": {

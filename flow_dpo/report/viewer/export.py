@@ -1,17 +1,17 @@
-"""A copy of the page as files, which opens from disk or any web space, with a part of each source's items.
+"""A copy of the page as files that opens from disk or any web space, with some of each source's items.
 
     with Library([Path("runs/train")]) as library:
         export(library, Path("site/view"), num_items=300)
 
     index.html  tree.js  style.css ...      the page's own files
     data/sources.js                         flowDpo.put("sources", {...});
-    data/items-train.js                     the list, with the items that are here
-    data/item-train-17.js                   one of them, whole: read when it is opened
-    view.json                               tells that the folder is such a copy
+    data/items-train.js                     the list of the items that were copied
+    data/item-train-17.js                   one complete item, read when it is opened
+    view.json                               marks the folder as such a copy
 
-Invariant: the page is the server's, file by file, and so is every value, save what is not here; no path and no command
-of this machine is in the copy. Names that may be paths are cut field by field, by the rule of `runs.local_names`; of
-notes, which are free text, first the folders that are known, then whatever looks like a path.
+Invariant: files and values are those of the server, except for what was not copied; the copy contains no path and no
+command of this machine. Names that can be paths are cut field by field, by the rule of `runs.local_names`; in notes,
+which are free text, first the known folders are cut, then whatever looks like a path.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from flow_dpo.runs.writable import check_writable
 MARK = "view.json"
 _STATIC = '<meta name="flow-dpo-static" content="">'
 _BEGIN = r"(?:(?:~|\.{1,2}|[A-Za-z]:)[/\\]|/|\\\\)"
-"""Where a path begins: a backslash alone is TeX's."""
+"""Where a path begins: a single backslash is TeX's."""
 _QUOTED = re.compile(rf"""(?P<quote>['"`]){_BEGIN}[^'"`\n]{{0,1000}}?(?P<last>[^'"`\n/\\]{{1,300}})[/\\]*(?P=quote)""")
-"""A path in quotes, which may hold spaces."""
+"""A path in quotes, which can contain spaces."""
 _FOLDERS = re.compile(rf"""(?:(?<![^\s=,;([{{'"`])|(?<=:)(?!//)){_BEGIN}(?:[^\s/\\,'"`]+[/\\])*(?=[^\s/\\,'"`])""")
-"""The folders of a path without quotes; where it holds a space, nobody can tell where it ends."""
+"""The folders of an unquoted path; if it contains a space, its end cannot be known."""
 _FREE = ("notes", "reason")
-"""What of an item is free text that a program wrote: what could not be read, and why a verdict is as it is."""
+"""Fields of an item with free text written by a program: what could not be read, and the reason for a verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewHeader:
-    """view.json: what a copy holds."""
+    """view.json: what a copy contains."""
 
     SCHEMA: ClassVar[str] = "view/1"
     items: Mapping[str, int]
-    """Items by source."""
+    """Number of items by source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +59,12 @@ class Copied:
     """What an export wrote."""
 
     items: Mapping[str, int]
-    """Items by source."""
+    """Number of items by source."""
     num_bytes: int
 
 
 def refuse_export(folder: Path) -> None:
-    """Raise `ConfigError` where `folder` cannot be written, or holds something else than an earlier copy."""
+    """Raise `ConfigError` if `folder` cannot be written to, or holds something other than an earlier copy."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"expected --export to name a folder, found the file {folder}; name another")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
@@ -73,24 +73,24 @@ def refuse_export(folder: Path) -> None:
 
 
 def export(library: Library, folder: Path, *, num_items: int) -> Copied:
-    """Write the page and up to `num_items` items of each source, evenly over its time.
+    """Write the page and up to `num_items` items of each source, evenly spaced in time.
 
     An earlier copy in the folder is replaced. Raises `ConfigError` for a folder that holds something else, and
-    `StorageError` where it cannot be written.
+    `StorageError` if it cannot be written.
     """
     refuse_export(folder)
     library.wait()
     try:
         return _write(library, folder, num_items)
     except OSError as error:
-        raise StorageError(f"could not write the copy to {folder}: {error}; make room, or name another") from error
+        raise StorageError(f"could not write the copy to {folder}: {error}; free space, or name another") from error
 
 
 def _write(library: Library, folder: Path, num_items: int) -> Copied:
     data = folder / "data"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
-    # 1. The page, which is told that it is a copy.
+    # 1. The page, marked as a copy.
     for each in (resources.files("flow_dpo.report.viewer") / "assets").iterdir():
         content = each.read_bytes()
         if each.name == "index.html":
@@ -100,7 +100,7 @@ def _write(library: Library, folder: Path, num_items: int) -> Copied:
     found = library.described(_without_folders)
     known = _known_folders(library)
     for source in found["sources"]:
-        if "command" in source["facts"]:  # it may hold addresses and names of its author's
+        if "command" in source["facts"]:  # it can contain addresses and its author's names
             source["facts"]["command"] = None
     found["notes"] = [{**note, "text": without_paths(note["text"], known)} for note in found["notes"]]
     chosen = {source.id: _chosen(library, source.id, num_items) for source in library.sources}
@@ -113,7 +113,7 @@ def _write(library: Library, folder: Path, num_items: int) -> Copied:
         for n in sorted(here):
             item = _without_paths(_item(library, id, n, chosen), known)
             written += _put(data, ("item", id, str(n)), item)
-    # 3. What is here.
+    # 3. What was copied.
     for source in found["sources"]:
         source |= {"copied": len(chosen.get(source["id"], ())), "path": source["name"]}
     written += _put(data, ("sources",), {**found, "static": True})
@@ -123,7 +123,7 @@ def _write(library: Library, folder: Path, num_items: int) -> Copied:
 
 
 def _chosen(library: Library, id: str, num_items: int) -> list[dict[str, Any]]:
-    """Rows of the items to be copied: evenly spaced, from the first on."""
+    """Rows of the items to copy: evenly spaced, starting with the first."""
     total = library.get("items", {"source": id, "limit": "0"})["total"]
     num = min(total, num_items)
     places = {at * total // num for at in range(num)}
@@ -135,7 +135,7 @@ def _chosen(library: Library, id: str, num_items: int) -> list[dict[str, Any]]:
 
 
 def _item(library: Library, id: str, n: int, chosen: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """An item whose links lead to what is copied, too."""
+    """An item whose links lead only to copied items."""
     found = library.get("item", {"source": id, "n": str(n)})
     numbers = {other: {row["n"] for row in rows} for other, rows in chosen.items()}
     found["elsewhere"] = [each for each in found["elsewhere"] if each["n"] in numbers[each["source"]]]
@@ -143,22 +143,22 @@ def _item(library: Library, id: str, n: int, chosen: Mapping[str, Sequence[Mappi
 
 
 def _put(data: Path, key: Iterable[str], value: Any) -> int:
-    """Write a value as the script that hands it to the page; its size in bytes."""
+    """Write a value as the script that passes it to the page; returns its size in bytes."""
     parts = list(key)
-    # ASCII alone: lone surrogates and line separators of hostile texts are escaped, and no encoding can be mistaken.
+    # ASCII only: lone surrogates and line separators in hostile texts are escaped, and no encoding can be mistaken.
     text = f"flowDpo.put({json.dumps('/'.join(parts))}, {json.dumps(value, separators=(',', ':'))});\n"
     name = "-".join(quote(part, safe="-_.~") for part in parts)
     return (data / f"{name}.js").write_bytes(text.encode("ascii"))
 
 
 def _without_folders(value: str, root: Path, *, is_path: bool = False) -> str:
-    """A name as it may leave this machine (`facts.Named`): a path by its last part, an id of the hub whole."""
+    """A name that can leave this machine (`facts.Named`): a path by its last part, a hub id in full."""
     return last_part(value) if is_path or is_local(value, root) else value
 
 
 def _known_folders(library: Library) -> list[str]:
-    """Folders that notes may name, the longest first: those that were named, those of the sources, home and this one,
-    with all that they lie in."""
+    """Folders that notes can mention, longest first: those that were named, those of the sources, the home and current
+    folders, and all their parents."""
     near = [folder for path in library.paths for folder in (path, path.absolute(), path.resolve())]
     near += [*(source.path for source in library.sources), Path.cwd(), Path.home()]
     found = {folder for path in near for folder in (path, *path.parents) if folder != folder.parent}
@@ -166,7 +166,7 @@ def _known_folders(library: Library) -> list[str]:
 
 
 def _without_paths(value: Any, folders: Sequence[str], *, free: bool = False) -> Any:
-    """A copy of a value whose notes and reasons are `without_paths`; `free`: this is one of them."""
+    """A copy of a value with `without_paths` applied to its notes and reasons; `free`: the value is one of them."""
     if isinstance(value, str):
         return without_paths(value, folders) if free else value
     if isinstance(value, Mapping):
@@ -175,8 +175,8 @@ def _without_paths(value: Any, folders: Sequence[str], *, free: bool = False) ->
 
 
 def without_paths(words: str, folders: Sequence[str] = ()) -> str:
-    """A free text in which paths are cut to their last parts: those in quotes, those in these folders, the longest
-    first, and whatever else looks like one."""
+    """A free text with paths cut to their last parts: those in quotes, then those in these folders (longest first),
+    then whatever else looks like a path."""
     words = _QUOTED.sub(r"\g<quote>\g<last>\g<quote>", words)
     for folder in folders:
         here = rf"(?<![\w.~/\\-]){re.escape(folder)}"

@@ -1,10 +1,10 @@
-"""What the table of sources shows of each: read leniently from the small files beside its rows.
+"""What the table of sources shows for each one, read leniently from the small files beside its rows.
 
     headers, notes = read_headers(source)
     facts_of(source, headers, batches, totals)      {"recipe": "flow-dpo", "model": "seed", "accuracy": 0.93, ...}
 
-Invariant: a file that is missing, broken or foreign costs its facts, which are None then; a broken one has a note. What
-may be a path of this machine (model, data, code, folders) is shown as `named` has it, so that a copy can cut it.
+Invariant: a file that is missing, broken or foreign only makes its facts None; a broken one gets a note. What can be a
+path of this machine (model, data, code, folders) is shown as `named` returns it, so a copy can cut it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flow_dpo.runs.local_names import begun_in
 from flow_dpo.runs.resolve import read_settings
 
 _LARGEST = 8 * 2**20
-"""Bytes of a header that is read."""
+"""Most bytes of a header that is read."""
 HEADERS = {
     "run": ("config.yaml", "run.json"),
     "evaluation": ("summary.json",),
@@ -33,7 +33,7 @@ HEADERS = {
 }
 """The small files of each kind of source."""
 STARTED = "timeline.jsonl"
-"""Its first row tells when a run began to sample."""
+"""The first row of this file says when a run began to sample."""
 Facts = dict[str, Any]
 _Show = Callable[..., str | None]
 """`_shown` for one source."""
@@ -45,16 +45,16 @@ class Totals:
 
     num: int = 0
     pairs: int | None = None
-    """None, like the other two, as long as it is not known."""
+    """None, like the next two, until it is known."""
     scored: int | None = None
     tokens: int | None = None
     sampled: int = 0
-    """Problems that an evaluation has sampled which has not finished."""
+    """Problems sampled by an unfinished evaluation."""
     roles: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def read_headers(source: ViewSource) -> tuple[dict[str, Mapping[str, Any]], list[tuple[str, str]]]:
-    """The content of a source's small files by name, empty where one is missing or broken, with notes on the broken."""
+    """A source's small files by name, empty for a missing or broken one, and notes on the broken ones."""
     found: dict[str, Mapping[str, Any]] = {}
     notes: list[tuple[str, str]] = []
     for name in HEADERS[source.kind]:
@@ -74,7 +74,7 @@ def read_headers(source: ViewSource) -> tuple[dict[str, Mapping[str, Any]], list
 
 
 def first_row(source: ViewSource, name: str) -> Mapping[str, Any]:
-    """The first row of a file; an empty one where it cannot be read."""
+    """The first row of a file; empty if it cannot be read."""
     try:
         path = opened(source, name)
         with path.open("rb") as file:
@@ -89,15 +89,15 @@ def _object(path: Path) -> Mapping[str, Any]:
 
 
 class Named(Protocol):
-    """How a name is shown that may be a path of this machine."""
+    """How to show a name that can be a path of this machine."""
 
     def __call__(self, value: str, root: Path, *, is_path: bool = False) -> str:
-        """The name of a model, of data or of code; a relative path begins at `root`. `is_path`: it is one for sure."""
+        """The name of a model, of data or of code. A relative path starts at `root`; `is_path`: it surely is a path."""
         ...
 
 
 def as_it_stands(value: str, root: Path, *, is_path: bool = False) -> str:
-    """The name itself."""
+    """The name unchanged."""
     return value
 
 
@@ -108,7 +108,7 @@ def facts_of(
     totals: Totals,
     named: Named = as_it_stands,
 ) -> Facts:
-    """The facts of a source, by its kind; every one is there, None where it is not known."""
+    """The facts of a source, by its kind. Every fact is present, None if it is unknown."""
     show = partial(_shown, named, begun_in(source.path, _output_dir(headers)))
     if source.kind == "run":
         return _of_run(headers, batches, totals, show)
@@ -124,7 +124,7 @@ def _shown(named: Named, root: Path, value: str | None, *, is_path: bool = False
 
 
 def _output_dir(headers: Mapping[str, Mapping[str, Any]]) -> object:
-    """The folder that a command was given, by the first header that names it."""
+    """The folder that was given to the command, from the first header that names it."""
     for header in headers.values():
         settings = mapping(header.get("settings"))
         for section in (mapping(header.get("run")), settings, mapping(settings.get("generate"))):
@@ -162,14 +162,14 @@ def _of_run(headers: Mapping[str, Mapping[str, Any]], batches: Batches, totals: 
 
 
 def _moment(seconds: float | None) -> str | None:
-    """A time in UTC, "2026-11-28T18:33:44+00:00", of seconds since 1970."""
+    """A time in UTC, "2026-11-28T18:33:44+00:00", from seconds since 1970."""
     if seconds is None or not 0 <= seconds < 2**33:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _roles(batches: Batches) -> list[str]:
-    """The flow's roles, in its order: each has a column of its nodes."""
+    """The flow's roles, in its order; each has a column for its nodes."""
     return [name.removeprefix("nodes/") for name in batches.series if name.startswith("nodes/")]
 
 
@@ -180,7 +180,7 @@ def _dataset(data: Mapping[str, Any], show: _Show) -> str | None:
 
 
 def _with_split(dataset: str | None, show: _Show) -> str | None:
-    """A data set as evaluations and traces name it, with its split: "openai/gsm8k/test"."""
+    """A data set and its split, as evaluations and traces name it: "openai/gsm8k/test"."""
     name, slash, split = (dataset or "").rpartition("/")
     return f"{show(name)}{slash}{split}" if slash else show(dataset)
 
@@ -207,7 +207,7 @@ def _of_evaluation(summary: Mapping[str, Any], num_sampled: int, show: _Show) ->
 
 
 def _who(summary: Mapping[str, Any], settings: Mapping[str, Any], show: _Show) -> str:
-    """Who was measured: "flow, adapters of runs/gsm8k"."""
+    """What was measured: "flow, adapters of runs/gsm8k"."""
     if summary.get("candidates"):
         what = "Stop on a fixed set of candidates"
     else:

@@ -1,11 +1,11 @@
-"""Small files of rows that are read whole, and read on as they grow: metrics.jsonl, tokens.jsonl, sampled.jsonl.
+"""Small files of rows that are read completely and followed as they grow: metrics.jsonl, tokens.jsonl, sampled.jsonl.
 
     tokens = TokenTable(lambda: opened(source, "tokens.jsonl"))
-    tokens.refresh()          True where there is more than before
+    tokens.refresh()          True if there is more than before
     tokens.texts[59]          ("She", False): its text, and whether it is a special token
 
-Invariant: what was read is what the file holds, in its order: a file that was replaced or cut is read again. A row that
-is none costs itself alone.
+Invariant: what was read is what the file holds, in order; a file that was replaced or shortened is read again. A broken
+row affects nothing else.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from flow_dpo.report.viewer.lines import parse_line, read_lines
 
 
 class FollowedFile:
-    """A file whose rows are taken in one by one."""
+    """A file whose rows are read one by one."""
 
     def __init__(self, path: Callable[[], Path]) -> None:
-        """`path` gives the file's path; it raises `DataError` where the file must not be read."""
+        """`path` returns the file's path; it raises `DataError` if the file must not be read."""
         self._path = path
         self._clear()
 
@@ -33,11 +33,11 @@ class FollowedFile:
         self.notes: list[tuple[int | None, str]] = []
 
     def _add(self, line: int, row: Mapping[str, Any]) -> None:
-        """Take one row in."""
+        """Process one row."""
         raise NotImplementedError
 
     def refresh(self) -> bool:
-        """Read what is new; whether anything is."""
+        """Read what is new; returns whether anything changed."""
         try:
             path = self._path()
             found = path.stat()
@@ -79,7 +79,7 @@ class TokenTable(FollowedFile):
     def _clear(self) -> None:
         super()._clear()
         self.texts: dict[int, tuple[str, bool]] = {}
-        """By id: the text, and whether the token is a special one."""
+        """By id: the text, and whether the token is special."""
 
     def _add(self, line: int, row: Mapping[str, Any]) -> None:
         id, text = row.get("id"), row.get("text")
@@ -90,7 +90,7 @@ class TokenTable(FollowedFile):
 
 
 class SampledProblems(FollowedFile):
-    """How many problems an evaluation that has not finished has sampled, by its journal (`runs.journal`)."""
+    """How many problems an unfinished evaluation has sampled, from its journal (`runs.journal`)."""
 
     def _clear(self) -> None:
         super()._clear()

@@ -1,9 +1,9 @@
-"""What stands at the paths that were named: runs, traces, evaluations and judgements, in folders of any depth.
+"""What is at the paths that were named: runs, traces, evaluations and judgements, in folders of any depth.
 
     find_sources([Path("runs")])      ViewSource(id="team-seed0-flow", name="team/seed0/flow", kind="run"), ...
 
-Folders are recognised by the files in them and nothing is read. Invariant: what is none of these costs a note, only a
-path at which nothing stands is refused; no symbolic link inside a source leads out of it.
+Folders are recognised by their files, and nothing is read. Invariant: anything else costs only a note, except that a
+path with nothing at it is refused; no symbolic link inside a source leads out of it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _MARKS = (
     ("evaluation", ("predictions.jsonl", "summary.json")),
     ("traces", ("traces.jsonl", "traces.json")),
 )
-"""Kinds by files of which one is enough, the first kind that fits; `sampled.jsonl` and `config.yaml` are of several."""
+"""Kinds by files, of which one is enough; the first match counts. `sampled.jsonl` and `config.yaml` are of several."""
 _NOT_ENTERED = frozenset({"adapters", "checkpoints", "served"})
-"""Folders of a run that hold no sources."""
+"""Folders of a run that contain no sources."""
 _DEEPEST = 8
 _MOST_FOLDERS = 20_000
 _MOST_SOURCES = 1_000
@@ -38,9 +38,9 @@ class ViewSource:
     """One source of items."""
 
     id: str
-    """For addresses: letters, digits, "-", "_" and "."; unique."""
+    """Used in addresses: letters, digits, "-", "_" and "."; unique."""
     name: str
-    """For people: the path below the folder that was named, or that folder's own name."""
+    """Shown to people: the path below the folder that was named, or that folder's own name."""
     kind: str
     """A key of `KINDS`."""
     path: Path
@@ -58,7 +58,7 @@ class Note:
 
 
 def find_sources(paths: Sequence[Path]) -> tuple[list[ViewSource], list[Note]]:
-    """All sources at these paths and below them. Raises `DataError` for a path at which there is nothing."""
+    """All sources at these paths and below them. Raises `DataError` for a path with nothing at it."""
     found: dict[Path, tuple[str, str]] = {}
     notes: list[Note] = []
     for path in paths:
@@ -74,11 +74,11 @@ def find_sources(paths: Sequence[Path]) -> tuple[list[ViewSource], list[Note]]:
 
 
 def opened(source: ViewSource, name: str) -> Path:
-    """The path of a source's file. Raises `DataError` where it is a link that leads out of the source, or no file (a
-    pipe would be waited for)."""
+    """The path of a source's file. Raises `DataError` if it is a link that leads out of the source, or not a file
+    (reading a pipe would block)."""
     path = source.path / name
     if path.is_symlink() and not path.resolve().is_relative_to(source.path.resolve()):
-        raise DataError(f"{name} is a link to a file outside of {source.name}, which is not followed")
+        raise DataError(f"{name} is a link to a file outside {source.name}, which is not followed")
     if not path.is_file() and path.exists():
         raise DataError(f"expected a file, found something else named {name}")
     return path
@@ -97,13 +97,13 @@ def _kind(names: Iterable[str]) -> str | None:
 
 
 def _walk(top: Path, root: Path, found: dict[Path, tuple[str, str]], notes: list[Note]) -> None:
-    """Add the sources in `top` and below to `found`: by path their kind, and their place below `root`."""
+    """Add the sources in `top` and below to `found`: their kind and their place below `root`, by path."""
     waiting, num_folders = [(top, 0)], 0
     while waiting:
         folder, depth = waiting.pop(0)
         num_folders += 1
         if num_folders > _MOST_FOLDERS or len(found) >= _MOST_SOURCES:
-            notes.append(Note(text=f"{root} holds more than are shown; name a folder inside it"))
+            notes.append(Note(text=f"{root} holds more than can be shown; name a folder inside it"))
             return
         try:
             with os.scandir(folder) as entries:
@@ -123,12 +123,12 @@ def _walk(top: Path, root: Path, found: dict[Path, tuple[str, str]], notes: list
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts seed2 before seed10."""
+    """A sort key that puts seed2 before seed10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]
 
 
 def _named(found: dict[Path, tuple[str, str]]) -> list[ViewSource]:
-    """The sources with names and ids that no two of them share."""
+    """The sources, with unique names and ids."""
     counts = Counter(name for _, name in found.values())
     sources: list[ViewSource] = []
     taken: set[str] = set()
@@ -146,7 +146,7 @@ def _named(found: dict[Path, tuple[str, str]]) -> list[ViewSource]:
 
 
 def _near(path: Path) -> str:
-    """What could be named instead."""
+    """What to name instead."""
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -158,5 +158,5 @@ def _near(path: Path) -> str:
 def _held(folder: Path) -> str:
     names = sorted((entry.name for entry in folder.iterdir()), key=_natural) if folder.is_dir() else []
     if names == [".lock"]:
-        return "nothing but a lock: what was begun there has written nothing yet"
+        return "only a lock: what was started there has not written anything yet"
     return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}" if names else "nothing in it"

@@ -1,12 +1,12 @@
-"""The index of one source: an SQLite file that knows where each row lies and by what it is listed.
+"""The index of one source: an SQLite file with the position of each row and the columns by which it is listed.
 
     index = Index(source, folder)        nothing is read yet
-    while index.step(): ...              some thousand lines more, each time; False when there is nothing new
+    while index.step(): ...              a few thousand more lines each time; False if there is nothing new
     with index.reading() as database: ...
 
-It lies in the user's cache, never in a run, and is extended as the files grow. Several viewers may share one: each step
-is a transaction that first looks how far the index is. Invariant: after any sequence of steps its content is what one
-pass over the files as they stand would give; files that were changed, replaced or cut are read again.
+It is in the user's cache, never in a run, and is extended as the files grow. Several viewers can share one: each step
+is a transaction that first checks how far the index is. Invariant: after any sequence of steps, its content is what one
+pass over the current files would give; files that were changed, replaced or shortened are read again.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from flow_dpo.report.viewer.found import ViewSource, opened
 from flow_dpo.report.viewer.lines import Line, read_lines
 
 VERSION = 2
-"""Of the tables and of what is written into them: an index of another one is thrown away."""
+"""Version of the tables and their contents; an index with another one is discarded."""
 STEP = 4 * 2**20
 """Bytes of a file that are read in one transaction."""
 _BLOCK = 4096
-"""Bytes at the beginning of a file, and before the place up to which it was read, by which it is recognised."""
+"""Bytes at the beginning of a file, and before the position read so far, by which the file is recognised."""
 _TRIES = 3
 _NOTES = 100
-"""Notes that are kept of one file."""
+"""Most notes kept for one file."""
 _TABLES = """
 CREATE TABLE meta (version INTEGER, revision INTEGER, source TEXT);
 CREATE TABLE files (name TEXT PRIMARY KEY, device INTEGER, inode INTEGER, size INTEGER, changed INTEGER, offset INTEGER,
@@ -54,25 +54,25 @@ COLUMNS = (
     "status", "rollouts", "right", "wrong", "ungraded", "accuracy", "flipped", "pairs", "scored", "depth", "tokens",
     "version", "attempts", "yes", "margin", "draw", "level", "subject", "places",
 )  # fmt: skip
-"""The facts of an item in `items`, in their order behind n, offset and length; what is read to search is apart."""
+"""The facts of an item in `items`, in order, after n, offset and length; searchable texts are in another table."""
 TEXTS = ("id", "question", "answer", "gold")
 _ITEM = f"INSERT INTO items VALUES ({', '.join('?' * (len(COLUMNS) + 3))})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
-    """A file as it is, or as it was when the index was last there."""
+    """A file as it is, or as it was when the index last read it."""
 
     device: int
     inode: int
     size: int
     changed: int
-    """When it was last written to, renamed or allowed to be read, in nanoseconds."""
+    """When its content, name or permissions last changed, in nanoseconds."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Read:
-    """How far a file is indexed; a row of `files`."""
+    """How much of a file is indexed; a row of `files`."""
 
     seen: _Seen
     offset: int = 0
@@ -87,7 +87,7 @@ class Index:
     """The index of one source, in `folder`."""
 
     def __init__(self, source: ViewSource, folder: Path, *, yield_to: Callable[[], None] = lambda: None) -> None:
-        """`yield_to` is called at every line: it returns when nobody waits for an answer."""
+        """`yield_to` is called at every line, and returns when nobody waits for an answer."""
         self.source = source
         self._main, self._schema = MAIN[source.kind]
         self.folder = folder
@@ -96,19 +96,19 @@ class Index:
         self._path = folder / f"{digest}-{VERSION}.sqlite"
         self._yield_to = yield_to
         self._known: dict[str, _Seen | None] = {}
-        """The files when everything in them was indexed."""
+        """The state of the files when everything in them was indexed."""
         self._writer: sqlite3.Connection | None = None
         self._failures = 0
         self.ready = False
-        """Whether it can be read from."""
+        """Whether it can be queried."""
         self.progress = 0.0
-        """Share of the bytes that is indexed, 1.0 where there are none."""
+        """Share of the bytes that are indexed; 1.0 if there are none."""
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection for queries, which sees the index as the last step left it. Raises `DataError` where the index
+        """A connection for queries, which sees the index as the last step left it. Raises `DataError` if the index
         cannot be read."""
         try:
             address = f"{self._path.absolute().as_uri()}?mode=ro"
@@ -124,12 +124,12 @@ class Index:
     # ---- writing -----------------------------------------------------------------------------------------------------
 
     def is_behind(self) -> bool:
-        """Whether something is new."""
+        """Whether there is something new to index."""
         return self._writer is None or self._look_at_all() != self._known
 
     def step(self) -> bool:
-        """Index some of what is new; False where there is nothing. Raises `StorageError` where the
-        index cannot be written."""
+        """Index some of what is new; returns False if there is nothing. Raises `StorageError` if the index cannot be
+        written."""
         seen = self._look_at_all()
         if self._writer is not None and seen == self._known:
             return False
@@ -139,14 +139,14 @@ class Index:
             self.close()
             self._failures += 1
             if self._failures > _TRIES:
-                raise StorageError(f"could not write the index {self._path}: {error}; make room") from error
+                raise StorageError(f"could not write the index {self._path}: {error}; free some space") from error
             operational = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR
-            if not operational:  # it is damaged, or no index, or lacks a table
+            if not operational:  # it is damaged, is not an index, or lacks a table
                 self._throw_away()
             return True
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -157,7 +157,7 @@ class Index:
             database.execute("BEGIN IMMEDIATE")
             read = self._validated(database, seen)
             whole = True
-            for name in self.names:  # what belongs to a tree is read once all trees are
+            for name in self.names:  # rows that belong to a tree are read after all trees
                 state = seen[name]
                 if state is not None and whole:
                     whole = self._read_file(database, name, read.setdefault(name, _Read(seen=state)), state)
@@ -168,7 +168,7 @@ class Index:
         return not whole
 
     def _look_at_all(self) -> dict[str, _Seen | None]:
-        # The main file last: it is written first, so that every tree of an example that is seen is seen, too.
+        # The main file last: it is written first, so the tree of every example that is seen is seen as well.
         return {name: self._look(name) for name in reversed(self.names)}
 
     def _look(self, name: str) -> _Seen | None:
@@ -200,7 +200,7 @@ class Index:
         self._known = {}
 
     def _validated(self, database: sqlite3.Connection, seen: dict[str, _Seen | None]) -> dict[str, _Read]:
-        """How far each file was read; nothing, with empty tables, where one of them is no longer what was read."""
+        """How far each file was read; empty, with emptied tables, if one of them is no longer what was read."""
         rows = database.execute("SELECT * FROM files").fetchall()
         read = {
             name: _Read(
@@ -216,12 +216,12 @@ class Index:
         return {}
 
     def _grew(self, name: str, read: _Read, seen: _Seen | None) -> bool:
-        """Whether a file is what it was, with more at its end perhaps."""
+        """Whether a file is unchanged, except perhaps for more at its end."""
         was = read.seen
         if seen is None or (seen.device, seen.inode) != (was.device, was.inode) or seen.size < read.offset:
             return False
         if seen.size <= was.size and seen.changed != was.changed:
-            return False  # written over
+            return False  # overwritten
         try:
             with opened(self.source, name).open("rb") as file:
                 return _marks(file, read.offset) == (read.head, read.tail)
@@ -229,7 +229,7 @@ class Index:
             return False
 
     def _read_file(self, database: sqlite3.Connection, name: str, read: _Read, seen: _Seen) -> bool:
-        """Index the next lines of one file; whether it was read to its end."""
+        """Index the next lines of one file; returns whether it was read to its end."""
         end = min(seen.size, read.offset + STEP)
         try:
             with opened(self.source, name).open("rb") as file:
@@ -247,7 +247,7 @@ class Index:
         return read.offset >= seen.size or end >= seen.size
 
     def _lines(self, file: BinaryIO, read: _Read, end: int, size: int) -> Iterator[Line]:
-        """The lines from where the file was left to `end`, one at least where there is one up to `size`."""
+        """The lines from the last position to `end`; at least one if there is one before `size`."""
         while True:
             found = False
             for line in read_lines(file, start=read.offset, number=read.line, end=end):
@@ -262,7 +262,7 @@ class Index:
     def _keep(
         self, database: sqlite3.Connection, read: dict[str, _Read], seen: dict[str, _Seen | None], *, whole: bool
     ) -> None:
-        """Write down how far the files were read."""
+        """Record how far the files were read."""
         total = done = 0
         for name, one in read.items():
             state = seen[name]
@@ -328,7 +328,7 @@ def _companions(database: sqlite3.Connection, schema: str, lines: Iterator[Line]
     found: list[tuple[int, int, int, Example]] = []
     for line in lines:
         try:
-            # The content is let go of at once: a step's lines together are megabytes.
+            # The content is not kept: the lines of a step together are megabytes.
             found.append((line.number, line.offset, line.length, example(schema, line.content)))
         except DataError as error:
             noted.append((line.number, str(error)))
@@ -349,7 +349,7 @@ def _companions(database: sqlite3.Connection, schema: str, lines: Iterator[Line]
             change[1] = _larger(change[1], one.depth)
             change[2] = _larger(change[2], one.margin)
             change[3] += place_of(one.role, one.depth)
-    if alone:  # a tree that is lost would otherwise cost a note for each of its rows
+    if alone:  # otherwise a lost tree would cost one note per row
         more = f", and {len(alone) - 1:,} more such rows" if len(alone) > 1 else ""
         noted.append((alone[0][0], f"expected a problem that trees.jsonl has, found {alone[0][1]!r:.80}{more}"))
     if schema == "learned":
@@ -366,7 +366,7 @@ def _companions(database: sqlite3.Connection, schema: str, lines: Iterator[Line]
 
 
 def place_of(role: str, depth: int | None) -> str:
-    """A role and a depth as they stand in `places`: in quotes, so that none is a part of another."""
+    """A role and a depth as written in `places`: in quotes, so no role is part of another."""
     return f"{json.dumps(role)}:{'' if depth is None else depth} "
 
 
@@ -388,7 +388,7 @@ def _items_of(database: sqlite3.Connection, names: set[str]) -> dict[str, list[t
 
 
 def _item_of(one: Example, items: Sequence[tuple[int, int | None]]) -> int | None:
-    """The tree that an example is of: the problem's own; of several, the first that its policy sampled."""
+    """The tree of an example: the problem's own or, if there are several, the first that its policy sampled."""
     if len(items) > 1:
         for n, version in items:
             if version == one.version:

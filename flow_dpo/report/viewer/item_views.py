@@ -3,8 +3,8 @@
     item_view("evaluation", row of predictions.jsonl)
     ->  {"kind": "solution", "status": "wrong", "answer": "39", "text": "...", "faults": [...], "facts": {"draw": 1}}
 
-Invariants as those of `tree_view`: the result depends on the row alone, a field of a wrong type is null with a note,
-and only a row of another kind is refused.
+The invariants are those of `tree_view`: the result depends only on the row, a field of a wrong type is null with a
+note, and only a row of another kind is refused.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _SCHEMAS = {"traces": "trace/", "evaluation": "prediction/", "judgements": "judg
 
 
 def item_view(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page of one row draws. `kind` is its source's: "traces", "evaluation" or "judgements".
+    """What the page of one row draws. `kind` is that of its source: "traces", "evaluation" or "judgements".
 
-    Raises `DataError` where the row is no such thing.
+    Raises `DataError` if the row is not of this kind.
     """
     expected = _SCHEMAS.get(kind)
     if expected is None:
         raise DataError(f"expected traces, evaluation or judgements as the kind of a source, found {kind!r:.60}")
     schema = row.get("schema") if isinstance(row, Mapping) else None
     if not isinstance(schema, str) or not schema.startswith(expected):
-        raise DataError(f"expected a row of the schema {expected!r}, found {schema!r:.60}; it is another file's")
+        raise DataError(f"expected a row of the schema {expected!r}, found {schema!r:.60}; it is from another file")
     reader = Reader(row)
     make = {"traces": _trace, "evaluation": _prediction, "judgements": _judgement}[kind]
     return {**make(reader), "notes": reader.notes}
@@ -91,17 +91,17 @@ def _judgement(reader: Reader) -> dict[str, Any]:
 
 
 def _problem(reader: Reader, *, id: str) -> dict[str, Any]:
-    """The problem as `tree_view.problem_view` has it, from the columns of a row that holds them itself."""
+    """The problem in the form of `tree_view.problem_view`, from the columns of a row that contains them."""
     columns = {"id": id, "question": "question", "gold": "gold", "source": "dataset", "level": "level"}
     columns |= {"subject": "subject", "solution": "worked_solution"}
     return {name: reader.text(column) for name, column in columns.items()}
 
 
 def _messages(reader: Reader) -> list[dict[str, str]] | None:
-    """The chat before a solution; None where there is none."""
+    """The chat before a solution; None if there is none."""
     given = reader.items("messages")
     found = [each for each in given if isinstance(each, Mapping)]
     if len(found) < len(given):
-        reader.note("'messages': expected messages of a role and a content each")
+        reader.note("'messages': expected messages with a role and a content each")
     read = [Reader(each, reader.notes, "message") for each in found]
     return [{"role": each.text("role"), "content": each.text("content")} for each in read] or None

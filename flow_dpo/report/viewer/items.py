@@ -1,9 +1,9 @@
-"""One item, whole: read from its file by seeks alone, drawn by the view models, with its neighbours.
+"""One complete item: read from its file by seeking, drawn by the view models, with links to the same problem elsewhere.
 
     item(shelf, 17, shelves)     {"kind": "tree", "source": "train", "n": 17, "total": 512, "elsewhere": [...], ...}
 
-Invariant: what is shown of an item is what its file holds now; where that is no longer what was indexed, it is refused,
-and the index soon follows.
+Invariant: an item is shown as its file holds it now. If that is no longer what was indexed, it is refused, and the
+index soon follows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flow_dpo.report.viewer.shelf import Shelf
 
 _FILES = {kind: name for name, kind in COMPANIONS.items()}
 _MOST_LINES = 2_000
-"""Rows of examples of one tree that are read."""
+"""Most rows of examples that are read for one tree."""
 
 
 class Missing(DataError):
@@ -28,8 +28,7 @@ class Missing(DataError):
 
 
 def item(shelf: Shelf, n: int, shelves: Sequence[Shelf]) -> dict[str, Any]:
-    """One item of a source. Raises `Missing` where there is none of this number, `DataError` where it cannot be
-    read."""
+    """One item of a source. Raises `Missing` if there is none with this number, `DataError` if it cannot be read."""
     source = shelf.source
     main, schema = MAIN[source.kind]
     place = _place(shelf, n, main)
@@ -54,7 +53,7 @@ def item(shelf: Shelf, n: int, shelves: Sequence[Shelf]) -> dict[str, Any]:
 
 
 def _place(shelf: Shelf, n: int, main: str) -> queries.Place:
-    """Where an item lies. Raises `Missing` where there is none, with what is wrong with its line."""
+    """Where an item is. Raises `Missing` if there is none, with the fault of its line if that is known."""
     reason = ""
     if shelf.index.ready:
         with shelf.index.reading() as database:
@@ -73,10 +72,10 @@ def _problem_of(schema: str, row: Mapping[str, Any]) -> str:
 
 
 def _own_rows(shelf: Shelf, kind: str, place: queries.Place, notes: list[str]) -> list[Mapping[str, Any]]:
-    """The rows of examples that belong to an item; one that cannot be read is left out, with a note."""
+    """The rows of examples that belong to an item; an unreadable one is left out, with a note."""
     lines = [(offset, length) for each, offset, length in place.lines if each == kind]
     if len(lines) > _MOST_LINES:
-        notes.append(f"{_FILES[kind]}: {len(lines) - _MOST_LINES:,} rows more are not shown")
+        notes.append(f"{_FILES[kind]}: {len(lines) - _MOST_LINES:,} more rows are not shown")
         lines = lines[:_MOST_LINES]
     if not lines:
         return []
@@ -94,8 +93,8 @@ def _own_rows(shelf: Shelf, kind: str, place: queries.Place, notes: list[str]) -
 def _rows(
     shelf: Shelf, name: str, lines: Sequence[tuple[int, int]], notes: list[str]
 ) -> list[Mapping[str, Any] | None]:
-    """The rows at these places of a file; None for one that cannot be read, with a note. Raises `DataError` where the
-    file cannot be."""
+    """The rows at these positions of a file; None for an unreadable one, with a note. Raises `DataError` if the file
+    cannot be read."""
     found: list[Mapping[str, Any] | None] = []
     try:
         with opened(shelf.source, name).open("rb") as file:
@@ -113,8 +112,8 @@ def _rows(
 
 
 def _compared(shelf: Shelf, problem: str, shelves: Sequence[Shelf]) -> dict[str, Any]:
-    """The two solutions that a judgement compares and their problem, where the traces are among the sources: no other
-    file is read. Nothing where they are not."""
+    """The two solutions that a judgement compares, and their problem, if the traces are among the sources; otherwise
+    nothing, since no other file is read."""
     traces = {other.source.path: other for other in shelves if other.source.kind == "traces" and other.index.ready}
     texts: dict[str, str | None] = {}
     found: dict[str, Any] = {}
@@ -128,7 +127,7 @@ def _compared(shelf: Shelf, problem: str, shelves: Sequence[Shelf]) -> dict[str,
 
 
 def _trace_of(shelf: Shelf, problem: str) -> Mapping[str, Any] | None:
-    """The first trace on a problem."""
+    """The first trace of a problem."""
     with shelf.index.reading() as database:
         same = queries.same_problem(database, problem, 1)
         place = queries.place(database, same[0][0]) if same else None
@@ -142,7 +141,7 @@ _BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, Overflow
 
 
 def _drawn(where: str, draw: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a view model makes of a row. A row of unforeseen shape is refused."""
+    """What a view model makes of a row. A row of an unforeseen shape is refused."""
     try:
         return draw()
     except DataError as error:
@@ -152,7 +151,7 @@ def _drawn(where: str, draw: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _elsewhere(place: queries.Place, own: Shelf, shelves: Sequence[Shelf]) -> list[dict[str, Any]]:
-    """The same problem in other sources, and a second time in this one."""
+    """The same problem in other sources, and further occurrences in this one."""
     found: list[dict[str, Any]] = []
     for shelf in shelves if place.id else ():
         if not shelf.index.ready:

@@ -1,11 +1,11 @@
-"""Fields of a JSON row as what a page can draw: a wrong type costs the field, never the row.
+"""Fields of a JSON row in a form that a page can draw: a wrong type costs the field, never the row.
 
     reader = Reader({"depth": "two", "logprobs": [-0.5, null]})
     reader.count("depth")       None, and the note "'depth': expected a whole number from 0, found 'two'"
     reader.numbers("logprobs")  [-0.5, None]
 
-Strict reading is `runs.records`; a page that looks into a damaged, older or foreign file shows what is there instead.
-Invariant: everything that comes out is JSON without NaN or infinities, and what was left out has a note.
+Strict reading is in `runs.records`; a page on a damaged, older or foreign file shows whatever is there. Invariant: the
+output is JSON without NaN or infinities, and everything that was left out has a note.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MOST_NOTES = 20
 
 
 def finite(value: Any) -> float | None:
-    """A finite number; None for anything else, a flag among it."""
+    """A finite number; None for anything else, including booleans."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -33,7 +33,7 @@ def whole(value: Any) -> int | None:
 
 
 def probability(logprob: Any) -> float | None:
-    """exp of a log-probability, at most 1; of minus infinity, which JSON's readers let through, 0."""
+    """exp of a log-probability, at most 1; 0 for minus infinity, which JSON readers accept."""
     if isinstance(logprob, float) and logprob == -math.inf:
         return 0.0
     known = finite(logprob)
@@ -49,21 +49,21 @@ class Reader:
         self._place = place
 
     def note(self, text: str) -> None:
-        """Add a note; after twenty, one that says that there are more."""
+        """Add a note; after twenty, a last one says that there are more."""
         if len(self.notes) < _MOST_NOTES:
             self.notes.append(f"{self._place}: {text}" if self._place else text)
         elif len(self.notes) == _MOST_NOTES:
             self.notes.append("more fields could not be read")
 
     def below(self, name: str, place: str = "") -> Reader:
-        """A reader of the object in a field; of an empty one where there is none."""
+        """A reader of the object in a field; of an empty one if there is none."""
         value = self.row.get(name)
         if value is not None and not isinstance(value, Mapping):
             self._wrong(name, "an object")
         return Reader(value if isinstance(value, Mapping) else {}, self.notes, place or f"{self._place} {name}".strip())
 
     def text(self, name: str) -> str:
-        """A text; "" where there is none."""
+        """A text; "" if there is none."""
         value = self.row.get(name)
         if value is None or isinstance(value, str):
             return value or ""
@@ -71,7 +71,7 @@ class Reader:
         return ""
 
     def text_or_none(self, name: str) -> str | None:
-        """A text; None where there is none."""
+        """A text; None if there is none."""
         return self.text(name) if self.row.get(name) is not None else None
 
     def count(self, name: str) -> int | None:
@@ -79,7 +79,7 @@ class Reader:
         return self._one(name, whole, "a whole number from 0")
 
     def integer(self, name: str) -> int | None:
-        """A whole number, -1 among them: a version."""
+        """A whole number from -1, such as a version."""
         value = self.row.get(name)
         return -1 if value == -1 and not isinstance(value, bool | float) else self.count(name)
 
@@ -88,21 +88,21 @@ class Reader:
         return self._one(name, finite, "a finite number")
 
     def flag(self, name: str) -> bool:
-        """True or false; false where there is none."""
+        """True or false; false if there is none."""
         value = self.row.get(name)
         if value is not None and not isinstance(value, bool):
             self._wrong(name, "true or false")
         return value is True
 
     def texts(self, name: str) -> list[str]:
-        """The texts of a list; others are left out."""
+        """The texts of a list; anything else is left out."""
         found = self.items(name)
         if any(not isinstance(each, str) for each in found):
             self._wrong(name, "texts alone")
         return [each for each in found if isinstance(each, str)]
 
     def ids(self, name: str) -> list[int] | None:
-        """A list of token ids, all of them; None where there is none or one is no token id."""
+        """A complete list of token ids; None if there is none, or if one is not a token id."""
         value = self.row.get(name)
         if value is None:
             return None
@@ -113,11 +113,11 @@ class Reader:
         return [each for each in ids if each is not None]
 
     def numbers(self, name: str) -> list[float | None]:
-        """The numbers of a list, None in place of what is none: positions are kept."""
+        """The numbers of a list, with None for anything else, so positions are kept."""
         return [finite(each) for each in self.items(name)]
 
     def items(self, name: str) -> list[Any]:
-        """A list as it is; empty where there is none."""
+        """A list as it is; empty if there is none."""
         value = self.row.get(name)
         if value is None or isinstance(value, list):
             return value or []
@@ -143,7 +143,7 @@ class Reader:
 
 
 def pieces(text: str, lengths: Any, num_tokens: int) -> list[str] | None:
-    """A text cut by token; None where the lengths do not fit it or its tokens."""
+    """A text split by token; None if the lengths do not match it or its tokens."""
     if not isinstance(lengths, list) or len(lengths) != num_tokens:
         return None
     found: list[str] = []
@@ -158,7 +158,7 @@ def pieces(text: str, lengths: Any, num_tokens: int) -> list[str] | None:
 
 
 def verdict_view(reader: Reader) -> dict[str, Any]:
-    """Status, answer, reason, reward and measures of the verdict in a row's field; status None where there is none."""
+    """Status, answer, reason, reward and measures of the verdict in a row; status None if there is none."""
     given = reader.row.get("verdict")
     verdict = reader.below("verdict", "verdict")
     status = verdict.text("status")
@@ -176,5 +176,5 @@ def verdict_view(reader: Reader) -> dict[str, Any]:
 
 
 def objects(rows: Sequence[Any]) -> list[Mapping[str, Any]]:
-    """The objects among these."""
+    """Those of the rows that are objects."""
     return [row for row in rows if isinstance(row, Mapping)]

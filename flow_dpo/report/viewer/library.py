@@ -1,13 +1,13 @@
-"""All that the page shows, from the sources at some paths: the one place that both the server and the export read.
+"""Everything that the page shows, from the sources at some paths: the one place that both server and export read.
 
     with Library([Path("runs")]) as library:
         library.get("sources", {})                                 every source, with its facts
         library.get("curves", {"source": "train"})                 every number of a run, batch by batch
         library.get("items", {"source": "train", "flipped": "1"})  a list of problems
-        library.get("item", {"source": "train", "n": "17"})        one of them, whole
+        library.get("item", {"source": "train", "n": "17"})        one complete problem
 
-A thread of its own follows the files and extends the indexes; it stands back while something is asked. Invariant:
-nothing is written into a source, and whatever its files hold, an answer is what JSON can hold, or a `DataError`.
+Its own thread follows the files and extends the indexes, and pauses while a request is answered. Invariant: nothing is
+written into a source, and whatever its files hold, an answer is valid JSON, or a `DataError`.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from flow_dpo.report.viewer.items import Missing, item
 from flow_dpo.report.viewer.shelf import Shelf
 
 _PAUSE_S = 1.0
-"""Between two looks at the files."""
+"""Seconds between two looks at the files."""
 _SCAN_S = 5.0
-"""Between two walks through the folders."""
+"""Seconds between two walks through the folders."""
 _PATIENCE_S = 1.0
-"""As long as the thread that indexes stands back at most."""
+"""Most seconds for which the indexing thread pauses."""
 
 
 def cache_folder() -> Path:
-    """Where indexes are kept: in the user's cache."""
+    """Where indexes are kept, in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "flow-dpo" / "view"
 
@@ -48,7 +48,7 @@ class Library:
     """The sources at some paths, with their indexes."""
 
     def __init__(self, paths: Sequence[Path], *, cache: Path | None = None) -> None:
-        """Raises `DataError` for a path at which there is nothing, and where there is no source at all."""
+        """Raises `DataError` for a path with nothing at it, and if there is no source at all."""
         self._paths = [Path(path) for path in paths]
         sources, self._notes = find_sources(self._paths)
         if not sources:
@@ -69,12 +69,12 @@ class Library:
         self.close()
 
     def start(self) -> None:
-        """Begin to follow the files."""
+        """Start following the files."""
         self._thread = threading.Thread(target=self._follow, name="index", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop following, and let go of the indexes."""
+        """Stop following the files, and close the indexes."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
@@ -85,27 +85,27 @@ class Library:
 
     @property
     def paths(self) -> list[Path]:
-        """What was named."""
+        """The paths that were named."""
         return list(self._paths)
 
     @property
     def sources(self) -> list[ViewSource]:
-        """The sources, in the order in which they are shown."""
+        """The sources, in display order."""
         return [shelf.source for shelf in self._shelves.values()]
 
     def wait(self, timeout_s: float = 600.0) -> None:
-        """Return once everything that is there is indexed. Raises `StorageError` where that takes too long."""
+        """Wait until everything is indexed. Raises `StorageError` if that takes too long."""
         end = time.monotonic() + timeout_s
         while any(shelf.behind for shelf in list(self._shelves.values())):
             alive = self._thread is not None and self._thread.is_alive()
             if not alive or time.monotonic() > end or self._closing.wait(0.01):
                 raise StorageError(f"expected the indexes within {timeout_s:.0f} s, found them unfinished")
 
-    # ---- what is asked -----------------------------------------------------------------------------------------------
+    # ---- requests ----------------------------------------------------------------------------------------------------
 
     def get(self, kind: str, params: Mapping[str, str]) -> dict[str, Any]:
-        """A resource, as JSON can hold it. Raises `DataError` for parameters that are wrong, `Missing` for what there
-        is not."""
+        """A resource in the form of JSON. Raises `DataError` for wrong parameters, `Missing` for something that does
+        not exist."""
         answer = {"sources": self._sources, "curves": self._curves, "items": self._items, "item": self._item}.get(kind)
         if answer is None:
             raise Missing(f"expected sources, curves, items or item, found {kind!r:.40}")
@@ -117,7 +117,7 @@ class Library:
         return self.described()
 
     def described(self, named: Named = as_it_stands) -> dict[str, Any]:
-        """What `get` answers of "sources", where `named` is how names are shown that may be paths."""
+        """The answer of `get` for "sources"; `named` says how to show names that can be paths."""
         with self._in_front():
             shelves = list(self._shelves.values())
             notes = [*self._notes, *(note for shelf in shelves for note in shelf.notes())]
@@ -176,10 +176,10 @@ class Library:
                 shelf.index = Index(shelf.source, self._folder, yield_to=self._stand_back)
 
     def _scan(self) -> None:
-        """Look for sources that are new."""
+        """Look for new sources."""
         try:
             found, notes = find_sources(self._paths)
-        except DataError as error:  # a path that was there is gone
+        except DataError as error:  # a path that existed is gone
             self._notes = [Note(text=str(error))]
             return
         known = {shelf.source.path for shelf in self._shelves.values()}
@@ -192,7 +192,7 @@ class Library:
         return Shelf(source, Index(source, self._folder, yield_to=self._stand_back))
 
     def _writable(self, folder: Path | None) -> Path:
-        """`folder` where it can be written to, otherwise a temporary one."""
+        """`folder` if it can be written to, otherwise a temporary one."""
         try:
             if folder is not None:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -200,14 +200,14 @@ class Library:
                 with tempfile.TemporaryFile(dir=folder):
                     return folder
         except OSError as error:
-            words = f"indexes are kept for this time only: {folder} cannot be written to ({error.strerror})"
+            words = f"indexes are only kept for this session: {folder} cannot be written to ({error.strerror})"
             self._notes = [*self._notes, Note(text=words)]
         self._temporary = tempfile.TemporaryDirectory(prefix="flow-dpo-view-")
         return Path(self._temporary.name)
 
     @contextmanager
     def _in_front(self) -> Iterator[None]:
-        """A context in which the thread that indexes stands back: two busy threads would wait for each other at every
+        """A context in which the indexing thread pauses; otherwise two busy threads would wait for each other at every
         row."""
         with self._free:
             self._asked += 1
@@ -225,7 +225,7 @@ class Library:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove indexes that nobody has looked into for a month."""
+    """Remove indexes that were not used for a month."""
     oldest = time.time() - 30 * 86_400
     for path in folder.glob("*.sqlite*"):
         with suppress(OSError):  # another viewer was faster

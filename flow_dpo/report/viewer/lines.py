@@ -1,11 +1,11 @@
-"""Lenient reading of JSONL files that may be damaged, foreign, torn or still growing, line by line.
+"""Lenient line-by-line reading of JSONL files that can be damaged, foreign, torn or still growing.
 
     for line in read_lines(file, start=0, number=0, end=4_096):     Line(number=1, offset=0, length=612, content=...)
         row = parse_line(line.content)                              {"schema": "tree/1", ...}; raises `DataError`
 
 The strict readers of `runs.records` refuse a file at its first wrong row; a viewer shows the rows around it. What is
-read here is never trusted: a fact of another kind than expected is None (`integer`, `number`, `text`, `objects`).
-Invariant: whatever a file holds, reading it costs bounded memory and raises nothing but `DataError`.
+read here is never trusted: a fact of an unexpected kind is None (`integer`, `number`, `text`, `objects`). Invariant:
+whatever a file holds, reading it takes bounded memory and raises nothing but `DataError`.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 from flow_dpo.core.errors import DataError
 
 LONGEST = 64 * 2**20
-"""Bytes of a line; a longer one is skipped, with a note."""
+"""Most bytes of a line; a longer one is skipped, with a note."""
 _EXACT = 2**53
-"""Whole numbers from here on are no counts of anything, and neither JavaScript nor SQLite holds them all."""
+"""Whole numbers from here on are no real counts, and JavaScript and SQLite cannot hold all of them."""
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
 class Line(NamedTuple):
-    """One whole line of a file."""
+    """One complete line of a file."""
 
     number: int
     """From 1."""
     offset: int
-    """Where it begins, in bytes."""
+    """Its first byte in the file."""
     length: int
-    """In bytes, its newline among them."""
+    """In bytes, including the newline."""
     content: bytes
-    """Empty where it is longer than `LONGEST`."""
+    """Empty if the line is longer than `LONGEST`."""
 
 
 def read_lines(file: BinaryIO, *, start: int, number: int, end: int) -> Iterator[Line]:
-    """The whole lines from the offset `start` on, up to the offset `end`; `number` lines stand before it.
+    """The complete lines from offset `start` up to offset `end`; `number` lines come before it.
 
-    What follows the last newline is left alone: it is being written, or was torn off.
+    Anything after the last newline is left out: it is still being written, or was torn off.
     """
     file.seek(start)
     offset = start
@@ -59,7 +59,7 @@ def read_lines(file: BinaryIO, *, start: int, number: int, end: int) -> Iterator
 
 
 def _rest_of_line(file: BinaryIO, left: int) -> int | None:
-    """Bytes to the end of a line that is too long, read a block at a time; None where it does not end in `left`."""
+    """Bytes to the end of a line that is too long, read block by block; None if it does not end within `left`."""
     read = 0
     while read < left:
         block = file.readline(min(left - read, 2**20))
@@ -72,17 +72,17 @@ def _rest_of_line(file: BinaryIO, left: int) -> int | None:
 
 
 def read_at(file: BinaryIO, offset: int, length: int) -> bytes:
-    """The bytes of a line that was indexed; fewer where the file has become shorter."""
+    """The bytes of an indexed line; fewer if the file has become shorter."""
     file.seek(offset)
     return file.read(length)
 
 
 def parse_line(content: bytes) -> dict[str, Any]:
-    """The object of a line. NaN and infinities are None. Raises `DataError` in words that fit behind "line 7: "."""
+    """The object of a line, with None for NaN and infinities. Raises `DataError` worded to follow "line 7: "."""
     if not content:
         raise DataError(f"expected a line of at most {LONGEST // 2**20} MiB, found a longer one")
     try:
-        # Decoded here: bytes with zeros would be taken for UTF-16.
+        # Decoded here, because json would take bytes with zeros for UTF-16.
         value: object = json.loads(content.decode().removeprefix("\ufeff"), parse_constant=_nothing)
     except RecursionError as error:
         raise DataError("expected a row, found JSON that is nested too deeply") from error
@@ -109,7 +109,7 @@ def _words(error: ValueError) -> str:
 
 
 def integer(value: object) -> int | None:
-    """A whole number that fits everywhere, or None."""
+    """A whole number within the exact range, or None."""
     return value if type(value) is int and -_EXACT < value < _EXACT else None
 
 
@@ -121,7 +121,7 @@ def number(value: object) -> float | None:
 
 
 def text(value: object, longest: int = 0) -> str | None:
-    """A text that can be written as UTF-8, cut to `longest` characters where that is given, or None."""
+    """A text that UTF-8 can encode, cut to `longest` characters if given, or None."""
     if type(value) is not str:
         return None
     value = value[:longest] if longest else value
@@ -134,10 +134,10 @@ def mapping(value: object) -> Mapping[str, Any]:
 
 
 def objects(value: object) -> list[Mapping[str, Any]]:
-    """The objects of a list; none of anything else."""
+    """The objects of a list; empty for anything else."""
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def refuse(expected: str, found: object) -> NoReturn:
-    """Raise the `DataError` of a row that is not what it should be."""
+    """Raise the `DataError` for a row that is not as expected."""
     raise DataError(f"expected {expected}, found {found!r:.80}")

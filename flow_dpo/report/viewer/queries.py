@@ -1,12 +1,12 @@
-"""Lists of items: the filters, orders and counts that the page asks an index for.
+"""Lists of items: the filters, orders and counts that the page requests from an index.
 
     wanted = Wanted.of({"role": "answer", "flipped": "1", "sort": "-accuracy", "limit": "100"})
     total(database, wanted)        1_204
-    numbers(database, wanted)      [17, 3, 250, ...]                those that are shown
+    numbers(database, wanted)      [17, 3, 250, ...]                the items to show
     rows(database, [17, 3, 250])   [{"n": 17, "id": "gsm8k/17", "status": "wrong", "by_role": {"answer": 2}, ...}, ...]
 
-The page of a static copy filters by the same rules in JavaScript. Invariant: an order is total (ties by time, what has
-no value last, up or down), and a parameter that is none is refused.
+The page of a static copy filters by the same rules in JavaScript. Invariant: an order is total (ties by time, items
+without a value last in both directions), and an unknown parameter is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flow_dpo.core.errors import DataError
 from flow_dpo.report.viewer.index import COLUMNS, TEXTS, place_of
 
 MOST = 500
-"""Rows of one answer."""
+"""Most rows of one answer."""
 _SORTS = {
     "time": "n",
     "accuracy": "accuracy",
@@ -30,17 +30,17 @@ _SORTS = {
     "tokens": "tokens",
     "margin": "margin",
 }
-"""What each order is by; with "-" before it, the largest come first."""
+"""The column of each order; with "-" before its name, the largest come first."""
 _EXAMPLES = {"pair": "pairs > 0", "scored": "scored > 0", "none": "coalesce(pairs, 0) + coalesce(scored, 0) = 0"}
 _NUMBER = re.compile(r"[0-9]{1,15}")
 _RANGE = re.compile(r"([0-9]{0,15})(?:(-)([0-9]{0,15}))?")
 _FACETS = 60
-"""Values of a level or subject that are listed, the most frequent ones."""
+"""Most values of a level or subject that are listed; the most frequent ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which items, in which order, and which of these."""
+    """Which items are wanted, in which order, and which part of that list."""
 
     where: str = "1"
     values: tuple[Any, ...] = ()
@@ -50,7 +50,7 @@ class Wanted:
 
     @classmethod
     def of(cls, params: Mapping[str, str]) -> Wanted:
-        """What these parameters ask for. Raises `DataError` for one that is wrong, or that does not exist."""
+        """The query for these parameters. Raises `DataError` for one that is wrong or unknown."""
         refuse_unknown(params, _PARAMS)
         conditions: list[str] = []
         values: list[Any] = []
@@ -81,14 +81,14 @@ def _order(sort: str) -> str:
 
 
 def _condition(name: str, value: str, params: Mapping[str, str]) -> list[tuple[str, Sequence[Any]]]:
-    """The conditions of one parameter, with their values."""
+    """The SQL conditions of one parameter, with their values."""
     if name == "q":
         return [("n IN (SELECT n FROM texts WHERE instr(find, ?))", [value.strip().lower()])]
     if name in ("status", "level", "subject"):
         return [(f"{name} = ?", [value])]
     if name in ("role", "depth"):
         if name == "depth" and params.get("role"):
-            return []  # together, and once
+            return []  # both are one condition, added once
         depth = f"{integer(params, 'depth', 0)} " if params.get("depth") else ""
         role = place_of(params["role"], None)[:-1] if params.get("role") else '":'
         return [("instr(places, ?)", [role + depth])]
@@ -117,7 +117,7 @@ _PARAMS = frozenset({"source", "offset", "limit", "sort", "q", "role", "depth", 
 
 
 def refuse_unknown(params: Mapping[str, str], known: frozenset[str]) -> None:
-    """Raise `DataError` for a parameter that does not exist, or holds what no text can."""
+    """Raise `DataError` for an unknown parameter, or for one that is not valid text."""
     for name, value in params.items():
         if name not in known:
             raise DataError(f"expected one of {', '.join(sorted(known))}, found the parameter {name!r:.40}")
@@ -126,7 +126,7 @@ def refuse_unknown(params: Mapping[str, str], known: frozenset[str]) -> None:
 
 
 def integer(params: Mapping[str, str], name: str, default: int) -> int:
-    """A parameter that is a whole number from 0, strictly. Raises `DataError`."""
+    """A parameter as a whole number from 0, read strictly. Raises `DataError`."""
     value = params.get(name)
     if value is None or value == "":
         return default
@@ -139,12 +139,12 @@ def integer(params: Mapping[str, str], name: str, default: int) -> int:
 
 
 def total(database: sqlite3.Connection, wanted: Wanted) -> int:
-    """How many items are wanted."""
+    """The number of wanted items."""
     return database.execute(f"SELECT count(*) FROM items WHERE {wanted.where}", wanted.values).fetchone()[0]
 
 
 def numbers(database: sqlite3.Connection, wanted: Wanted) -> list[int]:
-    """The numbers of the items that are wanted, from `offset` on, `limit` at most, in their order."""
+    """The numbers of the wanted items, at most `limit` from `offset` on, in order."""
     found = database.execute(
         f"SELECT n FROM items WHERE {wanted.where} ORDER BY {wanted.order} LIMIT ? OFFSET ?",
         (*wanted.values, wanted.limit, wanted.offset),
@@ -179,8 +179,8 @@ def _places(text: str) -> dict[str, list[int | None]]:
 
 
 def facets(database: sqlite3.Connection) -> dict[str, Any]:
-    """What could be filtered by, over all items: examples by role, items by status, level and subject, the versions
-    and the deepest example."""
+    """What can be filtered by, over all items: examples by role; items by status, level and subject; the versions; and
+    the deepest example."""
     roles = dict(database.execute("SELECT role, count(*) FROM examples GROUP BY role ORDER BY role"))
     [(first, last, deepest)] = database.execute("SELECT min(version), max(version), max(depth) FROM items")
     return {
@@ -200,7 +200,7 @@ def _counts(database: sqlite3.Connection, name: str) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where the line of an item lies, and those that belong to it."""
+    """Where the line of an item is, and the lines that belong to it."""
 
     n: int
     id: str
@@ -211,7 +211,7 @@ class Place:
 
 
 def place(database: sqlite3.Connection, n: int) -> Place | None:
-    """Where an item lies; None where there is none of this number."""
+    """Where an item is; None if there is none with this number."""
     query = "SELECT id, offset, length FROM items JOIN texts USING (n) WHERE n = ?"
     row = database.execute(query, (n,)).fetchone()
     if row is None:
@@ -225,13 +225,13 @@ def place(database: sqlite3.Connection, n: int) -> Place | None:
 
 
 def same_problem(database: sqlite3.Connection, name: str, most: int = 20) -> list[tuple[int, str, int | None]]:
-    """The items of a problem: number, status, version."""
+    """The items of a problem: number, status and version."""
     query = "SELECT n, status, version FROM texts JOIN items USING (n) WHERE id = ? ORDER BY n LIMIT ?"
     return database.execute(query, (name, most)).fetchall()
 
 
 def wrong_line(database: sqlite3.Connection, file: str, line: int) -> str:
-    """What is wrong with a line that could not be read; "" where nothing is known."""
+    """What is wrong with a line that could not be read; "" if nothing is known."""
     query = "SELECT text FROM notes WHERE file = ? AND line = ?"
     row = database.execute(query, (file, line)).fetchone()
     return "" if row is None else f"{file}, line {line}: {row[0]}"

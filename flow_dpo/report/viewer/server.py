@@ -1,13 +1,13 @@
-"""The page and its data over HTTP, for this machine alone.
+"""The page and its data over HTTP, for this machine only.
 
     with Library(paths) as library, ViewServer(library, port=0) as server:
         print(server.address)        http://127.0.0.1:43121/
         server.serve_forever()
 
-Model output and files are hostile: a page of another site must neither read what is served (`Host`, `Origin` and
-`Sec-Fetch-Site` are checked, by which DNS rebinding fails) nor frame it, and nothing in a text can load or run anything
-(`POLICY`). Invariant: GET and HEAD alone; a path is the name of one of the page's own files or of a resource, and is
-never joined to a folder; every answer has the same headers, every error is `{"error": text}`.
+Model output and files are hostile. A page of another site can neither read what is served (`Host`, `Origin` and
+`Sec-Fetch-Site` are checked, which defeats DNS rebinding) nor frame it, and nothing in a text can load or run anything
+(`POLICY`). Invariant: only GET and HEAD; a path names one of the page's own files or a resource, and is never joined to
+a folder; every answer has the same headers, and every error is `{"error": text}`.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ _BUG = (
     b'Content-Length: 54\r\n\r\n{"error":"the viewer failed; its terminal says where"}'
 )
 _IDLE_S = 20.0
-"""Seconds after which a connection that says nothing is closed."""
+"""Seconds after which a silent connection is closed."""
 _MOST_CONNECTIONS = 64
 _LONGEST_QUERY = 4_000
 _COMPRESSED = 1_000
-"""Bytes of an answer from which on it is compressed."""
+"""Bytes from which an answer is compressed."""
 
 
 def page_file(name: str) -> bytes | None:
-    """The content of one of the page's own files; None where there is none of that name."""
+    """The content of one of the page's own files; None if there is none with that name."""
     folder = resources.files("flow_dpo.report.viewer") / "assets"
     names = {each.name: each for each in folder.iterdir() if each.is_file()} if folder.is_dir() else {}
     found = names.get(name) if name.rpartition(".")[2] in _TYPES else None
@@ -72,7 +72,7 @@ def page_file(name: str) -> bytes | None:
 
 
 class ViewServer(ThreadingHTTPServer):
-    """A server of one library, on 127.0.0.1. A port of 0 is a free one."""
+    """A server for one library, on 127.0.0.1. Port 0 means any free one."""
 
     daemon_threads = True
     block_on_close = False
@@ -80,7 +80,7 @@ class ViewServer(ThreadingHTTPServer):
     request_queue_size = 32
 
     def __init__(self, library: Library, *, port: int = 0) -> None:
-        """Raises `OSError` where the port is taken."""
+        """Raises `OSError` if the port is taken."""
         self.library = library
         self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         super().__init__((HOST, port), _Handler)
@@ -92,7 +92,7 @@ class ViewServer(ThreadingHTTPServer):
         return self
 
     def verify_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: Any) -> bool:
-        """Refuse a connection beyond so many: each has a thread."""
+        """Refuse connections beyond the limit, since each has a thread."""
         return self._free.acquire(blocking=False)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -103,7 +103,7 @@ class ViewServer(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke is no error of ours; anything else is a bug: it is logged, and answered."""
+        """Ignore a broken connection; anything else is a bug, which is logged and answered."""
         if isinstance(sys.exception(), OSError):
             return
         _logger.error("a request could not be answered", exc_info=True)
@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def do_HEAD(self) -> None:
-        """The same, headers alone."""
+        """The same, but only headers."""
         self._answer(with_body=False)
 
     def _answer(self, *, with_body: bool) -> None:
@@ -146,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(HTTPStatus.OK, content, _TYPES[name.rpartition(".")[2]], with_body=with_body)
 
     def _refused(self) -> str:
-        """Why a request is not answered; "" where it is this page's own, or typed by a person."""
+        """Why a request is refused; "" if it comes from this page, or was typed by a person."""
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1 or hosts[0].strip().lower() not in self.server.hosts:
             return f"expected the host {HOST}:{self.server.server_address[1]}, found another; use the printed address"
@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         if origin is not None and origin.removeprefix("http://").lower() not in self.server.hosts:
             return "expected a request of this page, found one of another origin"
         site = self.headers.get("Sec-Fetch-Site", "none")
-        # A link on another page may lead here; its scripts, images and frames may not.
+        # A link on another page can lead here; its scripts, images and frames cannot.
         followed = self.headers.get("Sec-Fetch-Mode") == "navigate" and self.headers.get("Sec-Fetch-Dest") == "document"
         if site not in ("none", "same-origin") and not (followed and not self.path.startswith("/data/")):
             return "expected a request of this page, found one of another site"
@@ -192,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().end_headers()
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class refuses (another method, a broken request): as JSON, and the connection is closed."""
+        """Answer what the base class refuses (other methods, broken requests) with JSON, and close the connection."""
         self.close_connection = True
         content = to_json({"error": message or HTTPStatus(code).phrase})
         self.send_response(code, message)
@@ -204,15 +204,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def version_string(self) -> str:
-        """No version of anything."""
+        """The server's name without a version."""
         return self.server_version
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing of a request is printed: it is hostile text."""
+        """Print nothing: a request is hostile text."""
 
 
 def _params(query: str) -> dict[str, str]:
-    """The parameters of an address. Raises `DataError` for too many, or one twice."""
+    """The parameters of an address. Raises `DataError` if there are too many, or if one is repeated."""
     if len(query) > _LONGEST_QUERY:
         raise DataError(f"expected at most {_LONGEST_QUERY} characters of parameters, found {len(query)}")
     pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=None, errors="replace")
@@ -223,7 +223,7 @@ def _params(query: str) -> dict[str, str]:
 
 
 def to_json(value: object) -> bytes:
-    """A value as JSON in ASCII: half surrogate pairs are escapes, and what is no number in JSON is null."""
+    """A value as JSON in ASCII: lone surrogates are escaped, and numbers that JSON lacks become null."""
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
     except ValueError:

@@ -1,10 +1,10 @@
-"""One source as it is now: its index, its curves, its facts, and whether somebody still writes to it.
+"""The present state of one source: its index, its curves, its facts, and whether it is still being written.
 
     shelf = Shelf(source, index)
     if shelf.follow(): shelf.step()       look at the files, and index some of what is new
     shelf.value()                         {"id": "train", "kind": "run", "state": "going on", "indexed": 0.4, ...}
 
-Invariant: `value`, `items` and `curves` answer from what was read so far, at any moment and from any thread.
+Invariant: `value`, `items` and `curves` answer from what was read so far, at any time and from any thread.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from flow_dpo.report.viewer.index import Index
 from flow_dpo.report.viewer.lines import mapping, text
 
 _GROWING_S = 60.0
-"""Seconds after which a file that was seen to grow no longer tells that somebody writes to it."""
+"""Seconds after which a file that has grown no longer shows that somebody writes to it."""
 _COUNTED_S = 0.5
-"""Seconds between two counts of the items while an index is built, at least."""
+"""Least seconds between two counts of the items while an index is built."""
 _MOST_NOTES = 200
 _TRIES = 3
 _STARTED = f"{time.time_ns():x}"
 
 
 class Shelf:
-    """What is known of one source."""
+    """Everything known about one source."""
 
     def __init__(self, source: ViewSource, index: Index) -> None:
         self.source = source
         self.index = index
         self.behind = True
-        """Something is there that was not indexed yet."""
+        """Whether there is something that is not indexed yet."""
         self.batches = Batches(lambda: opened(source, "metrics.jsonl"))
         self._tokens = TokenTable(lambda: opened(source, "tokens.jsonl"))
         self._sampled = SampledProblems(lambda: opened(source, "sampled.jsonl"))
@@ -69,15 +69,15 @@ class Shelf:
         self._grew = float("-inf")
         self._changes = 0
         self._total: tuple[object, int] = None, 0
-        """The last filter, and how many items pass it: a list is asked for page by page."""
+        """The last filter and its number of items, since a list is requested page by page."""
         self._failed = ""
         self._misses = 0
-        """Steps in a row after which the index could not be read."""
+        """Consecutive steps after which the index could not be read."""
 
     # ---- following ---------------------------------------------------------------------------------------------------
 
     def follow(self) -> bool:
-        """Look at everything but the rows; whether rows are to be indexed."""
+        """Check everything except the rows; returns whether there are rows to index."""
         stats = tuple(_stat(self.source.path / name) for name in HEADERS[self.source.kind])
         changed = False
         if stats != self._seen_headers:
@@ -113,7 +113,7 @@ class Shelf:
             try:
                 with self.index.reading() as database:
                     self._counted = _count(database, whole=not more)
-            except DataError as error:  # another viewer replaced the file: the next step opens it
+            except DataError as error:  # another viewer replaced the file; the next step opens the new one
                 self.index.close()
                 self._misses += 1
                 if self._misses > _TRIES:
@@ -121,17 +121,17 @@ class Shelf:
                 return
             self._misses = 0
             taken = time.monotonic() - started
-            self._count_after = started + max(_COUNTED_S, 20 * taken)  # a count goes through all items
+            self._count_after = started + max(_COUNTED_S, 20 * taken)  # a count reads all items
             self._changes += 1
 
     def give_up(self, reason: str) -> None:
-        """Nothing more can be indexed."""
+        """Stop indexing, for this reason."""
         self._failed = reason
         self.behind = False
         self._changes += 1
 
     def _state(self) -> str:
-        """Whether the source is whole, or somebody writes to it, or it was interrupted."""
+        """Whether the source is complete, is being written, or was interrupted."""
         if self._complete():
             return "finished"
         growing = time.monotonic() - self._grew < _GROWING_S
@@ -146,7 +146,7 @@ class Shelf:
         return bool(headers["summary.json"]) or (self.source.path / "summary.json").is_file()
 
     def _has_enough(self) -> bool:
-        """Whether a run has seen its problems, or spent its budget."""
+        """Whether a run has processed its problems, or spent its budget."""
         wanted = self._headers["run.json"].get("num_problems")
         if isinstance(wanted, int) and self.batches.ends and self.batches.ends[-1] >= wanted:
             return True
@@ -155,11 +155,11 @@ class Shelf:
     # ---- answers -----------------------------------------------------------------------------------------------------
 
     def value(self, named: Named = as_it_stands) -> dict[str, Any]:
-        """The source in the table of sources; `named` is how what may be a path is shown."""
+        """The source's row in the table of sources; `named` says how to show names that can be paths."""
         counted, index = self._counted, self.index
         with self._lock:
             totals = replace(counted.totals, sampled=self._sampled.num)
-            if not counted.whole:  # a part of a sum would be taken for the whole of it
+            if not counted.whole:  # a partial sum would be taken for the total
                 totals = replace(totals, pairs=None, scored=None, tokens=None)
             facts = facts_of(self.source, self._headers, self.batches, totals, named)
         return {
@@ -176,19 +176,19 @@ class Shelf:
 
     @property
     def side_paths(self) -> list[Path]:
-        """Of judgements: where the traces of each side lay."""
+        """For judgements: where the traces of each side were."""
         sides = self._headers.get("judge.json", {}).get("traces")
         named = [text(mapping(side).get("path")) for side in sides] if isinstance(sides, list) else []
         return [Path(path).absolute() for path in named if path and "\x00" not in path]
 
     @property
     def num_items(self) -> int:
-        """Items that are indexed."""
+        """Number of indexed items."""
         return self._counted.totals.num
 
     @property
     def stamp(self) -> str:
-        """Changes whenever something of the source does."""
+        """Changes whenever anything in the source does."""
         return f"{_STARTED}-{self._changes}"
 
     def curves(self) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class Shelf:
             return dict(self.batches.value())
 
     def items(self, wanted: queries.Wanted) -> dict[str, Any]:
-        """A list of items. Raises `DataError` where the index cannot be read."""
+        """A list of items. Raises `DataError` if the index cannot be read."""
         if not self.index.ready:
             return {"total": 0, "all": 0, "rows": [], "facets": _NO_FACETS}
         key = (self._changes, wanted.where, wanted.values)
@@ -216,7 +216,7 @@ class Shelf:
             return at if at < len(self.batches.ends) and self.batches.starts[at] <= n else None
 
     def token_texts(self) -> dict[int, tuple[str, bool]]:
-        """The text of each token that occurred in a run, and whether it is a special one; empty for older runs."""
+        """The text of each token in a run, and whether it is special; empty for older runs."""
         with self._lock:
             self._tokens.refresh()
             return self._tokens.texts
@@ -240,9 +240,9 @@ class Shelf:
         return shown
 
     def _missing(self) -> list[tuple[str | None, int | None, str]]:
-        """Notes on files that are not read, or not there."""
+        """Notes on files that are not read or do not exist."""
         if not self.source.path.is_dir():
-            return [(None, None, f"{self.source.path} is no longer there")]
+            return [(None, None, f"{self.source.path} no longer exists")]
         found: list[tuple[str | None, int | None, str]] = []
         for name in self.index.names:
             try:
@@ -256,7 +256,7 @@ class Shelf:
 
 
 class _Counted:
-    """What one look at the index gave."""
+    """The result of one count over the index."""
 
     def __init__(self, *, whole: bool = False) -> None:
         self.whole = whole
@@ -289,7 +289,7 @@ def _count(database: sqlite3.Connection, *, whole: bool) -> _Counted:
 
 
 def is_locked(lock: Path) -> bool:
-    """Whether a process of this machine holds a run's lock, where the system tells without touching it."""
+    """Whether a process on this machine holds a run's lock, if the system can tell without touching it."""
     try:
         found = lock.stat()
         locks = Path("/proc/locks").read_text(encoding="ascii").splitlines() if sys.platform == "linux" else []

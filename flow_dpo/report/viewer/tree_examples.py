@@ -1,14 +1,14 @@
-"""The examples of one tree: pairs and scored completions, each with what policy and reference were when it was learned.
+"""The examples of one tree: pairs and scored completions, with policy and reference when they were learned.
 
     a row of pairs.jsonl (nodes 0 and 6) and a row of learned.jsonl (version 3, nodes 0 and 6)
     ->  {"kind": "pair", "chosen": 0, "rejected": 6, "margin": 1.0, "learned": [{"version": 3, "policy": [[..], [..]]}]}
 
-What was learned need not be what was sampled: a judge learns the right word at a node that took the wrong one, and some
-recipes learn an answer without the guideline that it was sampled with. Where they differ, an example has its own
-`completion` and `prompt` as text, else None. A completion may begin before its node (a whole attempt that ends there):
-`before` counts its tokens there, None where it is another than the node's.
+What was learned can differ from what was sampled: a judge learns the right word at a node that took the wrong one, and
+some recipes learn an answer without the guideline that it was sampled with. If they differ, the example has its own
+`completion` and `prompt` as text, otherwise None. A completion can begin before its node (a whole attempt that ends
+there): `before` is the number of its tokens there, None if the completion is not the node's.
 
-Invariant: an example names nodes of the tree; one that does not is left out with a note.
+Invariant: an example names nodes of the tree; one that does not is left out, with a note.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Key = tuple[str, int | None, int | None]
 def example_views(
     examples: Sequence[Any], learned: Sequence[Any], nodes: Sequence[Mapping[str, Any]], tree: Reader
 ) -> list[dict[str, Any]]:
-    """The examples in the order of their rows, pairs and scored completions as they come."""
+    """The examples in the order of their rows, pairs and scored completions mixed."""
     by_key = _learned_by_key(learned, tree.notes)
     found: list[dict[str, Any]] = []
     for at, row in enumerate(objects(examples)):
@@ -50,16 +50,16 @@ def example_views(
 
 
 def _other_prompt(reader: Reader, ids: Sequence[int] | None) -> str | None:
-    """The prompt that was learned under where it is another than this one; None where it is not, or not known."""
+    """The prompt that was learned under, if it differs from this one; None if it does not, or is unknown."""
     own = reader.ids("prompt_ids")
     return None if ids is None or own is None or own == list(ids) else reader.text("prompt")
 
 
 def _prompt_ids(nodes: Sequence[Mapping[str, Any]], at: int) -> list[int] | None:
-    """The tokens of a node's prompt; None where they were not recorded."""
+    """The tokens of a node's prompt; None if they were not recorded."""
     parts: list[Sequence[int]] = []
     prompt, limit = nodes[at]["prompt"], sys.maxsize
-    # From its end to its beginning: what is kept of an earlier prompt and its completion has at most `limit` tokens.
+    # From end to beginning: at most `limit` tokens are kept of an earlier prompt with its completion.
     while prompt is not None:
         parts.append(prompt["ids"][: max(0, limit - prompt["kept"])])
         limit = min(limit, prompt["kept"])
@@ -73,7 +73,7 @@ def _prompt_ids(nodes: Sequence[Mapping[str, Any]], at: int) -> list[int] | None
 
 
 def mark_sides(nodes: list[dict[str, Any]], examples: Sequence[Mapping[str, Any]], rows: Sequence[Any]) -> None:
-    """Tell every node its side in the pairs, its advantage, and its prompt as text where its own record has none."""
+    """Give every node its side in the pairs, its advantage, and its prompt as text if its own record has none."""
     for example in examples:
         if example["kind"] == "scored":
             nodes[example["node"]]["advantage"] = example["advantage"]
@@ -89,7 +89,7 @@ def mark_sides(nodes: list[dict[str, Any]], examples: Sequence[Mapping[str, Any]
 
 
 def _example(row: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
-    """One example. A row with a rejected side is a pair, whatever its schema's number."""
+    """One example. A row with a rejected side is a pair, whatever its schema says."""
     shared = {
         "role": reader.text("role"),
         "depth": reader.count("depth"),
@@ -116,7 +116,7 @@ def _example(row: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
 
 
 def _before(ids: Sequence[int], own: Sequence[int]) -> int | None:
-    """Tokens of a completion before a node's own, with which it ends; None where it does not."""
+    """Tokens of a completion before a node's own, with which it ends; None if it does not end with them."""
     return len(ids) - len(own) if list(ids[-len(own) :]) == list(own) else None
 
 
@@ -125,7 +125,7 @@ def _status(reader: Reader, name: str) -> str:
 
 
 def _learned_by_key(learned: Sequence[Any], notes: list[str]) -> dict[_Key, list[dict[str, Any]]]:
-    """What was recorded at learning, by the example's role and nodes, in the order of the updates."""
+    """What was recorded during learning, by the example's role and nodes, in the order of the updates."""
     found: dict[_Key, list[dict[str, Any]]] = {}
     for at, row in enumerate(objects(learned)):
         reader = Reader(row, notes, f"learned {at}")
@@ -142,9 +142,9 @@ def _learned_by_key(learned: Sequence[Any], notes: list[str]) -> dict[_Key, list
 
 
 def _by_token(reader: Reader, name: str) -> list[list[float | None]] | None:
-    """Log-probabilities by token, a list for each completion; None where there are none."""
+    """Log-probabilities by token, one list per completion; None if there are none."""
     given = reader.items(name)
     if any(not isinstance(each, list) for each in given):
-        reader.note(f"{name!r}: expected a list of log-probabilities for each completion")
+        reader.note(f"{name!r}: expected one list of log-probabilities per completion")
         return None
     return [[finite(value) for value in each] for each in given] or None

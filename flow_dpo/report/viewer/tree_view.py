@@ -1,15 +1,15 @@
-"""One tree of rollouts as the JSON that the page of a tree draws.
+"""One tree of rollouts as the JSON that its page draws.
 
     tree_view(row of trees.jsonl, rows of pairs.jsonl and scored.jsonl, of learned.jsonl, {5: ("<end>", True), ...})
     ->  {"kind": "tree", "problem": ..., "nodes": [{"id": 0, "role": "answer", "side": "chosen", "differs": 11, ...}],
          "rollouts": [{"id": 0, "status": "correct", ...}], "examples": [{"kind": "pair", "chosen": 0, ...}]}
 
-What is computed here is what a record only implies: the first token by which an alternative differs, the side of each
-node in the pairs, visits and values as in a search, the wrong steps (`wrong_steps`), and what was learned of each
-example (`tree_examples`). Everything else is passed on as it stands.
+Computed here is what a record only implies: the first token by which an alternative differs, the side of each node in
+the pairs, visits and values as in a search, the wrong steps (`wrong_steps`), and what was learned from each example
+(`tree_examples`). Everything else is passed on unchanged.
 
-Invariants: the result depends on the rows alone; every node and every rollout of the row is in it, under its own
-number; a field of a wrong type is null, with a note in `notes`. Only a row that is no tree is refused.
+Invariants: the result depends only on the rows; it contains every node and every rollout of the row, under its own
+number; a field of a wrong type is null, with a note in `notes`. Only a row that is not a tree is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SCHEMAS = ("tree/1", "tree/2")
 
 
 Tokens = Mapping[int, tuple[str, bool]]
-"""Of a run's tokens.jsonl: the text of each token, and whether it is a special one. Empty for older runs."""
+"""A run's tokens.jsonl: the text of each token, and whether it is special. Empty for older runs."""
 
 
 def tree_view(
@@ -37,10 +37,10 @@ def tree_view(
     learned: Sequence[Mapping[str, Any]],
     tokens: Tokens,
 ) -> dict[str, Any]:
-    """What the page of a tree draws: the "tree" of `docs/viewer.md`, without what a library adds of its source.
+    """What the page of a tree draws: the "tree" of `docs/viewer.md`, without what a library adds about its source.
 
-    `examples` are rows of pairs.jsonl and scored.jsonl, `learned` of learned.jsonl, of this problem. Raises `DataError`
-    where the row is no tree.
+    `examples` are this problem's rows of pairs.jsonl and scored.jsonl, `learned` those of learned.jsonl. Raises
+    `DataError` if the row is not a tree.
     """
     _check_is_tree(row)
     notes: list[str] = []
@@ -73,12 +73,12 @@ def tree_view(
 
 
 def problem_view(problem: Reader) -> dict[str, Any]:
-    """A problem's columns; "" where one is missing."""
+    """A problem's columns; "" for a missing one."""
     return {name: problem.text(name) for name in ("id", "question", "gold", "source", "level", "subject", "solution")}
 
 
 def as_problem(view: Mapping[str, Any]) -> Problem:
-    """The problem by which steps are checked."""
+    """The problem in the form needed to check steps."""
     return Problem(**view)
 
 
@@ -87,14 +87,14 @@ def _check_is_tree(row: Any) -> None:
     if not isinstance(row, Mapping) or not isinstance(schema, str) or not schema.startswith("tree/"):
         raise DataError(
             f"expected a row of trees.jsonl, found {'the schema ' + repr(schema) if schema else 'none'}; "
-            "look whether the file is another's"
+            "check whether the file is another one"
         )
     for name in ("nodes", "rollouts"):
         if not isinstance(row.get(name), list) or not row[name]:
             raise DataError(f"expected a tree with {name}, found {row.get(name)!r:.60}; the row is damaged, drop it")
 
 
-# ---- nodes and rollouts as they stand --------------------------------------------------------------------------------
+# ---- nodes and rollouts as recorded ----------------------------------------------------------------------------------
 
 
 def _node_view(at: int, given: Any, tokens: Tokens, notes: list[str]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _node_view(at: int, given: Any, tokens: Tokens, notes: list[str]) -> dict[st
     if not isinstance(given, Mapping):
         reader.note(f"expected an object, found {given!r:.60}")
     ids = reader.ids("token_ids") or []
-    # A compact row leaves out what the texts of its tokens say.
+    # A compact row leaves out the text that the texts of its tokens give.
     text = reader.text("text") or "".join(tokens[id][0] for id in ids if id in tokens and not tokens[id][1])
     parent = reader.count("parent")
     if parent is not None and parent >= at:
@@ -137,7 +137,7 @@ def _node_view(at: int, given: Any, tokens: Tokens, notes: list[str]) -> dict[st
 
 
 def _pieces_of(reader: Reader, text: str, ids: Sequence[int], tokens: Tokens) -> list[str] | None:
-    """The text by token; None where it is not known."""
+    """The text by token; None if it is unknown."""
     lengths = reader.row.get("piece_lengths")
     if lengths:
         found = pieces(text, lengths, len(ids))
@@ -195,7 +195,7 @@ def _rollout_view(at: int, given: Any, num_nodes: int, notes: list[str]) -> dict
 
 
 def _words(nodes: Sequence[Mapping[str, Any]], choices: Reader) -> dict[str, list[str | None]]:
-    """By role, the words that it chose among; of an older row those that were taken somewhere in the tree."""
+    """By role, the words that it chose from; for an older row, those that were taken somewhere in the tree."""
     found: dict[str, list[str | None]] = {role: [*choices.texts(role)] for role in choices.row}
     seen: dict[str, list[str | None]] = {}
     for node in nodes:
@@ -207,7 +207,7 @@ def _words(nodes: Sequence[Mapping[str, Any]], choices: Reader) -> dict[str, lis
 
 
 def _special(nodes: Sequence[Mapping[str, Any]], tokens: Tokens) -> dict[str, str]:
-    """Names of the special tokens of the tree's prompts and completions."""
+    """Names of the special tokens in the tree's prompts and completions."""
     prompts = [node["prompt"]["ids"] for node in nodes if node["prompt"] is not None]
     ids = {id for group in (*prompts, *(node["ids"] for node in nodes)) for id in group}
     return {str(id): tokens[id][0] for id in sorted(ids) if id in tokens and tokens[id][1]}
@@ -217,7 +217,7 @@ def _special(nodes: Sequence[Mapping[str, Any]], tokens: Tokens) -> dict[str, st
 
 
 def _join(nodes: list[dict[str, Any]], rollouts: list[dict[str, Any]]) -> None:
-    """Give every node a rollout and every rollout its place, also where a record lacks one; count its path."""
+    """Give every node a rollout and every rollout its place, also if a record lacks one; sum up its path."""
     for node in nodes:
         rollout = node["rollout"]
         if rollout is None or rollout >= len(rollouts):
@@ -241,7 +241,7 @@ def _join(nodes: list[dict[str, Any]], rollouts: list[dict[str, Any]]) -> None:
 
 
 def path_to(nodes: Sequence[Mapping[str, Any]], leaf: int | None) -> list[int]:
-    """The nodes from the root to this one, both included; none where it is None."""
+    """The nodes from the root to this one, including both; empty for None."""
     found: list[int] = []
     while leaf is not None:
         found.append(leaf)
@@ -250,7 +250,7 @@ def path_to(nodes: Sequence[Mapping[str, Any]], leaf: int | None) -> list[int]:
 
 
 def _find_differences(nodes: list[dict[str, Any]]) -> None:
-    """The first token by which a node differs from the first of its siblings: the trunk's, where the trunk goes by.
+    """Find the first token by which a node differs from its first sibling, which is the trunk's if there is one.
 
     Siblings answered one request: same parent, role, tags and prompt, as far as these are known.
     """
@@ -265,7 +265,7 @@ def _find_differences(nodes: list[dict[str, Any]]) -> None:
 
 
 def _requests(nodes: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """For each node a value that is equal where prompts are, without putting these together; None where unknown."""
+    """For each node, a value that is equal for equal prompts, without assembling them; None if unknown."""
     found: list[Any] = []
     lengths: list[int] = []
     for node in nodes:
@@ -275,7 +275,7 @@ def _requests(nodes: Sequence[Mapping[str, Any]]) -> list[Any]:
             lengths.append(0)
             continue
         after, kept, ids = prompt["after"], prompt["kept"], prompt["ids"]
-        # All of an earlier prompt and nothing else is that prompt.
+        # The whole of an earlier prompt, with nothing added, is that prompt.
         if after is not None and not ids and kept == lengths[after]:
             found.append(found[after])
         else:
@@ -285,8 +285,8 @@ def _requests(nodes: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def _find_values(nodes: list[dict[str, Any]], rollouts: Sequence[Mapping[str, Any]]) -> None:
-    """Rollouts through each node, and their mean value from -1 to 1, as the search of CPL has N and Q (`node_values`):
-    a reward r counts as 2 r - 1, a rollout that stopped by its estimate, an ungraded one and a probe not at all."""
+    """Rollouts through each node, and their mean value from -1 to 1, like N and Q in CPL's search (`node_values`): a
+    reward r counts as 2 r - 1, a stopped rollout as its estimate, an ungraded one and a probe not at all."""
     values: dict[int, list[float]] = {}
     for rollout in rollouts:
         if rollout["probe"]:
@@ -307,7 +307,7 @@ def _find_values(nodes: list[dict[str, Any]], rollouts: Sequence[Mapping[str, An
 
 
 def _find_faults(nodes: list[dict[str, Any]], rollouts: list[dict[str, Any]], problem: Problem) -> None:
-    """Mark the wrong steps of every solution, and those of attempts that were given up."""
+    """Mark the wrong steps of every solution and of abandoned attempts."""
     known: dict[str, list[Span]] = {}
 
     def spans_of(text: str) -> list[Span]:
@@ -339,12 +339,12 @@ def _find_faults(nodes: list[dict[str, Any]], rollouts: list[dict[str, Any]], pr
 
 
 def _kind_of_text(node: Mapping[str, Any]) -> tuple[str, ...]:
-    """Role and tags but for the number of the attempt: nodes that are alike write the same kind of text."""
+    """Role and tags without the attempt's number: nodes with equal ones write the same kind of text."""
     return (node["role"], *(tag for tag in node["tags"] if not tag.startswith("attempt ")))
 
 
 def _attempts(apart: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Nodes that are no part of their rollout's solution, by the attempts that they wrote: equal role and tags."""
+    """Nodes outside their rollout's solution, grouped by the attempts that they wrote: equal role and tags."""
     found: list[list[dict[str, Any]]] = []
     for node in apart:
         if found and found[-1][-1]["role"] == node["role"] and found[-1][-1]["tags"] == node["tags"]:

@@ -1,12 +1,12 @@
-"""Wrong steps of a solution as ranges of its text, and of the nodes that wrote it.
+"""Wrong steps of a solution as ranges in its text, and in the nodes that wrote it.
 
     "She loses 17: 46 - 17 = 39\nAnswer: 39"   ->   [{"from": 0, "to": 27, "why": "the result does not follow"}, ...]
 
-Lines are judged by `evaluate.step_validity`: by the step checker of the problem's data set, or else by the equations
-that they state. A node's text is found in the solution that it belongs to; an attempt that was given up is checked as
-a text of its own, and what is no part of a solution (a plan beside it, a choice) is not checked.
+Lines are checked by `evaluate.step_validity`: by the step checker of the problem's data set, or else by the equations
+that they state. A node's text is located in the solution that it belongs to; an abandoned attempt is checked as a text
+of its own; anything outside a solution (a plan beside it, a choice) is not checked.
 
-Invariants: a range counts UTF-16 code units, as a page's strings do; a text without a range is not claimed to be right.
+Invariants: a range counts UTF-16 code units, like a page's strings; a text without a range is not claimed to be right.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from flow_dpo.core.types import Problem
 from flow_dpo.evaluate.step_validity import checked_steps
 
 _MOST_CHARS = 20_000
-"""Longer solutions are not checked: a page has to open within a moment."""
+"""Longer solutions are not checked, since a page has to open quickly."""
 
 Span = tuple[int, int, str]
-"""From, to (not included), and why it is wrong; in characters."""
+"""Start, end (exclusive), and why it is wrong; in characters."""
 
 
 def wrong_spans(problem: Problem, text: str) -> list[Span]:
-    """The lines that state something false, in their order."""
+    """The lines that state something false, in order."""
     if not text or len(text) > _MOST_CHARS:
         return []
     found: list[Span] = []
@@ -42,10 +42,10 @@ def wrong_spans(problem: Problem, text: str) -> list[Span]:
 
 
 def places_of_parts(text: str, parts: Sequence[str]) -> list[int | None]:
-    """Where each part stands in a text that was put together from some of them, in their order; None where it is not.
+    """Where each part is in a text that was assembled from some of them, in order; None for a part that is not in it.
 
-    `"ab\\ncd"` of `["xx", "ab", "cd", "yy"]` gives [None, 0, 3, None]. Parts that belong to it follow each other, a
-    few characters of fixed text apart at most; of several ways, the one that covers most of the text.
+    `"ab\\ncd"` of `["xx", "ab", "cd", "yy"]` gives [None, 0, 3, None]. The parts that belong to it follow one another,
+    at most a few characters of fixed text apart; of several ways, the one that covers most of the text is taken.
     """
     best: list[int | None] = [None] * len(parts)
     most = 0
@@ -60,7 +60,7 @@ def places_of_parts(text: str, parts: Sequence[str]) -> list[int | None]:
 
 
 def _backwards(text: str, parts: Sequence[str]) -> list[int | None]:
-    """The same where the last part ends the text."""
+    """The same for a text that ends with the last part."""
     places: list[int | None] = [None] * len(parts)
     limit = len(text)
     for at in range(len(parts) - 1, -1, -1):
@@ -75,13 +75,13 @@ def _backwards(text: str, parts: Sequence[str]) -> list[int | None]:
 
 
 _MOST_BETWEEN = 200
-"""Characters of fixed text between two parts, such as what reopens an answer that was refused."""
+"""Characters of fixed text between two parts, such as the text that reopens a refused answer."""
 
 
 def faults(spans: Sequence[Span], text: str, start: int = 0) -> list[dict[str, Any]]:
-    """Ranges on a piece of a solution, as the page reads them; `start` is where in the solution the piece begins.
+    """Ranges in a piece of a solution, in the page's format; `start` is where the piece begins in the solution.
 
-    A line that continues in the next piece has `"continues": True` in this one: its reason is told once.
+    If a line continues in the next piece, its range here has `"continues": True`, and its reason is shown only once.
     """
     units = partial(_code_units, text, text.isascii() or max(text) <= "\uffff")
     found: list[dict[str, Any]] = []
@@ -95,5 +95,5 @@ def faults(spans: Sequence[Span], text: str, start: int = 0) -> list[dict[str, A
 
 
 def _code_units(text: str, plain: bool, at: int) -> int:
-    """A place in characters as a place in UTF-16 code units."""
+    """A position in characters, converted to UTF-16 code units."""
     return at if plain else at + sum(char > "\uffff" for char in text[:at])

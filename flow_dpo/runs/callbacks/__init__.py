@@ -1,4 +1,4 @@
 """What happens after every batch besides learning? Budget, progress, warnings of collapse.
 
-May import what runs may.
+May import whatever `runs` may import.
 """

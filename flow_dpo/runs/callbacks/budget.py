@@ -1,12 +1,12 @@
 """Compute budget of a run, in tokens, verdicts or updates: the callback that counts them and ends the run.
 
-Two methods are compared fairly where both were given the same: tokens, verdicts or updates. A run with a budget ends
-when all that it names is spent, at the end of a batch of problems:
+Two methods are compared fairly if both may spend the same: tokens, verdicts or updates. A run with a budget ends when
+everything that the budget names is spent, at the end of a batch of problems:
 
     tokens=1000            batch: 600 tokens   batch: 500 tokens   ends, with 1,100 spent
     tokens=1000 verdicts=9        5 verdicts          3 verdicts   continues: the verdicts are not spent yet
 
-Invariant: what is spent is read from the rows of metrics.jsonl alone, so that a resumed run ends where it would have.
+Invariant: spending is computed from the rows of metrics.jsonl alone, so a resumed run ends where it would have anyway.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def spent(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     for row in rows:
         learned = sum(int(value) for name, value in row.items() if name.startswith("learn/") and _is_tokens(name))
         sampled = int(row["rollout/sampled_tokens"])
-        verdicts = int(row.get("num_verdicts", row["num_rollouts"]))  # older runs: one a rollout
+        verdicts = int(row.get("num_verdicts", row["num_rollouts"]))  # older runs: one per rollout
         now = {"tokens": sampled + learned, "verdicts": verdicts, "updates": int(row["learn/updates"])}
         for name, value in {**now, "played": sampled, "learned": learned}.items():
             total[name] += value
@@ -38,7 +38,7 @@ def _is_tokens(name: str) -> bool:
 
 
 def is_empty(limits: Mapping[str, float], used: Mapping[str, float]) -> bool:
-    """Whether all that the limits name is spent; never where they name nothing."""
+    """Whether everything that the limits name is spent; False if they name nothing."""
     return bool(limits) and all(used[name] >= limit for name, limit in limits.items())
 
 
@@ -48,14 +48,14 @@ class BudgetCallback:
     def __init__(
         self, *, tokens: int = 0, verdicts: int = 0, updates: int = 0, rows: Iterable[Mapping[str, Any]] = ()
     ) -> None:
-        """A limit of 0 sets none. `rows` are those of the run so far, where it is resumed."""
+        """A limit of 0 sets none. `rows` are those of the run so far, if it is resumed."""
         limits = {"tokens": tokens, "verdicts": verdicts, "updates": updates}
         self._limits = {name: limit for name, limit in limits.items() if limit}
         self._spent = spent(rows)
 
     @property
     def empty(self) -> bool:
-        """Whether all that the budget names is spent; never where it names nothing."""
+        """Whether everything that the budget names is spent; False if it names nothing."""
         return is_empty(self._limits, self._spent)
 
     def on_batch(self, row: Mapping[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:

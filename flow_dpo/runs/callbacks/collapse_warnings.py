@@ -16,23 +16,23 @@ from flow_dpo.core.types import Example, Pair
 log = logging.getLogger("flow_dpo")
 
 _COLLAPSED = 0.04
-"""A share of Yes-preferring Stop pairs nearer than this to 0 or 1 means that Stop learns one word for everything."""
+"""If the share of Stop pairs that prefer Yes is closer to 0 or 1 than this, Stop learns one word for everything."""
 _RECENT = 200
-"""Stop pairs that are looked at."""
+"""Number of recent Stop pairs that are considered."""
 _HELPS = (
     "credit.balance", "credit.tag_weights", "credit.pairs.balance", "credit.pairs.tag_weights", "credit.pairs.roles",
     "flow.on_refused_end",
 )  # fmt: skip
 """Settings that help a choosing role whose pairs are all alike; a recipe has some of them."""
 _FALLEN = -1.0
-"""Nats that chosen completions may lose against the reference, on average, while the margin grows."""
+"""Mean log-ratio of chosen completions, in nats, below which they have fallen."""
 _GROWN = 0.5
-"""Margin beyond which it has grown."""
+"""Mean margin above which it has grown."""
 
 
 def collapsed(prefers_first: Sequence[bool | float], least: int = 40) -> float | None:
-    """The share of a choosing role's recent pairs that prefer the first choice, where nearly all or nearly none do;
-    None otherwise, and of fewer than `least`."""
+    """The share of a choosing role's recent pairs that prefer the first choice, if nearly all or nearly none do; None
+    otherwise, and for fewer than `least` pairs."""
     recent = prefers_first[-_RECENT:]
     rate = sum(recent) / max(len(recent), 1)
     return rate if len(recent) >= least and not _COLLAPSED < rate < 1 - _COLLAPSED else None
@@ -40,7 +40,7 @@ def collapsed(prefers_first: Sequence[bool | float], least: int = 40) -> float |
 
 def fallen(rows: Sequence[Mapping[str, Any]], role: str, num_rows: int = 4) -> tuple[float, float] | None:
     """Mean log-ratio of chosen completions against the reference and mean margin over the role's last `num_rows` rows,
-    in nats, where the first has fallen though the second has grown; None otherwise."""
+    in nats, if the first has fallen although the second has grown; None otherwise."""
     ratios, margins = (
         [row[f"learn/{role}/{name}"] for row in rows if f"learn/{role}/chosen_ratio" in row][-num_rows:]
         for name in ("chosen_ratio", "margin")
@@ -55,7 +55,7 @@ class StopCollapseWarning:
     """A callback that warns once when Stop's pairs nearly all prefer one word: Stop is collapsing."""
 
     def __init__(self, recipe: Recipe, least_pairs: int = 40) -> None:
-        """`recipe` says which settings help."""
+        """`recipe` determines which settings the warning names."""
         self._helps = [f"--{name}" for name in _HELPS if _has(recipe, name)]
         self._counts: dict[str, list[float]] = {}
         self._least = least_pairs
@@ -78,7 +78,7 @@ class StopCollapseWarning:
                 )  # fmt: skip
 
     def _advice(self) -> str:
-        return f" Should that near 0 or 100, see {', '.join(self._helps)}" if self._helps else ""
+        return f" If that gets close to 0 or 100, see {', '.join(self._helps)}" if self._helps else ""
 
 
 def _has(recipe: Recipe, name: str) -> bool:
@@ -90,15 +90,15 @@ def _has(recipe: Recipe, name: str) -> bool:
 
 
 class ChosenLikelihoodWarning:
-    """A callback that warns once when a role's chosen completions become less likely though its margin grows.
+    """A callback that warns once when a role's chosen completions become less likely although its margin grows.
 
-    DPO rewards a difference alone, which can grow while both sides fall (Pal et al., arXiv 2402.13228).
+    DPO rewards only a difference, which can grow while both sides fall (Pal et al., arXiv 2402.13228).
     """
 
     def __init__(self, recipe: Recipe, num_rows: int = 4) -> None:
-        """Look at means over a role's last `num_rows` rows. `recipe` says which settings help."""
+        """Uses means over a role's last `num_rows` rows. `recipe` determines which settings the warning names."""
         self._num_rows = num_rows
-        self._holds = "--objective.sft_weight holds them up, and " if _has(recipe, "objective.sft_weight") else ""
+        self._holds = "--objective.sft_weight keeps them up, and " if _has(recipe, "objective.sft_weight") else ""
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._warned = False
 

@@ -1,4 +1,4 @@
-"""Events of a run for its callbacks: begin, batch, evaluation, end, and a callback's wish that the run stop.
+"""Events of a run for its callbacks: begin, batch, evaluation, end, and a callback's request that the run stop.
 
 A callback has `on_batch(row, trees, examples)`; all else is optional:
 
@@ -10,8 +10,8 @@ A callback has `on_batch(row, trees, examples)`; all else is optional:
         def on_evaluation(self, name, metrics, version): ...     # "progressive": a window of problems is full
         def on_run_end(self, run: RunInfo, error): ...           # written; error is what ended it, or None
 
-Invariant: whoever was begun is ended, once, in the opposite order, whatever ended the run. A callback that raises ends
-the run as an interruption does: everything up to the last checkpoint is whole, and the error names the callback.
+Invariant: every callback that was begun is ended exactly once, in reverse order, whatever ended the run. A callback
+that raises ends the run as an interruption does: everything up to the last checkpoint is kept, and the error names it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from flow_dpo.runs.records import read_metrics
 log = logging.getLogger("flow_dpo")
 
 EVENTS = ("on_run_begin", "on_batch", "on_evaluation", "on_run_end")
-"""All methods that a callback may have; `on_batch` it must have."""
+"""All methods that a callback can have; only `on_batch` is required."""
 PROGRESSIVE = "progressive"
 """The evaluation that every run makes: its windowed accuracy, whenever a window of new problems is full."""
 _WINDOW = {"accuracy": "window_accuracy", "low": "window_low", "high": "window_high", "problems": "window_problems"}
 
 
 class CallbackError(FlowDpoError, RuntimeError):
-    """A callback raised: the run ends and can be resumed."""
+    """A callback raised an error: the run ends and can be resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class RunInfo:
     problems_seen: int
     """Problems that were sampled and learned from so far."""
     num_problems: int
-    """Problems of the stream in all."""
+    """Problems of the stream in total."""
     model: Any = field(default=None, repr=False)
     """The model that is trained, with its adapters (`peft.PeftModel`)."""
     tokenizer: Any = field(default=None, repr=False)
@@ -70,19 +70,19 @@ class RunInfo:
 
 
 class Lifecycle:
-    """One callback that passes every event on to those that have a method for it, in their order."""
+    """One callback that passes every event on to the callbacks that have a method for it, in order."""
 
     def __init__(self, callbacks: Sequence[Callback], *, window: int, seen: int = 0) -> None:
-        """`window` is the number of problems between two "progressive" evaluations, `seen` those of a resumed run."""
+        """`window` is the number of problems per "progressive" evaluation, `seen` those that a resumed run has seen."""
         self._callbacks, self._window, self._seen = [*callbacks], window, seen
 
     def join(self, callbacks: Iterable[Callback]) -> None:
-        """Pass events on to these, too, after the others."""
+        """Also pass events on to these, after the others."""
         self._callbacks += callbacks
 
     @property
     def wants_stop(self) -> bool:
-        """Whether a callback asks that the run end after this batch."""
+        """Whether a callback asks the run to end after this batch."""
         return any(getattr(callback, "wants_stop", False) for callback in self._callbacks)
 
     @contextmanager
@@ -106,7 +106,7 @@ class Lifecycle:
             try:
                 _call(callback, "on_run_end", now, error)
             except CallbackError as found:
-                # What ended the run is what its user must read; a second failure stands beside it.
+                # What ended the run is what the user must see; a second failure is only logged.
                 if error is not None or failed is not None:
                     log.warning("%s", found)
                 else:
@@ -115,7 +115,7 @@ class Lifecycle:
             raise failed
 
     def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
-        """Pass one batch on, and the progressive evaluation where a window was filled."""
+        """Pass one batch on, and the progressive evaluation if a window was filled."""
         for callback in self._callbacks:
             _call(callback, "on_batch", row, trees, examples)
         before, self._seen = self._seen, int(row["problems_seen"])
@@ -124,12 +124,12 @@ class Lifecycle:
             self.evaluated(PROGRESSIVE, metrics, int(row["learn/version"]))
 
     def evaluated(self, name: str, metrics: Mapping[str, Any], version: int) -> None:
-        """Tell of an evaluation of the adapters of a version."""
+        """Pass on an evaluation of the adapters of this version."""
         for callback in self._callbacks:
             _call(callback, "on_evaluation", name, metrics, version)
 
     def until_stopped(self, problems: Iterable[Problem]) -> Iterator[Problem]:
-        """The problems, until a callback asks that the run end; batches in flight are still learned from."""
+        """The problems, until a callback asks the run to end; batches in flight are still learned from."""
         for problem in problems:
             if self.wants_stop:
                 return
@@ -144,9 +144,9 @@ def _call(callback: Callback, event: str, *args: Any) -> None:
 
 
 class _Named:
-    """A context in which an error of a callback's own is raised again as one that names the callback.
+    """A context that turns an error in a callback's own code into one that names the callback.
 
-    What this package raises on purpose, and an interruption, pass as they are.
+    Errors that this package raises on purpose, and interruptions, pass unchanged.
     """
 
     def __init__(self, callback: Callback, event: str) -> None:
@@ -157,11 +157,11 @@ class _Named:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, Exception) and not isinstance(error, FlowDpoError):
-            # One that calls others says which of them it was.
+            # A callback that calls others says which of them failed.
             inner = str(getattr(self._callback, "running", "")).partition(".")
             name, event = (inner[0], inner[2]) if inner[2] else (type(self._callback).__name__, self._event)
             raise CallbackError(
                 f"expected {event} of the callback {name} to return, found "
-                f"{type(error).__name__}: {error}; what was learned up to the last checkpoint is kept: mend the "
+                f"{type(error).__name__}: {error}; what was learned up to the last checkpoint is kept: fix the "
                 "callback, and resume"
             ) from error

@@ -1,8 +1,8 @@
-"""Progress of a run on the terminal: the callback that tells each batch, the summary table and the picture.
+"""Progress of a run on the terminal: the callback that shows each batch, the summary table and the picture.
 
-Beside what is being done (`runs.live`) stand windowed accuracy, examples, problems a minute and, where workers are
-elsewhere, what limits the run; where there is no terminal a plain line a batch; at the end a table of the first and the
-last problems, which never overlap.
+Besides what is being done (`runs.live`) it shows windowed accuracy, examples, problems per minute and, if workers are
+elsewhere, what limits the run. Without a terminal it prints a plain line per batch. At the end a table compares the
+first and the last problems, which never overlap.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class ProgressBar:
         learner: LearnerSettings | None = None,
         workers: WorkersSettings | None = None,
     ) -> None:
-        """`seen`: problems of the run before it was resumed; `learner` says what an update takes, `workers` whether it
-        is worth saying what limits the run: on all processors of the machine they can neither be more nor sample
+        """`seen`: problems of the run before it was resumed. `learner` says what an update takes, `workers` whether to
+        show what limits the run: workers that use all processors of the machine can neither be more nor sample
         ahead."""
         self._learner = learner
         self._says_limit = workers is None or not workers.fill_machine
@@ -64,7 +64,7 @@ class ProgressBar:
         rate = 60 * (seen - self._seen_before) / max(time.monotonic() - self._started, 1e-9)
         ungraded = row.get("progressive/ungraded")
         if len(self._rows) == 1 and not self._warm:
-            self._rows.clear()  # the first batch after a start, in which workers warm up
+            self._rows.clear()  # the first batch after a start, while workers warm up
             self._warm = True
         self._rows.append(row)
         self._live.limit = bottleneck(list(self._rows)) if self._says_limit else ""
@@ -78,15 +78,15 @@ class ProgressBar:
         self._live.print("  ".join(filter(None, (self._live.pace(), self._live.note, self._live.limit))))
 
     def _learned(self) -> str:
-        """What learning was given so far, by kind where pairs stand beside others: a choosing role's words by verdicts,
-        and whole completions."""
+        """The number of examples so far; if some are pairs, by kind: pairs, verdict words of a choosing role, and whole
+        completions."""
         if not self._pairs:
             return f"{self._words + self._others} examples"
         others = ((self._words, "verdicts"), (self._others, "completions"))
         return ", ".join([f"{self._pairs} pairs", *(f"{number} {unit}" for number, unit in others if number)])
 
     def _waiting(self, row: Mapping[str, Any], num_new: int) -> str:
-        """Why nothing was learned from this batch; "" where something was."""
+        """Why nothing was learned from this batch; "" if something was."""
         waiting = int(row.get("learn/waiting") or 0)
         if self._learner is None or row.get("learn/updates", 1):
             return ""
@@ -96,14 +96,14 @@ class ProgressBar:
 
 
 def print_safe(console: Console, text: str) -> None:
-    """Print text that may hold anything: no markup and no control sequence in it has an effect."""
+    """Print text that can contain anything: markup and control sequences in it have no effect."""
     console.print(Text(visible(text)), highlight=False, soft_wrap=True)
 
 
 def summary_table(progress: ProgressiveValidation) -> Table:
-    """First problems against last, which are others, with 95 % intervals; what cannot be told apart is said not to be.
+    """The first problems against the last, with 95 % intervals; if these overlap, the caption says so.
 
-    Of a run of fewer problems than two windows it is the first half against the rest.
+    The first window against up to a window of later problems; in a run of at most one window, its two halves.
     """
     table = Table(title="Accuracy on each problem before learning from it", title_justify="left")
     for name in ("window", "problems", "accuracy", "95 % interval"):
@@ -121,12 +121,12 @@ def summary_table(progress: ProgressiveValidation) -> Table:
         bounds.append((low, high))
         table.add_row(name, str(of), f"{correct / max(of, 1):.1%}", f"{low:.1%} to {high:.1%}")
     if len(bounds) == 2 and bounds[0][1] >= bounds[1][0] and bounds[1][1] >= bounds[0][0]:
-        table.caption, table.caption_justify = "The intervals overlap: no change can be told.", "left"
+        table.caption, table.caption_justify = "The intervals overlap: no change can be shown.", "left"
     return table
 
 
 def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], settings: LearnerSettings) -> str:
-    """What of the roles' adapters was learned, by the run's rows of metrics: "" where all were, else why not."""
+    """Which roles learned nothing, and why, from the run's rows of metrics; "" if all have learned."""
     rows = list(rows)
     untrained = [role for role in roles if not any(f"learn/{role}/learning_rate" in row for row in rows)]
     if not untrained:
@@ -141,7 +141,7 @@ def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], settings: 
         takes = _size_of_update(settings, roles, flags=True)
         return f"nothing was learned: {waiting} examples wait, an update takes {takes}; train on more problems"
     if num_examples:
-        return "nothing was learned: every update was dropped, its loss or gradient being no number"
+        return "nothing was learned: every update was dropped, because its loss or gradient was not finite"
     ungraded = sum(row["ungraded_rate"] * row["num_verdicts"] for row in rows)
     if rows and ungraded >= 0.5 * sum(row["num_verdicts"] for row in rows):
         return "nothing was learned: most rollouts could not be graded, and an ungraded one teaches nothing"
@@ -149,12 +149,12 @@ def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], settings: 
     accuracy = rows[-1]["progressive/accuracy"] if rows else 0.0
     return (
         f"nothing was learned: no problem gave an example; the rollouts of {num_tied} of {num_trees} problems all "
-        f"ended alike ({accuracy:.0%} of the first ones were right): take problems that the model solves now and then"
+        f"ended alike ({accuracy:.0%} of the first ones were right): use problems that the model solves sometimes"
     )
 
 
 def _size_of_update(settings: LearnerSettings, roles: Sequence[Role] | None = None, *, flags: bool = False) -> str:
-    """How many examples the next update waits for, by the pools that these roles have; of any role where None."""
+    """How many examples an update takes, in words, for the pools of these roles; of all roles if None."""
     own = {role: each.examples_per_update for role, each in settings.roles.items() if roles is None or role in roles}
     shown = lambda size, flag: f"{size} ({flag})" if flags else size  # noqa: E731
     sizes = [
@@ -163,15 +163,15 @@ def _size_of_update(settings: LearnerSettings, roles: Sequence[Role] | None = No
     if roles is None or not set(roles) <= {role for role, size in own.items() if size is not None}:
         passes = settings.passes
         parts = f"{passes.minibatches} times " if passes.minibatches > 1 else ""
-        problems = shown(f"{parts}those of {passes.problems_per_update} problems", "--problems_per_update")
+        problems = shown(f"{parts}the examples of {passes.problems_per_update} problems", "--problems_per_update")
         examples = shown(f"{parts}{settings.examples_per_update}", "--examples_per_update")
         sizes.insert(0, problems if passes.problems_per_update else examples)
     return " or ".join(sizes)
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """progressive.png: windowed and cumulative accuracy with their intervals, and below the pairs of each role that has
-    some, or the scored completions of one that learns by those alone."""
+    """Draw progressive.png: windowed and cumulative accuracy with their intervals and, below, each role's pairs or, for
+    a role without pairs, its scored completions."""
     if not rows:
         return
     seen = [row["problems_seen"] for row in rows]
@@ -183,6 +183,6 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         yields.append(Series(label=f"{role}, verdicts" if scored else role, x=seen, y=counts))
     panels = [
         Panel(y="accuracy (%)", lines=accuracy_series(rows), bounds=(0, 100), title="Accuracy before learning"),
-        *([Panel(y="examples a trunk node", lines=yields, bounds=(0, None))] if yields else []),
+        *([Panel(y="examples per trunk node", lines=yields, bounds=(0, None))] if yields else []),
     ]
     save_png(path, [replace(panel, marked=len(rows) < 12) for panel in panels], x="problems seen", height=3.2)

@@ -1,11 +1,11 @@
-"""The callback that writes the run folder: a row, trees and examples a batch, checkpoints, adapters, the picture.
+"""The callback that writes the run folder: every batch's row, trees and examples; checkpoints, adapters, the picture.
 
     keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run)
     learn(..., callbacks=[keeper, ...])
 
 Invariants: the file sizes in a checkpoint cover whole batches only; whatever was written after them is cut off when the
-run is resumed. Which adapters `save_updates` saves follows from the rows of metrics.jsonl alone, so that a resumed run
-saves those that it would have.
+run is resumed. Which adapters `save_updates` saves follows from the rows of metrics.jsonl alone, so a resumed run saves
+the same ones.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class RunKeeper:
         in_flight: Collection[InFlight] = (),
         journal: JournalWorkers | None = None,
     ) -> None:
-        """`in_flight` are the batches that were submitted and not yet learned from, as the loop has them; `journal`
-        keeps what they sampled, which need not be kept once it was committed."""
+        """`in_flight` are the loop's batches that were submitted but not yet learned from; `journal` keeps what they
+        sampled until it is committed."""
         self._folder, self._renderer, self._learner, self._validation = folder, renderer, learner, validation
         self._texts = TokenTexts(renderer.tokenizer)
         known = folder.path / "tokens.jsonl"
@@ -57,15 +57,15 @@ class RunKeeper:
         self._checkpoints = Checkpoints(folder.path)
         rows = read_metrics(folder.path / "metrics.jsonl") if self._save_updates else []
         self._saved = last_saved([*versions_after(rows)[:-1], learner.version], self._save_updates)
-        """The version that was saved last because it was due; not one that an interruption saved."""
+        """The last version that was saved because it was due, not because of an interruption."""
         self._written_at = validation.num_seen or -1
         self._batches = 0
         self._in_flight, self._journal = in_flight, journal
-        if self._saved and self._saved == learner.version:  # it may have ended between the checkpoint and this
+        if self._saved and self._saved == learner.version:  # the run may have ended in between
             self._publish()
 
     def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
-        """Write one batch, and a checkpoint where one is due."""
+        """Write one batch, and a checkpoint if one is due."""
         renderer = self._renderer
         by_id = {tree.problem.id: tree for tree in trees}
         tree_rows = [tree_records.tree_row(tree, self._texts, self._form) for tree in trees]
@@ -88,7 +88,7 @@ class RunKeeper:
             self._saved = self._learner.version
 
     def checkpoint(self) -> None:
-        """Write a checkpoint of the present state, unless there is one already."""
+        """Write a checkpoint of the current state, unless there is one already."""
         seen = self._validation.num_seen
         if seen != self._written_at:
             facts = {"policy_version": self._learner.version, "progressive": self._validation.state()}
@@ -100,7 +100,7 @@ class RunKeeper:
             self._journal.done(len(self._in_flight))
 
     def finish(self) -> None:
-        """Publish the adapters of the last checkpoint, and draw the picture: also of a run that was interrupted."""
+        """Publish the adapters of the last checkpoint, and draw the picture; also for a run that was interrupted."""
         self._publish()
         rows = read_metrics(self._folder.path / "metrics.jsonl")
         progress.plot(rows, self._folder.path / "progressive.png")
@@ -124,8 +124,8 @@ class RunKeeper:
 
 
 def last_saved(versions: Iterable[int], every: int) -> int:
-    """The version that was saved last, of those after each batch, where one is saved whenever `every` updates have
-    passed; 0 where none was."""
+    """The version that was saved last, given the versions after each batch, if one is saved whenever `every` updates
+    have passed; 0 if none was."""
     saved = 0
     for version in versions if every else ():
         saved = version if version - saved >= every else saved

@@ -15,6 +15,7 @@ import pytest
 
 from flow_dpo.report.viewer.library import Library
 from flow_dpo.report.viewer.server import ViewServer
+from tests.support.once import Once
 from tests.support.view_runs import seed_run
 
 WAIT_MS = 30_000
@@ -37,9 +38,9 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def seeded(once: Once) -> Path:
     """A short run of the seed model, to be read alone."""
-    return seed_run(tmp_path_factory.mktemp("seeded") / "run")
+    return once("seeded", lambda folder: seed_run(folder / "run")) / "run"
 
 
 @dataclass(kw_only=True)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from flow_dpo.cli import train
 from flow_dpo.recipes.presets import RECIPES
 from flow_dpo.report.viewer.export import export
 from flow_dpo.report.viewer.library import Library
 from tests.report.viewer.conftest import Open, served
+from tests.support.once import Once
+from tests.support.recipe_runs import tried
 from tests.support.report_sources import HOSTILE, run
 
 WIDTHS = (390, 1000, 1600)
@@ -34,22 +35,17 @@ SHAPES = tuple({_shape(recipe): recipe for recipe in reversed(list(RECIPES))}.va
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A run of each shape, four problems each, below one folder; that of flow-dpo twice.
+def runs(once: Once) -> Path:
+    """A run of each shape, eight problems each, below one folder; that of flow-dpo twice."""
 
-    One process of the tests makes them for all.
-    """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "recipes"
-    words = ["--max_problems", "4", "--problems_per_batch", "4", "--examples_per_update", "4"]
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            beside = folder.with_suffix(".tmp")
-            for name in SHAPES:
-                assert train.train(["--recipe", name, *words, "--output_dir", str(beside / name)]) == 0
-            assert train.train([*words, "--run.seed", "1", "--output_dir", str(beside / "again")]) == 0
-            beside.rename(folder)
-    return folder
+    def make(folder: Path) -> None:
+        words = ["--max_problems", "8", "--problems_per_batch", "4", "--examples_per_update", "4"]
+        for name, seed in (("flow-dpo", "0"), ("again", "1")):
+            assert train.train([*words, "--run.seed", seed, "--output_dir", str(folder / name)]) == 0
+        for name in {*SHAPES} - {"flow-dpo"}:
+            shutil.copytree(tried(name, once), folder / name)
+
+    return once("browser", make)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +59,7 @@ def test_a_tree_of_every_recipe_is_drawn_whole(recipe: str, site: tuple[str, Lib
     address, library = site
     at = visit(f"{address}#/s/{recipe}")
     rows = at.page.get_by_role("row").filter(has=at.page.get_by_role("gridcell"))
-    assert rows.count() == 4
+    assert rows.count() == 8
     for n in (0, 3):
         item = library.get("item", {"source": recipe, "n": str(n)})
         at.go(f"#/s/{recipe}/{n}")
@@ -97,7 +93,7 @@ def test_filters_stand_in_the_address_and_give_what_the_library_gives(site: tupl
         assert [int(text.split()[0]) for text in rows.all_inner_texts()] == found
     at.page.keyboard.press("/")
     at.page.keyboard.type("no such words")
-    at.until("document.querySelector('main').innerText.includes('0 of 4')")
+    at.until("document.querySelector('main').innerText.includes('0 of 8')")
 
 
 def test_a_tree_is_walked_by_keys(site: tuple[str, Library], visit: Open) -> None:

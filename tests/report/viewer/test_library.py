@@ -244,7 +244,7 @@ def test_a_run_that_begins_later_and_one_that_goes_away(tmp_path: Path) -> None:
         until(lambda: library.get("items", {"source": "two"})["total"] == 2)
         shutil.rmtree(one)
         until(lambda: by_id(library)["one"]["num_items"] == 0)
-        assert any("no longer there" in note for note in notes(library))
+        assert any("no longer exists" in note for note in notes(library))
         with pytest.raises(Missing):
             library.get("item", {"source": "one", "n": "0"})
         shutil.rmtree(tmp_path / "runs")

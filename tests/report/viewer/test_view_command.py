@@ -116,7 +116,7 @@ def test_an_index_that_cannot_be_kept_is_made_for_this_time(folder: Path, monkey
     with Library([folder]) as library:
         library.wait()
         assert library.get("items", {"source": "one"})["total"] == 4
-        assert "kept for this time only" in library.get("sources", {})["notes"][0]["text"]
+        assert "only kept for this session" in library.get("sources", {})["notes"][0]["text"]
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", os.sep + "home")
     assert cache_folder() == Path("/home/.cache/flow-dpo/view"), "a relative folder is none, says the standard"

@@ -1,10 +1,10 @@
-// The page's frame: routes, header, keys, notes, theme, help, and the poll that tells pages what changed.
+// The page's frame: routes, header, keys, notes, theme, help, and the poll that tells pages what has changed.
 //
 //   view.pages.problems = {render(root, route) -> cleanup | {update(route), cleanup()} | undefined}
 //   route = {page: "runs"|"problems"|"item"|"compare", source, n, other: {source, n}, params: URLSearchParams}
 //
-// Invariant: whatever is on the screen is written in the hash, so that a link shows it again; a page that is left is
-// cleaned up before the next one is drawn.
+// Invariant: everything that decides what is on the screen is in the hash, so a link shows it again; a page is cleaned
+up // before the next one is drawn.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -17,11 +17,11 @@
   let lost = false;
   const listeners = new Set();
 
-  /** What is looked at: the last answer to `sources`. */
+  /** What is shown: the last answer to `sources`. */
   view.known = () => known;
   /** One source by its id, or undefined. */
   view.source = (id) => known.sources.find((source) => source.id === id);
-  /** Calls `listener(ids: Set)` whenever sources changed (new rows, another state); returns what ends it. */
+  /** Calls `listener(ids: Set)` whenever sources changed (new rows, another state); returns a function that ends it. */
   view.onChange = (listener) => {
     listeners.add(listener);
     return () => listeners.delete(listener);
@@ -53,7 +53,7 @@
     setTimeout(poll, POLL_MS);
   }
 
-  // What could not be shown for want of an answer is asked for again.
+  // After a lost connection, what failed to load is requested again.
   function foundAgain() {
     setLost(false);
     if (document.querySelector("#main .message.bad")) redraw();
@@ -66,7 +66,7 @@
   }
 
   // ---- Routes ------------------------------------------------------------------------------------------------------
-  /** The route a hash stands for; `page` is null where it stands for none. */
+  /** The route of a hash; `page` is null if the hash is no route. */
   view.parse = (hash) => {
     const [path, query = ""] = hash.replace(/^#/, "").split(/\?(.*)/s);
     const route = { page: null, source: null, n: null, other: null, params: new URLSearchParams(query) };
@@ -97,12 +97,12 @@
 
   let shown = { key: null, route: null, page: null };
 
-  /** Goes to a hash, as a link does. */
+  /** Goes to a hash, like a link. */
   view.go = (hash) => {
     location.hash = hash;
   };
 
-  /** Writes parameters into the hash without a step in the history and without drawing the page again. */
+  /** Writes parameters into the hash, without a history entry and without redrawing the page. */
   view.setParams = (params) => {
     const hash = location.hash.split("?")[0] || "#/";
     history.replaceState(history.state, "", hash + view.to.query(params));
@@ -114,7 +114,7 @@
     document.title = [...parts, known.title].filter(Boolean).join(" \u00b7 ");
   };
 
-  /** What went wrong, to be shown in place of what was asked for. */
+  /** An error message, shown in place of the content. */
   view.failure = (error, heading = "This could not be shown") =>
     h(
       "section", { class: "message bad", role: "alert" }, h("h2", null, heading), h("p", null, view.text(error.message))
@@ -157,8 +157,8 @@
     const page = view.pages[route.page];
     if (!page || (route.source !== null && !view.source(route.source))) {
       const what = route.source !== null && page
-        ? `Nothing here is called "${route.source}"`
-        : "No page has this address";
+        ? `There is no source "${route.source}"`
+        : "There is no page at this address";
       main.append(
         view.failure(new Error(`${what}.`), "Not found"), h("p", null, h("a", { href: view.to.runs() }, "All runs"))
       );
@@ -172,13 +172,13 @@
     }
   }
 
-  // The link that skips the header is no route.
+  // The link that skips the header is not a route.
   function skip(event) {
     event.preventDefault();
     document.getElementById("main").focus();
   }
 
-  // A page may have taken the focus itself; otherwise its heading is where a screen reader goes on.
+  // A page can take the focus itself; otherwise a screen reader continues at its heading.
   function focusPage() {
     const main = document.getElementById("main");
     if (main.contains(document.activeElement) && document.activeElement !== main) return;
@@ -199,7 +199,7 @@
     return list;
   }
 
-  /** What one row of a source is called. */
+  /** The noun for one row of a source. */
   view.noun = (kind) => ({ traces: "trace", judgements: "judgement", evaluation: "solution" })[kind] ?? "problem";
 
   function drawHeader() {
@@ -217,7 +217,7 @@
       "span",
       { class: "lost", role: "status", hidden: !lost },
       "connection lost",
-      h("span", { class: "wide-only" }, ", trying again"),
+      h("span", { class: "wide-only" }, ", reconnecting"),
     );
     const focused = document.activeElement?.dataset?.key;
     const panel = document.getElementById("notes");

@@ -3,7 +3,7 @@
 //   const chart = view.lineChart(host, {label: "accuracy", height: 340, onopen: (line, point) => {}});
 //   chart.show({lines: [{id, name, class, dash, points: [{x, y, low, high}]}], format, formatX, nameX});
 //
-// Invariant: the chart is drawn from its model alone; a value that is not there leaves a gap, never a zero.
+// Invariant: the chart is drawn only from its model; a missing value leaves a gap, never a zero.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -11,7 +11,7 @@
 
   const { ticks, domain, spread, nearest } = view.charts;
 
-  // One "M...L..." for each stretch without a gap.
+  // One "M...L..." per stretch without a gap.
   function path(points, toX, toY, of = (point) => point.y) {
     let written = "";
     let open = false;
@@ -47,7 +47,7 @@
       this.observer.observe(host);
     }
 
-    /** Draws a model; what the crosshair stood on stays if it is still there. */
+    /** Draws a model; the crosshair keeps its point if that is still there. */
     show(model) {
       this.model = model;
       if (this.active && !model.lines.some((line) => line.id === this.active.id)) this.active = null;
@@ -147,7 +147,7 @@
       });
     }
 
-    // A line that reaches the right has its name in the margin, one that ends before has it at its end.
+    // A line that reaches the right edge has its name in the margin, any other at its end.
     names() {
       const { frame, toX, toY } = this.place;
       const ends = this.model.lines.map(
@@ -166,7 +166,7 @@
       })];
     }
 
-    // Lines that end near one another share the room there.
+    // Names of lines that end near one another are spread apart.
     clusters(ends) {
       const { toX, toY } = this.place;
       const found = [];
@@ -182,7 +182,7 @@
       return found;
     }
 
-    // A name alone goes where it covers no curve; several are spread.
+    // A single name goes where it covers no curve; several are spread apart.
     earlyNames(cluster) {
       const { frame, toX, toY } = this.place;
       const x = Math.max(...cluster.map(({ end }) => toX(end.x))) + 8;
@@ -239,7 +239,7 @@
       this.onread?.(null);
     }
 
-    // The line whose point at the pointer's x is nearest in height.
+    // The line whose point at the pointer's x is vertically nearest.
     point(event) {
       if (!this.model || !this.place) return;
       const box = this.svg.getBoundingClientRect();

@@ -2,7 +2,7 @@
 //
 //   #/compare/quickstart/12/later/12
 //
-// Invariant: how they differ is said in words before they are shown; both trunks stand in columns, stacked on a phone.
+// Invariant: their differences are stated in words first; then both trunks are shown in columns, stacked on a phone.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -14,14 +14,14 @@
   const idsOf = (item) => (item.kind === "tree" ? trunkOf(item).filter((node) => !node.choices.length).flatMap((node) => node.ids) : item.ids);
   const textOf = (item) => (item.kind === "tree" ? trunkOf(item).filter((node) => !node.choices.length).map((node) => node.text).join("") : item.text ?? "");
 
-  /** How far two lists are alike. */
+  /** The length of the common beginning of two lists. */
   function shared(one, other) {
     let at = 0;
     while (at < Math.min(one.length, other.length) && one[at] === other[at]) at += 1;
     return at;
   }
 
-  /** The first place where two trunks part: by token ids where both have them, else by characters of their text. */
+  /** Where two trunks first differ: by token ids if both have them, otherwise by characters of their text. */
   function parting(one, other) {
     const [ids, others] = [idsOf(one), idsOf(other)];
     const [text, otherText] = [textOf(one), textOf(other)];
@@ -39,13 +39,13 @@
     if (first.status === second.status) words.push(`Both are ${view.STATUS[first.status]?.words ?? first.status}${first.answer === second.answer ? `, with the same result: ${said(first)}` : `: ${said(first)} and ${said(second)}`}.`);
     else words.push(`${names[0]} is ${view.STATUS[first.status]?.words ?? first.status} (${said(first)}), ${names[1]} is ${view.STATUS[second.status]?.words ?? second.status} (${said(second)}).`);
     const part = parting(one, other);
-    if (part.isSame) words.push("Both wrote the same.");
+    if (part.isSame) words.push("Both texts are the same.");
     else if (part.at === 0) words.push("They differ from the beginning.");
-    else words.push(part.token === null ? `They part after ${fmt.plural(part.at, "character")}.` : `They part at token ${fmt.count(part.token + 1)}, after ${fmt.plural(part.at, "character")} that are alike.`);
+    else words.push(part.token === null ? `They differ after ${fmt.plural(part.at, "equal character")}.` : `They first differ at token ${fmt.count(part.token + 1)}, after ${fmt.plural(part.at, "equal character")}.`);
     return { words, part };
   }
 
-  // The place in characters as a mark in the node, or the text, in which it falls.
+  // A position in characters, as a mark in the node or the text that contains it.
   function marksOf(item, at) {
     let before = 0;
     for (const node of trunkOf(item).filter((each) => !each.choices.length)) {
@@ -84,7 +84,7 @@
   async function fill(root, route, isGone) {
     const [one, other] = await Promise.all([view.get("item", { source: route.source, n: route.n }), view.get("item", { source: route.other.source, n: route.other.n })]);
     if (isGone()) return;
-    if ([one, other].some((item) => item.kind === "judgement")) throw new Error("judgements hold no solution of their own: trees, traces and predictions can be compared.");
+    if ([one, other].some((item) => item.kind === "judgement")) throw new Error("A judgement does not have a solution of its own; trees, traces and predictions can be compared.");
     const plain = [route.source, route.other.source].map((id) => view.source(id)?.name ?? id);
     const names = plain[0] === plain[1] ? [`${plain[0]} ${route.n}`, `${plain[1]} ${route.other.n}`] : plain;
     const { words, part } = differences(one, other, names);
@@ -102,7 +102,7 @@
         if (!gone) view.replace(root, view.failure(error));
         if (error instanceof TypeError) throw error;
       });
-      const back = view.keys([{ keys: ["Escape"], words: "back to the first", run: () => view.go(view.to.item(route.source, route.n)) }]);
+      const back = view.keys([{ keys: ["Escape"], words: "back to the first item", run: () => view.go(view.to.item(route.source, route.n)) }]);
       return () => {
         gone = true;
         back();

@@ -1,9 +1,9 @@
-// The curves of runs laid over each other: one metric large, the most telling others small below, values as a table.
+// Overlaid curves of runs: one metric large, the most informative others small below it, and the values as a table.
 //
 //   const curves = view.curvesPanel(host, {get: () => params, set: (changes) => {}});   await curves.show(sources)
 //
-// Invariant: what is drawn is a source's own numbers, one a batch; a mean over batches is drawn only where it was asked
-// for, over the pale line of what it was taken from.
+// Invariant: what is drawn is a source's own numbers, one per batch; a mean over batches is only drawn on request, over
+// the pale line of its values.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -15,24 +15,24 @@
   const NAMES = {
     "progressive/window_accuracy": "accuracy, recent problems",
     "progressive/accuracy": "accuracy, all problems so far",
-    "progressive/accuracy_graded": "accuracy of the graded, all so far",
+    "progressive/accuracy_graded": "accuracy of graded ones, all so far",
     "progressive/ungraded": "ungraded",
   };
 
-  /** What a metric is called: its name in the file, but for the few that a reader looks for first. */
+  /** The label of a metric: its name in the file, except for the few that a reader looks for first. */
   const nameOf = (metric) => NAMES[metric] ?? metric;
 
   const HIDDEN = /^(problems_seen|progressive\/(window_)?(low|high)|progressive\/window_problems)$/;
   const GROUPS = ["progressive", "learn", "stop", "rollout", "flow"];
 
-  /** The group that a metric stands in: "progressive", "learn/answer", ..., "batch" for those without a slash. Pure. */
+  /** The group of a metric: "progressive", "learn/answer", ..., "batch" for those without a slash. Pure. */
   const groupOf = (metric) => {
     const parts = metric.split("/");
     if (parts.length === 1) return "batch";
     return parts[0] === "learn" && parts.length > 2 ? `learn/${parts[1]}` : parts[0];
   };
 
-  /** Metrics by group, groups in the order of a reader's interest, metrics as the file has them. Pure. */
+  /** Metrics by group, the most interesting groups first, metrics in the file's order. Pure. */
   const grouped = (metrics) => {
     const groups = new Map();
     for (const metric of metrics) {
@@ -53,7 +53,7 @@
     /^learn\/[^/]+\/max_logprob_drift$/, /^tied_trees$/, /^learn\/seconds$/,
   ];
 
-  /** The six metrics that say most, of those that are there: the first that fits each of a list of patterns. Pure. */
+  /** The six most informative metrics present: the first match for each of a list of patterns. Pure. */
   const telling = (metrics, without) => {
     const found = [];
     for (const pattern of TELLING) {
@@ -65,7 +65,7 @@
 
   const SHARE = /(accuracy|rate|share|clip_fraction)(_graded)?$/;
 
-  /** Whether a metric is a share: by its name, and no value says otherwise. Pure. */
+  /** Whether a metric is a share, by its name and unless a value contradicts it. Pure. */
   const isShare = (metric, lines) =>
     SHARE.test(metric) && lines.every(
       (line) => line.points.every((point) => !known(point.y) || (point.y >= 0 && point.y <= 1))
@@ -154,7 +154,7 @@
       if (known(point.from)) view.go(view.to.list(line.id, { from: point.from, to: point.to }));
     }
 
-    /** Loads what is not there or has changed, and draws. `sources`: [{source, class, dash}] */
+    /** Loads what is missing or has changed, and draws. `sources`: [{source, class, dash}] */
     async show(sources) {
       this.sources = sources;
       const stale = sources.filter(({ source }) => this.curves.get(source.id)?.stamp !== source.stamp);
@@ -224,8 +224,8 @@
       for (const part of [this.controls, this.legend, this.big, this.smalls, this.values]) part.hidden = empty;
       this.none.hidden = !empty;
       this.none.textContent = this.sources.length
-        ? "No number yet: the first come with the first batch."
-        : "Tick runs above to lay their curves over each other.";
+        ? "No values yet: the first ones come with the first batch."
+        : "Tick runs above to overlay their curves.";
       if (empty) return;
       this.drawControls(state);
       const model = this.model(state.metric, state);
@@ -261,7 +261,7 @@
       this.smooth.checked = smoothed;
     }
 
-    // Where there is no room for names at the lines' ends they stand above the chart, with what the crosshair reads.
+    // Without room for names at the lines' ends, they are above the chart, with the crosshair's reading.
     drawLegend(model, reading = null) {
       const { h } = view;
       const latest = (line) => line.points.findLast((point) => known(point.y));
@@ -338,7 +338,7 @@
         "run", "problems", model.nameX, nameOf(this.drawn.state.metric), model.bands && "interval",
       ].filter(Boolean);
       const note = model.lines.some((line) => line.points.length > MOST_ROWS) && h(
-        "p", { class: "muted small" }, `About ${MOST_ROWS} values of each run; all are in its metrics.jsonl.`
+        "p", { class: "muted small" }, `About ${MOST_ROWS} values per run; its metrics.jsonl has all of them.`
       );
       const table = h(
         "div",

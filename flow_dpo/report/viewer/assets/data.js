@@ -1,20 +1,20 @@
-// Where the page's data comes from: a local server while one looks at runs, files beside the page in an export.
+// Where the page's data comes from: a local server, or, in an export, files beside the page.
 //
 //   await view.get("items", {source: "quickstart", sort: "-pairs", offset: 200, limit: 200})
 //
-// Invariant: a page asks by kind and parameters and cannot tell which it was; every request ends within 20 seconds,
-// with a value or with an Error that says in words what failed.
+// Invariant: a page asks by kind and parameters, whichever it is; every request ends within 20 seconds,
+// with a value or with an Error that says what failed.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
   const LIMIT_MS = 20000;
 
-  // The pages are tested with node as well, which has no document.
+  // The pages are also tested with node, which has no document.
   const page = globalThis.document;
   const isStatic =
     Boolean(page?.documentElement.dataset.static) || Boolean(page?.querySelector('meta[name="flow-dpo-static"]'));
 
-  /** Whether this is an export, which no longer changes. */
+  /** Whether this is an export, which does not change. */
   view.isStatic = isStatic;
 
   async function fetchLive(kind, params) {
@@ -28,14 +28,14 @@
       const why = error.name === "TimeoutError"
         ? `No answer within ${LIMIT_MS / 1000} seconds`
         : "The viewer does not answer";
-      throw Object.assign(new Error(`${why}. Does "flow-dpo view" still run?`), { lost: true, cause: error });
+      throw Object.assign(new Error(`${why}. Is "flow-dpo view" still running?`), { lost: true, cause: error });
     }
     const text = await response.text();
     if (!response.ok) throw new Error(said(text) || `${response.status} for ${address}`);
     return JSON.parse(text);
   }
 
-  // An error's body is {"error": "..."}; something between may answer with other text.
+  // An error's body is {"error": "..."}; something in between, such as a proxy, can answer with other text.
   function said(text) {
     try {
       return String(JSON.parse(text).error ?? "");
@@ -63,7 +63,7 @@
       const name = `data/${key.split("/").map(encodeURIComponent).join("-")}.js`;
       const script = view.h("script", { src: name });
       const missing = () => reject(
-        new Error(`This copy does not hold ${name}. An export holds a part of a run's problems.`)
+        new Error(`This copy does not contain ${name}. An export contains only some of a run's problems.`)
       );
       const timer = setTimeout(missing, LIMIT_MS);
       script.onerror = missing;
@@ -97,7 +97,7 @@
     return kind === "sources" ? answer : busyUntil(answer);
   };
 
-  // While something is asked for, the page says so: to a screen reader, and to whoever waits for the whole of it.
+  // While a request is open the page is marked as busy, for screen readers and for tests that wait for it.
   let pending = 0;
   function markBusy(change) {
     pending += change;
@@ -106,7 +106,7 @@
 
   function busyUntil(answer) {
     markBusy(1);
-    return answer.finally(() => setTimeout(markBusy, 0, -1)); // after what draws the answer
+    return answer.finally(() => setTimeout(markBusy, 0, -1)); // after the answer is drawn
   }
 
   // ---- Filters and sorts of an export, by the rules of the server's queries ----------------------------------------
@@ -132,7 +132,7 @@
     none: (row) => !row.pairs && !row.scored,
   };
 
-  // A filter's test of a row and the filter's value, which is not empty.
+  // A filter's test of a row, given the filter's value, which is not empty.
   const TESTS = {
     q: hasText,
     role: (row, role, params) => hasExample(row, role, params.depth),
@@ -174,9 +174,9 @@
     const name = params.sort || "time";
     const sign = name.startsWith("-") ? -1 : 1;
     const value = SORTS[name.replace(/^-/, "")];
-    if (!value) throw new Error(`No list is sorted by "${name}".`);
+    if (!value) throw new Error(`A list cannot be sorted by "${name}".`);
     if (params.examples && !WITH[params.examples]) throw new Error(
-      `No filter of examples is called "${params.examples}".`
+      `There is no examples filter "${params.examples}".`
     );
     const compare = (one, other) => {
       const [a, b] = [value(one) ?? null, value(other) ?? null];
@@ -189,19 +189,19 @@
     return { total: found.length, rows: found.slice(offset, offset + Number(params.limit ?? 200)) };
   };
 
-  // ---- The list one came from ---------------------------------------------------------------------------------------
-  /** The last list that was shown: its source, the filters and the sort, and where its rows stood. */
+  // ---- The list left last -------------------------------------------------------------------------------------------
+  /** The last list shown: its source, its filters and sort, and the positions of its rows. */
   view.list = {
     source: null,
     params: {},
     places: new Map(),
-    /** In another order than time: the number after the last item there was, to which the list keeps. */
+    /** In any order but by time: one more than the last item's number when the list was opened; it stays below that. */
     pin: null,
-    /** Notes which list is shown; rows add themselves to `places` by number. */
+    /** Remembers which list is shown; rows add themselves to `places` by number. */
     open(source, params) {
       Object.assign(view.list, { source, params, places: new Map(), pin: null });
     },
-    /** The list's own parameters if it is the source's, to go back to it. */
+    /** The list's parameters, to go back to it, if it belongs to this source. */
     paramsOf: (source) => (view.list.source === source ? view.list.params : {}),
   };
 

@@ -1,9 +1,9 @@
-// Elements, icons and hostile text: every node of the page is made here, by DOM calls alone.
+// Elements, icons and hostile text: every node of the page is made here, only by DOM calls.
 //
 //   view.h("a", {class: "chip", href: "#/"}, "all runs")
-//   view.text("2 + 2 = \u202e5")           a span in which U+202E is a chip that can be seen
+//   view.text("2 + 2 = \u202e5")           a span in which U+202E is a visible chip
 //
-// Invariant: no string becomes markup. Text goes in as text nodes, links lead to this page's own hashes.
+// Invariant: no string becomes markup. Text is added as text nodes, and links lead to this page's own hashes.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -42,7 +42,7 @@
    */
   view.h = (tag, props, ...children) => fill(document.createElement(tag), props, children);
 
-  /** An SVG element, by the rules of `view.h`. */
+  /** An SVG element, with the same rules as `view.h`. */
   view.s = (tag, props, ...children) => fill(document.createElementNS(SVG, tag), props, children);
 
   /** Empties an element and fills it again. */
@@ -75,7 +75,7 @@
     swap: "M5 3v9M2.8 9.8L5 12l2.2-2.2M11 13V4M8.8 6.2L11 4l2.2 2.2",
   };
 
-  /** A 16 px line icon in the colour of the text, hidden from screen readers: say it beside in words. */
+  /** A 16 px line icon in the text colour, hidden from screen readers: put words beside it. */
   view.icon = (name) => {
     if (!ICONS[name]) throw new TypeError(`no icon "${name}"; there are ${Object.keys(ICONS).join(", ")}`);
     const path = view.s("path", { d: ICONS[name] });
@@ -84,10 +84,10 @@
     );
   };
 
-  /** Words for screen readers alone. */
+  /** Words for screen readers only. */
   view.spoken = (words) => view.h("span", { class: "spoken" }, words);
 
-  // Controls but line feed and tab, what has no width, what turns the reading direction, tags, halves of pairs.
+  // Controls other than line feed and tab, zero-width and bidirectional characters, tags, lone surrogates.
   const UNSEEN = new RegExp(
     "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u00ad\\u061c\\u115f\\u1160\\u180e\\u200b-\\u200f\\u2028-\\u202e" +
       "\\u2060-\\u206f\\u3164\\ufeff\\uffa0\\ufff9-\\ufffb\\u{e0000}-\\u{e007f}]|[\\ud800-\\udfff]",
@@ -98,7 +98,7 @@
     const code = `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
     return view.h(
       "span",
-      { class: "unseen", title: "a character that would not be seen" },
+      { class: "unseen", title: "an invisible character" },
       times > 1 ? `${code} \u00d7 ${times}` : code,
     );
   }
@@ -134,7 +134,7 @@
     return nodes;
   };
 
-  /** The first `limit` UTF-16 units, never ending within a pair. */
+  /** The first `limit` UTF-16 units, never ending within a surrogate pair. */
   view.cut = (string, limit) => {
     const half = string.charCodeAt(limit - 1);
     return string.slice(0, half >= 0xd800 && half <= 0xdbff ? limit - 1 : limit);
@@ -159,7 +159,7 @@
     return fill(span, null, [view.hostile(view.cut(whole, limit)), "\u2026 ", button]);
   };
 
-  /** Text in one line and few characters, for lists: white space is one space, no button. */
+  /** Text on one line, cut short, for lists: white space becomes one space, and there is no button. */
   view.line = (string, limit = 240) => {
     const flat = view.cut(String(string ?? ""), 4 * limit).replace(/\s+/gu, " ").trim();
     return view.h(

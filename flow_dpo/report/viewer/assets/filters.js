@@ -1,8 +1,8 @@
-// The filters of a list: fields, the chips of those that are active, and the parameters of the hash they stand for.
+// The filters of a list: fields, chips for the active ones, and the hash parameters that they stand for.
 //
 //   {role: "answer", depth: "2", flipped: "1"}   <->   #/s/quickstart?role=answer&depth=2&flipped=1
 //
-// Invariant: the hash alone says what is filtered and sorted; a field shows it and writes it.
+// Invariant: only the hash decides what is filtered and sorted; a field shows it and writes it.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -19,7 +19,7 @@
       : []
   );
 
-  // kinds: of which sources; options: [value, words] by the facets, a field of text where there are none.
+  // kinds: for which sources; options: [value, words] from the facets; without options it is a text field.
   const FILTERS = [
     { key: "role", words: "role", kinds: "run", options: (facets) => counted(facets.roles) },
     { key: "depth", words: "depth", kinds: "run", options: depths },
@@ -43,7 +43,7 @@
     {
       key: "to",
       words: "to",
-      title: "the first item that is left out",
+      title: "the first item to leave out",
       kinds: "run evaluation traces judgements",
       hint: "end",
       size: 4,
@@ -75,7 +75,7 @@
   ];
   const KEYS = ["q", ...FILTERS.map((filter) => filter.key), "sort"];
 
-  /** The filters and the sort that parameters of a hash hold, others left out. Pure. */
+  /** The filters and the sort among a hash's parameters, without any others. Pure. */
   view.filtersOf = (params) => {
     const found = {};
     for (const key of KEYS) if (params.get(key)) found[key] = params.get(key);
@@ -196,7 +196,7 @@
       return { element: h("label", { class: "field", title }, words, input), show };
     }
 
-    // A value of the hash that no item has stays to be seen, and to be taken away.
+    // A value in the hash that no item has stays visible, so it can be removed.
     showSelect(input, element, options, value) {
       element.hidden = !options.length && !value;
       const known = !value || options.some(([key]) => key === value);

@@ -10,10 +10,10 @@
   const SPACE = "\u00a0";
   const known = (value) => typeof value === "number" && Number.isFinite(value);
 
-  /** Stands where a value is not known, which is not zero. */
+  /** Shown if a value is unknown, which is not zero. */
   view.NOTHING = NOTHING;
 
-  /** A share in per cent, one digit behind the point. */
+  /** A share in per cent, with one decimal. */
   const share = (value, digits = 1) => (known(value) ? `${(100 * value).toFixed(digits)}${SPACE}%` : NOTHING);
 
   /** The bounds of a share, in per cent. */
@@ -32,10 +32,10 @@
     return sign + written;
   };
 
-  /** A whole number with separated thousands. */
+  /** A whole number with thousands separators. */
   const count = (value) => (known(value) ? Math.round(value).toLocaleString("en-US") : NOTHING);
 
-  /** A large number in three figures: 12,345,678 is 12.3M. */
+  /** A large number with three significant figures: 12,345,678 is 12.3M. */
   const compact = (value) => {
     if (!known(value)) return NOTHING;
     for (const [unit, sign] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
@@ -51,7 +51,7 @@
     return (Number(written) === 0 ? written.replace("-", "") : written).replace("-", "\u2212");
   };
 
-  /** A metric's value as it is, in at most four figures. */
+  /** A metric's value, with at most four significant figures. */
   const figure = (value) => {
     if (!known(value)) return NOTHING;
     if (value === 0) return "0";
@@ -74,7 +74,7 @@
 
   view.fmt = { share, interval, points, signed, count, compact, decimal, figure, seconds, plural, known };
 
-  /** What a verdict's status is called, and the icon and the class that mark it. */
+  /** The words for a verdict's status, with its icon and class. */
   view.STATUS = {
     correct: { words: "correct", icon: "right", class: "right" },
     wrong: { words: "wrong", icon: "wrong", class: "wrong" },
@@ -91,42 +91,42 @@
     );
   };
 
-  /** What a label stands for, by kind of source and label; shown by a pointer that rests on it. */
+  /** What a label means, by kind of source and label; shown as a tooltip. */
   view.MEANING = {
     run: {
-      problems: "problems seen, of those asked for",
-      accuracy: "share of right trunks among the newest problems, each sampled before anything was learned from it; with its 95 % interval",
-      change: "accuracy now less that of the first problems, in percentage points",
-      pairs: "preference pairs that were made, and completions scored with an advantage",
+      problems: "problems sampled so far, out of those the run was given",
+      accuracy: "share of right trunks over the newest problems, each sampled before it was learned from; with its 95 % interval",
+      change: "accuracy now minus accuracy over the first problems, in percentage points",
+      pairs: "preference pairs, and completions scored with an advantage",
       updates: "updates of the policy",
-      tokens: "tokens sampled by the run; of one problem, the tokens of all completions in its tree",
-      time: "sampling, grading and learning; pauses, checkpoints and evaluations are not in it",
-      "#": "number in the file, from 0: the order of time",
-      "right of graded": "rollouts that are right, of those that have a verdict, probes among them",
-      examples: "what was made to be learned from, by role",
+      tokens: "tokens sampled by the run; for a problem, the tokens of all completions in its tree",
+      time: "sampling, grading and learning, without pauses, checkpoints and evaluations",
+      "#": "number in the file, from 0, in order of time",
+      "right of graded": "right rollouts out of those with a verdict, including probes",
+      examples: "training examples made from it, by role",
       version: "newest version of the policy that sampled it",
-      margin: "largest margin of its pairs",
+      margin: "largest margin among its pairs",
     },
     evaluation: {
       accuracy: "share of right solutions, with its 95 % interval",
       draws: "solutions sampled, over all problems",
       ungraded: "solutions without a verdict",
-      draw: "which of the solutions sampled on this problem",
-      "P(Yes)": "the judging role's probability that it is right",
+      draw: "number of the solution among those sampled on this problem",
+      "P(Yes)": "probability that it is right, according to the judging role",
       tokens: "tokens sampled by all roles",
       "#": "number in the file, from 0",
     },
     traces: {
       "made by": "what wrote the solutions",
-      traces: "verified solutions, of the problems that were sampled on",
-      tokens: "tokens sampled, those of wrong solutions among them",
+      traces: "verified solutions, out of the problems that were sampled",
+      tokens: "tokens sampled, including those of wrong solutions",
       time: "sampling and grading",
       "#": "number in the file, from 0",
     },
-    judgements: { ties: "both orders gave no winner, or different ones", "#": "number in the file, from 0" },
+    judgements: { ties: "no winner in both orders, or different winners", "#": "number in the file, from 0" },
   };
 
-  /** A text in which long paths are cut to their last two parts. */
+  /** A text with long paths cut to their last two parts. */
   view.shortPaths = (text) => String(text ?? "").replace(/(^|\s)[/~.][^\s]*\/([^\s/]+\/[^\s/]+)/g, "$1\u2026/$2");
 
   const query = (params) => {
@@ -142,7 +142,7 @@
     return written ? `?${written}` : "";
   };
 
-  /** Links to the pages; `params` is an object or URLSearchParams, of which null and "" are left out. */
+  /** Links to the pages; `params` is an object or URLSearchParams, whose null and "" are left out. */
   view.to = {
     query,
     runs: (params) => `#/${query(params)}`,
@@ -152,6 +152,6 @@
       `#/compare/${encodeURIComponent(source)}/${n}/${encodeURIComponent(other)}/${m}${query(params)}`,
   };
 
-  /** The class of a role's colour, by its place among the source's roles: at most six, then they come again. */
+  /** The class of a role's colour, by its place among the source's roles: six classes, used again after that. */
   view.roleClass = (roles, role) => `role-${Math.max(0, (roles ?? []).indexOf(role)) % 6}`;
 })();

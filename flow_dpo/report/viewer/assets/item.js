@@ -1,9 +1,9 @@
-// The page of one item: question and outcome on top, then its tree; or a solution, or a judgement.
+// The page of one item: question and outcome on top, then its tree, its solution or its judgement.
 //
 //   #/s/quickstart/12?node=5&tokens=logprob
 //
-// Invariant: what has the focus and how tokens are coloured is in the hash; a change of the files draws the item again
-// with the same folds and the same focus.
+// Invariant: the focus and the colouring of tokens are in the hash; when the files change, the item is drawn again with
+// the same folds and the same focus.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -24,7 +24,7 @@
     const solution = problem.solution && h("details", { class: "solution-of" }, h("summary", null, "The data set\u2019s solution"), h("div", { class: "quoted" }, view.text(problem.solution)));
     return h("header", { class: "asked" },
       h("p", { class: "asked-place" }, place.map((part, at) => [at ? " \u00b7 " : "", view.line(part, 80)])),
-      h("h1", { class: "asked-words" }, problem.question ? view.text(problem.question, { limit: 1200 }) : "A problem whose question was not recorded"),
+      h("h1", { class: "asked-words" }, problem.question ? view.text(problem.question, { limit: 1200 }) : "The question of this problem was not recorded"),
       h("div", { class: "gold-line" }, problem.question && h("p", null, h("span", { class: "muted" }, "gold "), problem.gold ? h("b", null, view.line(problem.gold, 200)) : h("span", { class: "muted" }, "none: reward functions grade")), solution));
   }
 
@@ -43,17 +43,17 @@
     const skipped = Object.entries(item.skipped ?? {}).filter(([, num]) => num).map(([role, num]) => fmt.plural(num, `${role} node`)).join(", ");
     return facts([
       ["rollouts", share(others)],
-      ["probes", probes.length ? share(probes) : null, "rollouts sampled only to see how good a state is"],
-      ["flipped by another rollout", others.length > 1 ? (flips ? "yes" : "no") : null, "one that left the trunk was right where the trunk is wrong, or the reverse"],
+      ["probes", probes.length ? share(probes) : null, "rollouts sampled only to estimate how good a state is"],
+      ["flipped by another rollout", others.length > 1 ? (flips ? "yes" : "no") : null, "a rollout that branched off is right and the trunk wrong, or the reverse"],
       ["learned from", [pairs && fmt.plural(pairs, "pair"), scored && fmt.plural(scored, "scored completion")].filter(Boolean).join(", ") || "nothing"],
       [["last P(", view.line(item.words?.[yes?.role]?.[0] ?? "first choice", 24), ") on the trunk"], yes && fmt.share(yes.yes)],
-      ["sampled by version", item.nodes[0]?.version, "updates that the policy had seen"],
-      ["batch", item.batch, "from 0: problems that were sampled, and learned from, together"],
-      ["no alternative had any probability at", skipped || null, "nodes of the trunk beside which nothing was sampled: the policy was sure of what it wrote"],
+      ["sampled by version", item.nodes[0]?.version, "updates of the policy before it sampled this"],
+      ["batch", item.batch, "from 0; its problems were sampled, and learned from, together"],
+      ["no alternative had any probability at", skipped || null, "nodes of the trunk without a sampled alternative: the policy was certain of what it wrote"],
     ]);
   }
 
-  // A judgement has no solution of its own.
+  // A judgement does not have a solution of its own.
   const comparable = (item) => (item.kind === "judgement" ? [] : item.elsewhere.filter((other) => other.kind !== "judgements"));
 
   function elsewhere(item) {
@@ -79,13 +79,13 @@
 
   function solutionBody(item) {
     const { facts: known = {} } = item;
-    const labels = { draw: "draw", draws_used: "draws on the problem", tokens: "tokens sampled, all roles", tokens_spent: "tokens on the problem", who: "written by" };
+    const labels = { draw: "draw", draws_used: "draws for this problem", tokens: "tokens sampled, all roles", tokens_spent: "tokens for this problem", who: "written by" };
     const rows = Object.entries(labels).map(([name, words]) => [words, known[name] === "" ? null : typeof known[name] === "string" ? known[name].replaceAll("_", " ") : known[name]]);
-    const more = [["P(Yes)", known.yes ?? null], ["log-probability a token", known.mean_logprob ?? null]].map(([name, value]) => [name, value === null ? null : name === "P(Yes)" ? fmt.share(value) : fmt.decimal(value, 3)]);
-    const chat = item.messages && h("details", { class: "solution-of" }, h("summary", null, "The chat before it"), item.messages.map((message) => h("div", { class: "quoted" }, h("p", { class: "node-meta" }, view.line(message.role, 40)), view.text(message.content))));
+    const more = [["P(Yes)", known.yes ?? null], ["log-probability per token", known.mean_logprob ?? null]].map(([name, value]) => [name, value === null ? null : name === "P(Yes)" ? fmt.share(value) : fmt.decimal(value, 3)]);
+    const chat = item.messages && h("details", { class: "solution-of" }, h("summary", null, "The chat before the solution"), item.messages.map((message) => h("div", { class: "quoted" }, h("p", { class: "node-meta" }, view.line(message.role, 40)), view.text(message.content))));
     const node = { text: item.text, faults: item.faults ?? [] };
     const whys = [...new Set(node.faults.map((fault) => fault.why))];
-    const beside = facts([...rows, ...more, ["end", known.ended === undefined ? null : known.ended ? "its end token" : "cut, or closed by Stop"]]);
+    const beside = facts([...rows, ...more, ["end", known.ended === undefined ? null : known.ended ? "its end token" : "cut off, or closed by Stop"]]);
     const body = [
       chat,
       h("article", { class: "rollout unfolded solo" }, h("div", { class: "node-words" }, view.tokens.marked(node.text, node.faults.map((fault) => ({ ...fault, class: "fault", title: fault.why })))),
@@ -130,7 +130,7 @@
       this.readAll();
     }
 
-    /** The item, and the problems before and after it: a run that continues has new ones. */
+    /** The item, and the problems before and after it, as a running run adds new ones. */
     readAll() {
       this.load();
       const without = (error) => {
@@ -167,7 +167,7 @@
       if (isFirst && document.activeElement?.id === "main") this.focusHeading();
     }
 
-    // The frame looked for a heading before the item was there.
+    // The frame looked for a heading before the item had loaded.
     focusHeading() {
       const heading = this.root.querySelector("h1");
       heading.tabIndex = -1;
@@ -187,7 +187,7 @@
       if (!isFirst) window.scrollTo(0, scrollY);
     }
 
-    /** A link within the page led to another node or another view of the tokens. */
+    /** A link on this page led to another node, or to another view of the tokens. */
     update(route) {
       const mode = modeOf(route);
       if (mode !== this.state.mode) this.setMode(mode);
@@ -238,7 +238,7 @@
         { keys: ["r"], words: "the prompt of the node", run: () => this.tree?.togglePrompt(at()) },
         { keys: ["n"], words: "next problem", run: () => this.step("next") },
         { keys: ["p"], words: "previous problem", run: () => this.step("previous") },
-        { keys: ["c"], words: "side by side with the same problem elsewhere", run: () => this.compare() },
+        { keys: ["c"], words: "compare with the same problem in another source", run: () => this.compare() },
         { keys: ["Escape"], words: "back to the list", run: () => view.go(view.to.list(this.source, view.list.paramsOf(this.source))) },
       ];
     }

@@ -2,7 +2,7 @@
 //
 //   const giveBack = view.keys([{keys: ["j", "ArrowDown"], words: "next row", run: () => {}}]);
 //
-// Invariant: the help lists the keys that work now, no others; a key that a page did not take stays the browser's.
+// Invariant: the help lists exactly the keys that work now; a key that no page takes is left to the browser.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -12,7 +12,7 @@
   const THEMES = ["auto", "light", "dark"];
   let theme = "auto";
 
-  // A page from disk, or one whose storage is refused, keeps the theme for as long as it is open.
+  // A page opened from disk, or without access to storage, keeps the theme only while it is open.
   function stored(write) {
     try {
       if (write === undefined) return localStorage.getItem("flow-dpo-theme");
@@ -29,7 +29,7 @@
     else document.documentElement.dataset.theme = theme;
   }
 
-  /** The button that goes from one theme to the next, and then calls `onchange`. */
+  /** The button that switches to the next theme, and then calls `onchange`. */
   view.themeButton = (onchange) => {
     const words = `Theme: ${theme}`;
     const next = () => {
@@ -56,8 +56,8 @@
 
   /**
    * Takes keys for a page: `[{keys: ["j"], words: "next problem", run: (event) => {}}]`; words null keeps it out of the
-   * help. A key is `event.key`. Nothing runs while one types, with Ctrl, Alt or Meta, or in a dialog.
-   * @returns {() => void} what gives them back
+   * help. A key is `event.key`. Nothing runs while somebody types, with Ctrl, Alt or Meta, or in a dialog.
+   * @returns {() => void} a function that releases them
    */
   view.keys = (list) => {
     bindings.add(list);
@@ -116,8 +116,8 @@
     const about = h(
       "p",
       { class: "muted small" },
-      "Every page has an address of its own: copy it to send what you see, filters and all. ",
-      "What is shown here is read from files and never changed.",
+      "Every page has its own address: copy it to share what you see, including filters. ",
+      "The viewer only reads files and never changes them.",
     );
     const dialog = h(
       "dialog",

@@ -1,8 +1,8 @@
-// The card of one node: who wrote what, how likely it was, what was preferred; of a choice one line with its bar.
+// The card of one node: who wrote what, how likely it was, what was preferred; a choice is one line with a bar.
 //
-//   view.node.card(tree, 3).element      tree = {item, shape, state, roles, ...}, as `view.tree.draw` makes it
+//   view.node.card(tree, 3).element      tree = {item, shape, state, roles, ...}, as made by `view.tree.draw`
 //
-// Invariant: everything a card says in colour it says in words or signs too.
+// Invariant: everything that a card says in colour, it also says in words or signs.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -12,9 +12,9 @@
     rejected: { sign: "\u2212", words: "rejected", class: "wrong" },
     both: { sign: "\u00b1", words: "chosen and rejected", class: "both-sides" },
   };
-  const FINISH = { length: "cut at its length", stop_string: "ended by a stop string" };
+  const FINISH = { length: "cut at the length limit", stop_string: "ended by a stop string" };
 
-  // What stands in an attribute: a reader's words, in which unseen characters are named as they are on the page.
+  // Text for an attribute, in which invisible characters are named as on the page.
   const plain = (text) => view.line(text, 300).textContent;
 
   const sum = (values) => (values.length && values.every((value) => value !== null) ? values.reduce((one, two) => one + two, 0) : null);
@@ -29,15 +29,15 @@
     const example = tree.item.examples.find((one) => one.node === node.id);
     const weight = example?.weight ?? 1;
     const other = example?.completion ?? null;
-    const words = ["advantage", weight !== 1 && `its loss is weighed by ${fmt.figure(weight)}`, other !== null && "not what was sampled here was learned, but what is named before it"];
+    const words = ["advantage", weight !== 1 && `its loss is weighted by ${fmt.figure(weight)}`, other !== null && "what was learned is not what was sampled here, but the text named before it"];
     return h("span", { class: `signed ${node.advantage > 0 ? "right" : "wrong"}`, title: words.filter(Boolean).join("; ") },
       other !== null && [h("span", { class: "bit" }, "learned "), view.line(other, 24), " "], `A\u202f${fmt.signed(node.advantage)}`, weight !== 1 && h("span", { class: "bit" }, ` \u00d7\u202f${fmt.decimal(weight)}`));
   }
 
-  // N and Q of a search; elsewhere a mean over what was branched off further down would mislead.
+  // N and Q of a search; elsewhere, a mean over what branched off further down would mislead.
   function searchMark(tree, node) {
     if (!tree.shape.search || !node.visits) return null;
-    const words = "rollouts through this node, and their mean value from \u22121 to 1; it leans to what the search went on with";
+    const words = "rollouts through this node, and their mean value from \u22121 to 1; it is biased towards what the search continued with";
     return h("span", { class: "search-mark", title: words }, `N\u202f${node.visits}`, node.value !== null && ` Q\u202f${fmt.signed(node.value)}`);
   }
 
@@ -48,7 +48,7 @@
     if (node.choices.length) return parts;
     parts.push(fmt.plural(node.ids.length, "token"));
     if (FINISH[node.finish] && !(node.finish === "length" && tree.shape.next.has(node.id))) parts.push(FINISH[node.finish]);
-    if (total !== null) parts.push(`${fmt.decimal(total / node.logprobs.length)} a token`);
+    if (total !== null) parts.push(`${fmt.decimal(total / node.logprobs.length)} per token`);
     return parts;
   }
 
@@ -64,7 +64,7 @@
     return h("button", { type: "button", class: "prompt-button", "aria-expanded": String(open), "aria-label": `Prompt of node ${node.id}`, tabindex: "-1", onclick: () => tree.togglePrompt(node.id) }, view.prompt.learnedUnder(tree.item, node.id) === null ? "prompt" : "prompts");
   }
 
-  /** The bar of a choice between two words, and what was taken; of more words their shares. */
+  /** The bar of a choice between two words, and the one taken; for more words, their shares. */
   function choice(tree, node) {
     const words = tree.item.words?.[node.role] ?? [];
     const word = (at) => view.line(words[at] ?? `choice ${at}`, 24);
@@ -74,7 +74,7 @@
       return [h("span", { class: "taken-word" }, "\u2192 ", taken), h("span", { class: "shares" }, shares)];
     }
     const isLess = node.choice !== null && (node.choice === 0) !== node.yes > 0.5;
-    const why = isLess ? "the less likely word: it was drawn, or a threshold other than one half was set, or it stands for the likelier one that was taken beside" : null;
+    const why = isLess ? "the less likely word: it was drawn by chance, or the threshold is not one half, or it is the alternative to the likelier word that was taken beside it" : null;
     return [
       h("span", { class: "bar-of", "aria-hidden": "true" }, h("span", { class: "fill", style: { width: `${100 * node.yes}%` } })),
       h("span", { class: "share-of-yes" }, "P(", word(0), ") ", fmt.share(node.yes)),
@@ -97,8 +97,8 @@
     if (!margins.length) return null;
     const shown = margins.length > 3 ? [margins[0], margins.at(-1)] : margins;
     const [words, why] = margins[0].policyOnly
-      ? ["log-probability margin ", "the chosen side's log-probability less the rejected one's, when it was learned, in nats; there was no reference"]
-      : ["implicit margin ", "policy less reference of the chosen side, less that of the rejected one, when it was learned, in nats"];
+      ? ["log-probability margin ", "the chosen side's log-probability minus the rejected one's, when it was learned, in nats; there was no reference"]
+      : ["implicit margin ", "policy minus reference for the chosen side, minus the same for the rejected one, when it was learned, in nats"];
     return h("span", { class: "pair-learned", title: why }, words, shown.map((one, at) => [at ? " \u2192 " : "", h("b", null, fmt.signed(one.value)), ` at v${one.version ?? "?"}`]));
   }
 
@@ -129,9 +129,9 @@
   function label(tree, node) {
     const other = tree.item.examples.find((one) => one.node === node.id)?.completion ?? null;
     const parts = [`node ${node.id}, ${node.role}`];
-    if (node.yes !== null) parts.push(`${fmt.share(node.yes)} for its first word, taken ${node.text.trim()}`);
+    if (node.yes !== null) parts.push(`${fmt.share(node.yes)} for its first word, ${node.text.trim()} was taken`);
     if (node.side) parts.push(SIDES[node.side].words);
-    if (node.advantage !== null) parts.push(`advantage ${fmt.signed(node.advantage)}${other === null ? "" : ` of ${other}, which was learned in its place`}`);
+    if (node.advantage !== null) parts.push(`advantage ${fmt.signed(node.advantage)}${other === null ? "" : ` for ${other}, which was learned in its place`}`);
     if (node.faults.length) parts.push(`${node.faults.length} wrong steps`);
     return plain(parts.join(", "));
   }

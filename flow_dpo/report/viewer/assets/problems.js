@@ -2,8 +2,8 @@
 //
 //   #/s/quickstart?role=answer&flipped=1&sort=-examples
 //
-// Invariant: what is listed is what the hash says; rows that come while one reads move nothing: at the end of a list in
-// time they are added, in any other order a button offers them.
+// Invariant: the list shows what the hash says, and rows that arrive while somebody reads move nothing: in a list by
+time // they are added at the end, in any other order a button offers them.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -13,7 +13,7 @@
   const [WIDE_ROW, NARROW_ROW] = [40, 68];
   const MOST_KEPT = 50;
 
-  // Where one stood in each list, by its hash, for the way back from an item.
+  // The position in each list, by its hash, for the way back from an item.
   const stood = new Map();
 
   class ProblemsPage {
@@ -49,7 +49,7 @@
       );
       this.resized = () => this.list.setHeight(this.height());
       this.narrow.addEventListener("change", this.resized);
-      this.leaving = () => history.replaceState({ stood: this.place() }, ""); // a page that is loaded again begins there
+      this.leaving = () => history.replaceState({ stood: this.place() }, ""); // where a reloaded page begins
       window.addEventListener("scrollend", this.leaving);
       this.stop = [view.onChange((ids) => this.changed(ids)), view.keys(this.keys())];
       this.drawFacts();
@@ -126,7 +126,7 @@
       }
     }
 
-    // By time there are two orders; by the others a third click leads back to time.
+    // By time there are two orders; by any other column a third click returns to time.
     sortBy(name) {
       const { sort, ...filters } = this.filters;
       const next = name === "time" ? { undefined: "-time" } : { [`-${name}`]: name, [name]: null };
@@ -134,7 +134,7 @@
       this.filter(chosen ? { ...filters, sort: chosen } : filters);
     }
 
-    // A column that no row has is not there; that of examples has room for each role.
+    // A column that no row fills is left out; the one for examples has room for each role.
     drawColumns() {
       const hasSubject = Object.keys(this.facets.subjects ?? {}).length > 0;
       this.grid.classList.toggle("no-subject", !hasSubject);
@@ -200,8 +200,8 @@
     }
 
     // ---- Rows ------------------------------------------------------------------------------------------------------
-    // In any order but that of time the list keeps to the items there were, so that no row moves while one reads. Of a
-    // copy nothing is added, and its items are a part of those that have numbers.
+    // In any order but by time, the list keeps to its first items, so no row moves while somebody reads. In a
+    // static copy nothing is added, and its items are only some of the numbered ones.
     async asked() {
       const params = { ...this.filters, source: this.source.id };
       if (!params.sort || view.isStatic) return params;
@@ -244,7 +244,7 @@
       );
       this.grid.setAttribute("aria-rowcount", String(total + 1));
       this.grid.classList.toggle("empty", total === 0);
-      const why = all === 0 ? "No row stands in the file yet." : "No row passes these filters.";
+      const why = all === 0 ? "The file has no rows yet." : "No row matches these filters.";
       if (total === 0) view.replace(this.problem, h("p", { class: "message" }, why));
     }
 
@@ -252,7 +252,7 @@
       if (error === null) this.problem.replaceChildren();
       else view.replace(
         this.problem,
-        view.failure(error, whole ? "This list could not be shown" : "Some rows have not come; trying again"),
+        view.failure(error, whole ? "This list could not be shown" : "Some rows did not load; trying again"),
       );
       if (whole) this.grid.classList.add("empty");
     }
@@ -301,7 +301,7 @@
         },
         {
           keys: ["k", "ArrowUp"],
-          words: "row before",
+          words: "previous row",
           run: () => this.move(this.cursor === null ? this.list.seen().first : this.cursor - 1),
         },
         { keys: ["l", "Enter", "ArrowRight"], words: "open it", run: () => this.openRow() },
@@ -357,7 +357,7 @@
       this.open();
     }
 
-    /** Where one stands in the list. */
+    /** The position in the list. */
     place() {
       const link = document.activeElement?.closest?.(".item")?.dataset.position;
       const cursor = link ? Number(link) : this.cursor;

@@ -1,19 +1,19 @@
-// The prompt of a node as it was rendered, put together from what a record holds of it.
+// The prompt of a node as it was rendered, assembled from the parts that a record holds.
 //
-//   node 3: {after: 1, kept: 40, ids: [..], pieces: [..]}   the first 40 tokens of node 1's prompt and completion, and own
+//   node 3: {after: 1, kept: 40, ids: [..], pieces: [..]}   the first 40 tokens of node 1's prompt and completion, then own
 //
-// Invariant: tokens are those of the record, in their order; special tokens are chips, and what is not known is said.
+// Invariant: the tokens are those of the record, in order; special tokens are chips, and what is unknown is stated.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
   const { h, fmt } = view;
 
   /**
-   * The tokens of a node's prompt, and how many of them began the prompt of the node before it.
+   * The tokens of a node's prompt, and how many of them it shares with the beginning of the previous node's prompt.
    * @returns {{tokens: {id: number, piece: string|null}[], shared: number, after: number|null}|null} null where it was not recorded
    */
   function promptOf(item, id) {
-    // From the node down to the prompt that stands alone, and back up: no recursion, a chain may be long.
+    // From the node to a prompt that needs no other, and back; without recursion, since a chain can be long.
     const chain = [];
     for (let at = id; at !== null; at = item.nodes[at].prompt.after) {
       if (!item.nodes[at]?.prompt || chain.includes(at)) return null;
@@ -32,7 +32,7 @@
 
   const zip = (ids, pieces) => ids.map((id, at) => ({ id, piece: pieces?.[at] ?? null }));
 
-  /** Tokens as running text, special ones as chips, those whose text is not known by their ids. */
+  /** Tokens as running text; special ones are chips, and those without known text show their ids. */
   function running(tokens, special) {
     const nodes = [];
     let text = "";
@@ -57,7 +57,7 @@
     const first = Math.max(0, found.tokens.length - limit);
     const box = h("div", { class: "prompt-text text" });
     if (first > 0) {
-      const all = h("button", { type: "button", class: "more" }, `show the ${fmt.count(first)} tokens before`);
+      const all = h("button", { type: "button", class: "more" }, `show the ${fmt.count(first)} earlier tokens`);
       all.addEventListener("click", () => box.replaceWith(body(found, special, Infinity)));
       box.append(all, " \u2026 ");
     }
@@ -67,14 +67,14 @@
     return box;
   }
 
-  /** The panel of a node's prompt, and of the one under which it was learned where that is another. */
+  /** The panel of a node's prompt and, if it was learned under another prompt, of that one. */
   function panel(item, id) {
     const learned = learnedUnder(item, id);
     const words = `Node ${id} was learned under another prompt`;
     return [sampledUnder(item, id), learned !== null && h("section", { class: "prompt", "aria-label": words }, h("p", { class: "node-meta" }, words), h("div", { class: "prompt-text" }, view.text(learned)))];
   }
 
-  /** The prompt under which a node was learned; null where that is its own, or nothing was learned. */
+  /** The prompt under which a node was learned; null if that is its own, or if nothing was learned. */
   const learnedUnder = (item, id) => item.examples.find((one) => [one.node, one.chosen, one.rejected].includes(id) && (one.prompt ?? null) !== null)?.prompt ?? null;
 
   function sampledUnder(item, id) {
@@ -86,7 +86,7 @@
       return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "node-meta" }, words), body(found, item.special));
     }
     if (node.prompt_text !== null) {
-      const words = `The prompt of node ${id}, from what was learned`;
+      const words = `The prompt of node ${id}, from the examples learned`;
       return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "node-meta" }, words), h("div", { class: "prompt-text" }, view.text(node.prompt_text)));
     }
     const words = "The prompt was not recorded: this run was written before records held prompts, and nothing was learned from this node.";

@@ -1,8 +1,8 @@
-// One row of a list of items: its columns by kind of source, and how each is drawn again for another item.
+// One row of a list of items: its columns by kind of source, and how each is redrawn for another item.
 //
 //   const row = view.itemRow({source, roles, sort: () => "time"}, 7);   row.fill(1204, item);
 //
-// Invariant: nothing is said by colour alone; what an item does not have is left empty.
+// Invariant: nothing is said by colour alone; a cell stays empty if the item does not have the value.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -23,7 +23,7 @@
       )
       : view.verdict(item.status);
 
-  // The answer found; beside it the gold one where they differ.
+  // The answer found and, if it differs, the gold answer.
   function answer(item) {
     const found = item.answer === null || item.answer === undefined
       ? h("span", { class: "muted" }, item.status === "stopped" ? "" : "no answer")
@@ -37,7 +37,7 @@
     ];
   }
 
-  // How a tree's rollouts ended: right, wrong and ungraded as parts of one bar, and the right ones of the graded.
+  // How a tree's rollouts ended: right, wrong and ungraded as parts of one bar, and right out of graded.
   function outcomes(item) {
     if (!item.rollouts) return null;
     const parts = ["right", "wrong", "ungraded"].filter((name) => item[name] > 0);
@@ -87,7 +87,7 @@
     "span", { title: "version of the policy that sampled it" }, `v${fmt.count(item.version)}`
   );
 
-  // A list by margin shows margins in place of tokens; the unit is for narrow windows, which have no head.
+  // A list by margin shows margins instead of tokens; the unit is for narrow windows, which have no heading.
   function tokens(item, { sort }) {
     const unit = (words) => h("span", { class: "unit" }, words);
     if (sort().endsWith("margin")) return fmt.known(item.margin) && [unit("margin "), fmt.decimal(item.margin)];

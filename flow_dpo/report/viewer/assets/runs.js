@@ -1,9 +1,9 @@
-// The first page: what is looked at, a table a kind, and the curves of the runs that are ticked.
+// The first page: the sources, one table per kind, and the curves of the runs that are ticked.
 //
 //   #/?runs=quickstart,lag&y=learn/answer/margin&x=tokens&by-run=-accuracy
 //
-// Invariant: a number is a source's own fact; one that is not known is a dash. Which runs are ticked, the
-// search, the order, the metric and the axis are in the hash.
+// Invariant: every number is a fact of a source, and an unknown one is a dash. Which runs are ticked, the search, the
+// order, the metric and the axis are in the hash.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -18,13 +18,13 @@
     (part) => part !== null && part !== undefined && part !== ""
   ).join(" \u00b7 ");
 
-  /** The state of a source: a breathing dot while it goes on, words otherwise; nothing where it is simply finished. */
+  /** The state of a source: a pulsing dot while it runs, otherwise words; nothing if it is finished. */
   view.state = (source) => {
     if (source.indexed < 1) return h(
       "span", { class: "source-state" }, `reading ${Math.floor(100 * source.indexed)}\u00a0%`
     );
     if (source.state === "going on") return h(
-      "span", { class: "source-state live" }, h("span", { class: "live-dot" }), "going on"
+      "span", { class: "source-state live" }, h("span", { class: "live-dot" }), "running"
     );
     return source.state === "interrupted" ? h("span", { class: "source-state ungraded" }, "interrupted") : null;
   };
@@ -79,7 +79,7 @@
     fmt.known(facts.accuracy) && fmt.known(facts.accuracy_at_start) ? facts.accuracy - facts.accuracy_at_start : null
   );
 
-  // Columns of each kind: the words of the head, the value it is sorted by, and a source's cell.
+  // Columns of each kind: the heading, the value to sort by, and a source's cell.
   const COLUMNS = {
     run: [
       named("run"),
@@ -122,7 +122,7 @@
     ],
   };
 
-  /** Sources by a column's value, unknown ones last, else as they stood; `by` is "accuracy" or "-accuracy". Pure. */
+  /** Sources by a column's value, unknown ones last, ties in their order; `by` is "accuracy" or "-accuracy". Pure. */
   const sorted = (sources, by, columns) => {
     const chosen = columns.find(({ words }) => words === by.replace(/^-/, ""));
     if (!chosen) return sources;
@@ -183,7 +183,7 @@
       };
       return view.keys([
         { keys: ["j", "ArrowDown"], words: "next row", run: () => move(1) },
-        { keys: ["k", "ArrowUp"], words: "row before", run: () => move(-1) },
+        { keys: ["k", "ArrowUp"], words: "previous row", run: () => move(-1) },
         {
           keys: ["l", "ArrowRight"],
           words: "open it",
@@ -226,7 +226,7 @@
       );
     }
 
-    // Without a choice in the hash the first runs of the table are laid over each other.
+    // Without a choice in the hash, the first runs of the table are overlaid.
     ticked() {
       const written = this.params.get("runs");
       const ids = written === null
@@ -259,7 +259,7 @@
       ).join(", ");
       const ticked = this.ticked();
       const nothing = !kinds.length && view.failure(
-        new Error("No run, trace, evaluation or judgement stands at the paths given."), "Nothing here yet"
+        new Error("There is no run, trace, evaluation or judgement at the given paths."), "Nothing here yet"
       );
       this.curves.hidden = !kinds.includes("run");
       view.replace(this.runs, nothing, kinds.includes("run") && this.section("run", kinds.length > 1));
@@ -284,11 +284,11 @@
       const heading = h("h2", { class: titled ? null : "spoken", id: `kind-${kind}` }, TITLES[kind]);
       const body = sources.length
         ? [this.table(kind, shown), button]
-        : h("p", { class: "muted" }, "None fits the search.");
+        : h("p", { class: "muted" }, "Nothing matches the search.");
       return h("section", { class: "sources", "aria-labelledby": `kind-${kind}` }, heading, body);
     }
 
-    // Roles are named because a phone shows rows as cards, by another `display`, which would take them away.
+    // Roles are explicit because a phone shows rows as cards, with another `display` that would remove them.
     table(kind, sources) {
       const box = kind === "run" && h(
         "th", { role: "columnheader", class: "tick-cell" }, view.spoken("shown in the curves")
@@ -303,7 +303,7 @@
       );
     }
 
-    // The first click sorts by the largest or, of words, from A; the second turns that round, the third ends it.
+    // The first click sorts from the largest, or words from A; the second reverses that, the third ends it.
     head(kind, { words, number }) {
       const by = this.params.get(`by-${kind}`);
       const [first, second] = number ? [`-${words}`, words] : [words, `-${words}`];
@@ -345,7 +345,7 @@
       );
     }
 
-    // Six colours, then the same with dashes.
+    // Six colours, then the same again with dashes.
     look(id) {
       const slot = this.slots.get(id);
       return slot === undefined ? null : { class: `role-${slot % 6}`, dash: Math.floor(slot / 6) % 4 };

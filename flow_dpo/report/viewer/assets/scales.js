@@ -1,14 +1,14 @@
-// The arithmetic of a chart: ticks, ends of an axis, means, places of labels, the nearest point.
+// The arithmetic of a chart: ticks, axis bounds, means, positions of labels, the nearest point.
 //
 //   ticks(0, 512, 5) -> [0, 100, 200, 300, 400, 500]      spread([10, 12], 17, 0, 300) -> [10, 27]
 //
-// Invariant: pure functions, in which a value that is not known is null and never counted as zero.
+// Invariant: pure functions, in which an unknown value is null and never counts as zero.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
   const known = (value) => typeof value === "number" && Number.isFinite(value);
 
-  /** Round numbers that lie within [low, high], about `wanted` of them. Pure. */
+  /** About `wanted` round numbers within [low, high]. Pure. */
   const ticks = (low, high, wanted) => {
     if (!(high > low)) return [low];
     const rough = (high - low) / Math.max(1, wanted);
@@ -21,14 +21,14 @@
     return found;
   };
 
-  /** The mean of the last `width` known values at every place, null where none is known. Pure. */
+  /** At each position, the mean of the last `width` known values; null if none is known. Pure. */
   const smooth = (values, width) =>
     values.map((value, place) => {
       const near = values.slice(Math.max(0, place - width + 1), place + 1).filter(known);
       return value === null || !near.length ? null : near.reduce((sum, next) => sum + next, 0) / near.length;
     });
 
-  /** The ends of an axis with a little air; shares stay within 0 and 1. Pure. */
+  /** The bounds of an axis, with a little padding; shares stay within 0 and 1. Pure. */
   const domain = (values, { within = null, air = 0.06 } = {}) => {
     let [low, high] = [Infinity, -Infinity];
     for (const value of values) {
@@ -40,7 +40,7 @@
     return within ? [Math.max(low, within[0]), Math.min(high, within[1])] : [low, high];
   };
 
-  /** Heights for labels so that none covers another: each moves as little as it must. Pure. */
+  /** Heights for labels that do not overlap, each moved as little as possible. Pure. */
   const spread = (heights, gap, low, high) => {
     const order = heights.map((height, place) => ({ height, place })).sort((a, b) => a.height - b.height);
     let least = low;
@@ -52,7 +52,7 @@
     return placed;
   };
 
-  /** The place of the point nearest to x among points in ascending x that have a value; -1 if there is none. Pure. */
+  /** The index of the point nearest to x, among points with a value, in ascending x; -1 if there is none. Pure. */
   const nearest = (points, x) => {
     let best = -1;
     for (let place = 0; place < points.length; place += 1) {

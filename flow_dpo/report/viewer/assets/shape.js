@@ -1,10 +1,10 @@
-// How a tree hangs together: which rollouts stand beside which node, which are probes, what each pair compares.
+// The structure of a tree: which rollouts are beside which node, which are probes, what each pair compares.
 //
-//   rollout 0 (the trunk): 0 1 2     rollout 1 begins below node 0: it stands beside node 1, in whose place it is
+//   rollout 0 (the trunk): 0 1 2     rollout 1 begins below node 0: it is beside node 1, as its alternative
 //   own[0] = [0, 1, 2]               beside.get(1) = [1]
 //
-// Invariant: pure; every node is in `own` once, and every rollout but the trunk stands at one node: beside it, as its
-// probe, or after it where its own rollout ended there.
+// Invariant: pure; every node is in `own` once, and every rollout but the trunk is at one node: beside it, as its
+// probe, or after it if the node's own rollout ended there.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -15,7 +15,7 @@
     map.get(key).push(value);
   }
 
-  /** The node in whose place a rollout begins; else the node after which it does. */
+  /** The node to which a rollout is an alternative, otherwise the node after which it begins. */
   function placeOf(item, own, next, id) {
     const parent = item.nodes[own[id][0]].parent;
     const other = parent === null ? own[0]?.[0] : next.get(parent);
@@ -44,7 +44,7 @@
     return Object.assign(shape, kindsOf(item, shape), { pairs: pairsOf(item), marks: marksOf(item), common: commonTags(item) });
   }
 
-  // A search branches off alternatives; a group is whole rollouts from the beginning, with nothing but probes below.
+  // In a search, alternatives branch off; a group is whole rollouts from the beginning, with only probes below.
   function kindsOf(item, shape) {
     const trunk = shape.own[0]?.[0];
     const fromRoot = shape.beside.get(trunk) ?? [];
@@ -54,10 +54,10 @@
     return { group, search: search && !item.rollouts.some((rollout) => rollout.probe) };
   }
 
-  /** Tags that every node has: they tell nothing of one. */
+  /** Tags that every node has, and so distinguish none. */
   const commonTags = (item) => new Set((item.nodes[0]?.tags ?? []).filter((tag) => item.nodes.every((node) => node.tags.includes(tag))));
 
-  /** By node, the pairs that are shown there: at the side that came later. */
+  /** By node, the pairs shown there: each at its later side. */
   function pairsOf(item) {
     const found = new Map();
     for (const example of item.examples) {
@@ -66,7 +66,7 @@
     return found;
   }
 
-  /** By node, the places where it first differs from a sibling: of the first sibling, of the nearest few others. */
+  /** By node, where it first differs from a sibling: from the first sibling and from the nearest few others. */
   function marksOf(item) {
     const first = new Map();
     const found = new Map();
@@ -85,7 +85,7 @@
     return found;
   }
 
-  // Where tokens have no text of their own, the first character that differs and the rest of its word stand for it.
+  // If tokens have no text of their own, the first differing character and the rest of its word are marked instead.
   function markOf(node, token, other) {
     const start = view.tokens.offsetOf(node.pieces, token);
     if (start !== null) return { token, from: start, to: start + (node.pieces[token]?.length ?? 0) };
@@ -95,7 +95,7 @@
     return { token, from, to: from + word.length };
   }
 
-  /** The sum of a list of log-probabilities; null where one is not known. */
+  /** The sum of a list of log-probabilities; null if one is unknown. */
   const sum = (values) => (values?.every((value) => typeof value === "number") ? values.reduce((one, two) => one + two, 0) : null);
 
   /**
@@ -112,7 +112,7 @@
     });
   }
 
-  /** The rollouts in which a node is, from the one that it was sampled in up to the trunk. */
+  /** The rollouts that contain a node, from the one that it was sampled in up to the trunk. */
   function rolloutsAbove(item, shape, id) {
     const found = [];
     for (let at = id; at !== undefined && at !== null; at = shape.place.get(found.at(-1))) found.push(item.nodes[at].rollout);

@@ -2,8 +2,8 @@
 //
 //   view.tokens.paint(box, node, {mode: "logprob", special: {"5": "<end>"}, marks: [11], learned: null})
 //
-// Invariant: a token's colour is one of nine classes and its text keeps the colour of the ink, so that it can be read
-// in both themes; what a token's value is can be read in words, by pointer or by arrow keys.
+// Invariant: a token has one of nine colour classes and its text keeps the text colour, so it can be read in both
+themes; // a token's value can also be read in words, with the pointer or the arrow keys.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -17,7 +17,7 @@
     { name: "logprob", words: "Log-probability" },
     { name: "learning", words: "Policy \u2212 reference" },
   ];
-  // Probabilities at which the next, stronger class begins; and differences in nats.
+  // Thresholds of the stronger classes: probabilities, and differences in nats.
   const SHARES = [0.9, 0.6, 0.35, 0.2, 0.1, 0.03, 0.01, 0.001];
   const NATS = [0.02, 0.1, 0.4, 1.2];
 
@@ -26,7 +26,7 @@
   /** The class of a log-probability: "p0" above 90 % to "p8" below 0.1 %. */
   const surprise = (logprob) => (known(logprob) ? `p${SHARES.filter((share) => Math.exp(logprob) < share).length}` : "");
 
-  /** The class of a difference in nats: "up1" to "up4", "down1" to "down4", "" for next to nothing. */
+  /** The class of a difference in nats: "up1" to "up4", "down1" to "down4", "" for almost none. */
   const shift = (difference) => {
     const size = known(difference) ? NATS.filter((nats) => Math.abs(difference) >= nats).length : 0;
     return size ? `${difference > 0 ? "up" : "down"}${size}` : "";
@@ -42,7 +42,7 @@
     for (const example of item.examples) {
       const side = example.kind === "scored" ? (example.node === id ? 0 : -1) : [example.chosen, example.rejected].indexOf(id);
       const last = side < 0 ? null : example.learned?.at(-1);
-      // The completion may begin before the node, or be another than the node's.
+      // The completion can begin before the node, or differ from the node's.
       const before = example.before?.[side] ?? 0;
       if (last?.policy?.[side] && (!found || (last.version ?? 0) >= (found.version ?? 0))) {
         const [base, other] = [last.reference?.[side]?.slice(before) ?? null, example.completion ?? null];
@@ -117,7 +117,7 @@
   }
 
   function tokensOf(node, options, limit = MOST_TOKENS) {
-    const box = h("span", { class: `text tokens${node.pieces ? "" : " token-cells"}`, tabindex: "0", role: "group", "aria-label": `${fmt.plural(node.ids.length, "token")} of node ${node.id}; arrow keys go from one to the next` });
+    const box = h("span", { class: `text tokens${node.pieces ? "" : " token-cells"}`, tabindex: "0", role: "group", "aria-label": `${fmt.plural(node.ids.length, "token")} of node ${node.id}; arrow keys move from one to the next` });
     const num = Math.min(node.ids.length, limit);
     for (let at = 0; at < num; at++) box.append(tokenSpan(node, at, options));
     if (num < node.ids.length) {
@@ -154,7 +154,7 @@
 
   function tipRows(node, at, { learned, special }) {
     const piece = node.pieces?.[at];
-    const shown = piece ? JSON.stringify(view.cut(piece, 80)) : special[node.ids[at]] ?? (piece === "" ? "no characters of its own" : "text not recorded");
+    const shown = piece ? JSON.stringify(view.cut(piece, 80)) : special[node.ids[at]] ?? (piece === "" ? "no text of its own" : "text not recorded");
     const nats = (value) => `${fmt.decimal(value, 3)}${known(value) ? ` (${fmt.share(Math.exp(value), Math.exp(value) < 0.001 ? 3 : 1)})` : ""}`;
     const rows = [["token", view.line(shown, 100)], ["id", String(node.ids[at])], ["log-probability", nats(node.logprobs[at])]];
     if (!learned) return rows;
@@ -190,7 +190,7 @@
     });
   }
 
-  // Below the token, inside the window; above it where there is no room.
+  // Below the token, inside the window; above it if there is no room.
   function place(token) {
     const [spot, box] = [token.getClientRects()[0] ?? token.getBoundingClientRect(), tip()];
     const left = Math.max(8, Math.min(spot.left, innerWidth - box.offsetWidth - 8));
@@ -215,16 +215,16 @@
     }
     if (mode === "learning") {
       const classes = ["down4", "down3", "down2", "down1", "none", "up1", "up2", "up3", "up4"];
-      return h("span", { class: "token-legend" }, "less likely than the reference ", h("span", { class: "token-scale" }, swatches(classes)), " more; what is pale was not learned from");
+      return h("span", { class: "token-legend" }, "less likely than the reference ", h("span", { class: "token-scale" }, swatches(classes)), " more likely; pale text was not learned from");
     }
     return h("span", { class: "token-legend" });
   }
 
-  /** What was learned of a choice, in words, coloured as a token is. */
+  /** What was learned about a choice, in words, coloured like a token. */
   function choiceLearned(learned) {
     const difference = differenceAt(learned, 0);
     if (difference === null) return null;
-    const words = learned.against === "reference" ? "policy less reference when it was learned, in nats" : "the policy when it was learned less when it was sampled, in nats";
+    const words = learned.against === "reference" ? "policy minus reference when it was learned, in nats" : "policy when it was learned minus when it was sampled, in nats";
     const other = learned.other !== null && [view.line(learned.other, 24), " "];
     return h("span", { class: `choice-learned ${shift(difference)}`, title: words }, other, fmt.signed(difference));
   }

@@ -2,8 +2,8 @@
 //
 //   const tree = view.tree.draw(item, state, {onFocus: (id) => {}});   root.append(tree.root);   tree.go(7)
 //
-// Invariant: every node is on the page once, as a card or in the one line of a rollout that is folded; cards are made
-// when they are first seen, so that a tree of thousands of nodes opens as fast as a small one.
+// Invariant: every node is on the page once, as a card or within the single line of a folded rollout; cards are made
+when // they are first seen, so a tree of thousands of nodes opens as fast as a small one.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -17,7 +17,7 @@
   const MOST_BOXES = 100;
   const MOST_IN_CHAIN = 300;
 
-  // ---- What a rollout came to ------------------------------------------------------------------------------------------
+  // ---- The outcome of a rollout -----------------------------------------------------------------------------------------
 
   function found(item, rollout) {
     if (rollout.status === "stopped") return h("span", null, `stopped early, value ${fmt.signed(rollout.value)}`);
@@ -66,7 +66,7 @@
     return element;
   }
 
-  /** Boxes of rollouts, a hundred at once. */
+  /** Boxes of rollouts, a hundred at a time. */
   function boxes(tree, ids, name) {
     const place = h("div", { class: name }, ids.slice(0, MOST_BOXES).map((id) => box(tree, id)));
     tree.places.unshift({ ids, place });
@@ -82,7 +82,7 @@
     return chain(tree, "chain", tree.shape.own[id], (node) => h("li", null, around(tree, node, true)));
   }
 
-  /** The nodes of a rollout as a list, some hundred at once; `tree.reveal` brings those before and up to a node. */
+  /** The nodes of a rollout as a list, some hundred at a time; `tree.reveal` draws all nodes up to a given one. */
   function chain(tree, name, ids, draw) {
     const more = h("li", { class: "chain-more" });
     const list = h("ol", { class: name }, more);
@@ -100,7 +100,7 @@
     return list;
   }
 
-  /** A node's card, its probes before it, and in a chain what stands beside and after it. */
+  /** A node's card, with its probes before it and, in a chain, the rollouts beside and after it. */
   function around(tree, node, nested) {
     const beside = nested ? tree.shape.beside.get(node) : null;
     const after = tree.shape.after.get(node);
@@ -132,15 +132,15 @@
     const cells = statuses.slice(0, MOST_CELLS).map((status) => h("span", { class: `probe-cell ${view.STATUS[status]?.class ?? "ungraded"}` }));
     const isOpen = tree.probesOpen(node);
     const pairs = tree.pairsAmong(ids);
-    return h("button", { type: "button", class: "probe-strip", "aria-expanded": String(isOpen), tabindex: "-1", title: `rollouts sampled only to see how good the state before node ${node} is`, onclick: () => tree.toggleProbes(node) },
+    return h("button", { type: "button", class: "probe-strip", "aria-expanded": String(isOpen), tabindex: "-1", title: `rollouts sampled only to estimate how good the state before node ${node} is`, onclick: () => tree.toggleProbes(node) },
       icon(isOpen ? "down" : "forward"), h("span", { class: "cells-of", "aria-hidden": "true" }, cells, ids.length > MOST_CELLS && "\u2026"), h("span", null, `${right} of ${graded} probes right`), graded < ids.length && h("span", { class: "bit" }, `${ids.length - graded} ungraded`), pairs > 0 && h("span", { class: "bit" }, `${fmt.plural(pairs, "pair")} among them`));
   }
 
   // ---- The whole tree ----------------------------------------------------------------------------------------------------
 
   /**
-   * Where what stands beside each node goes: its row, and the row before which the next one begins, in one lane and in
-   * two. With two, every other one stands in the second lane, and a line leads there behind the first.
+   * Where the rollouts beside each node go: their row, and the row before which the next ones begin, in one lane and in
+   * two. With two lanes, every other node's go into the second lane, and a line leads there behind the first.
    */
   function lanesOf(trunk, shape) {
     const with_ = trunk.map((node, at) => ({ node, row: at + 1 })).filter(({ node }) => shape.beside.has(node));
@@ -169,8 +169,8 @@
 
   function caption(shape) {
     const words = shape.group
-      ? "Rollouts from the question to their ends. The first is the trunk."
-      : shape.beside.size ? "The trunk, from the question to its end. Beside each of its nodes: what was sampled in its place, rolled out to the end." : null;
+      ? "Rollouts from the question to the end. The first is the trunk."
+      : shape.beside.size ? "The trunk, from the question to the end. Beside each of its nodes: alternatives to it, each continued to the end." : null;
     return words && h("p", { class: "tree-caption" }, words);
   }
 
@@ -178,25 +178,25 @@
     const { shape } = tree;
     const trunk = shape.own[0]?.[0];
     const columns = shape.group ? [0, ...(shape.beside.get(trunk) ?? [])] : [];
-    const apart = shape.loose.length ? [h("h3", null, "Rollouts that leave no node of the tree"), boxes(tree, shape.loose, "rollouts in-columns")] : null;
+    const apart = shape.loose.length ? [h("h3", null, "Rollouts that are attached to no node of the tree"), boxes(tree, shape.loose, "rollouts in-columns")] : null;
     const main = shape.group ? boxes(tree, columns, "rollouts in-columns") : trunkRows(tree);
     return h("div", { class: `tree ${shape.group ? "as-group" : "as-trunk"}` }, caption(shape), main, apart);
   }
 
-  /** Rollouts from which something was learned before others, each in their order. */
+  /** Rollouts that were learned from, then the others, each in their order. */
   function mostTelling(shape, ids, learned) {
     const tells = (id) => shape.own[id].some((node) => learned.has(node));
     return [...ids.filter(tells), ...ids.filter((id) => !tells(id))];
   }
 
-  /** Rollouts that are open at first: the nearest to the trunk, as many as a screen or two can hold. */
+  /** Rollouts that are open at first: those nearest to the trunk, as many as fit on a screen or two. */
   function opensAtFirst(item, shape) {
     const open = new Set([0]);
     let left = OPEN_NODES - (shape.own[0]?.length ?? 0);
     const most = shape.group ? OPEN_COLUMNS - 1 : OPEN_BESIDE;
     const learned = new Set(item.examples.flatMap((example) => [example.node, example.chosen, example.rejected]));
     const isSmall = item.nodes.length <= SMALL_TREE;
-    // A set grows while it is walked: in a small tree what is opened opens what stands beside it, too.
+    // The set grows during the loop: in a small tree, an open rollout also opens those beside its nodes.
     for (const rollout of open) {
       if (rollout !== 0 && !isSmall) break;
       for (const node of shape.own[rollout] ?? []) {
@@ -210,20 +210,20 @@
     return open;
   }
 
-  /** The version that sampled most of a tree: only others are named at their nodes. */
+  /** The version that sampled most of a tree; only other versions are named at their nodes. */
   function commonVersion(item) {
     const counts = new Map();
     for (const node of item.nodes) counts.set(node.version, (counts.get(node.version) ?? 0) + 1);
     return [...counts].sort((one, two) => two[1] - one[1])[0]?.[0] ?? null;
   }
 
-  // In the order of the whole source, so that a role has one colour on all pages.
+  // In the order of the whole source, so a role has the same colour on all pages.
   const rolesOf = (item) => [...new Set([...(view.source(item.source)?.facts?.roles ?? []), ...item.roles])];
 
   class Tree {
     constructor(item, state, hooks) {
       Object.assign(this, { item, state, hooks, shape: view.shape.of(item), roles: rolesOf(item), version: commonVersion(item) });
-      // A small tree of a search looks like one with alternatives beside its trunk.
+      // Without this, a small search tree would look like a trunk with alternatives.
       this.shape.search ||= view.source(item.source)?.facts?.recipe === "cpl";
       Object.assign(this, { cards: new Map(), boxes: new Map(), strips: new Map(), places: [], chains: [] });
       this.first = opensAtFirst(item, this.shape);
@@ -250,11 +250,11 @@
       if (held) this.go(this.shape.own[id][0]);
     }
 
-    /** Folds or unfolds all rollouts and probes; of a large tree as many as a page bears. */
+    /** Folds or unfolds all rollouts and probes; in a large tree, as many as a page can hold. */
     toggleAll(isOpen) {
       let left = MOST_NODES;
       const done = new Set();
-      // What is unfolded brings other boxes and strips, until there are no new ones.
+      // Unfolding creates new boxes and strips; repeat until there are none.
       for (let at = -1; at !== done.size && left > 0; ) {
         at = done.size;
         for (const node of this.strips.keys()) {
@@ -270,12 +270,12 @@
       }
     }
 
-    /** Pairs that are shown at the first nodes of these rollouts. */
+    /** The number of pairs shown at the first nodes of these rollouts. */
     pairsAmong(ids) {
       return ids.reduce((count, id) => count + (this.shape.pairs.get(this.shape.own[id][0])?.length ?? 0), 0);
     }
 
-    /** Probes are folded but where pairs were made of them. */
+    /** Probes are folded, unless pairs were made from them. */
     probesOpen(node) {
       return this.state.probes.get(node) ?? (this.item.nodes.length <= OPEN_NODES && this.pairsAmong(this.shape.probes.get(node)) > 0);
     }
@@ -295,7 +295,7 @@
       for (const card of this.cards.values()) if (card.element.isConnected) card.paint();
     }
 
-    /** The element of a node: its card, or the one line of its folded rollout. */
+    /** The element of a node: its card, or the single line of its folded rollout. */
     element(id) {
       const card = this.cards.get(id)?.element;
       if (card?.isConnected) return card;
@@ -317,7 +317,7 @@
       for (const { list, places, show } of this.chains) if (list.isConnected && places.has(id)) show(places.get(id) + 1);
     }
 
-    /** Opens what a node is in, as far as it is not drawn, and moves the focus there. */
+    /** Opens whatever a node is hidden in, and moves the focus to it. */
     go(id) {
       if (!this.item.nodes[id]) return;
       for (const rollout of view.shape.rolloutsAbove(this.item, this.shape, id).reverse()) {

@@ -1,10 +1,10 @@
-// A list of any length in a page of its own height: few elements, used again; rows fetched a page at a time, ahead.
+// A list of any length, as tall as all its rows: a few elements are reused, and rows are fetched ahead, page by page.
 //
 //   const list = view.virtualList(body, {height: 44, make: () => ({element, fill(position, row)}), load, onerror});
 //   await list.open({sort: "-tokens"});   list.reveal(5000);
 //
-// Invariant: the element of position p is p modulo the pool's size, so that scrolling moves no node; a row that has not
-// come keeps its place; an answer to an older question is never shown.
+// Invariant: position p has element p modulo the pool's size, so scrolling moves no node; a row that has not
+// loaded keeps its place; an answer to an outdated request is never shown.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -13,7 +13,7 @@
   const AT_ONCE = 3;
   const AGAIN_MS = 2000;
 
-  /** The pages to have for rows [first, last] of `total`: those seen, then their neighbours, nearest first. Pure. */
+  /** The pages needed for rows [first, last] of `total`: those visible, then their neighbours, nearest first. Pure. */
   const wanted = (first, last, total, size = PAGE) => {
     const end = Math.max(0, Math.ceil(total / size) - 1);
     const [from, to] = [Math.floor(first / size), Math.min(end, Math.floor(Math.max(first, last) / size))];
@@ -74,14 +74,14 @@
       return answer;
     }
 
-    /** Rows were added at the end: the list is longer; the page that was not full is asked for again, as it stands. */
+    /** Rows were added at the end: makes the list longer and requests its last, incomplete page again. */
     grow(total) {
       if (total === this.total) return;
       this.stale.add(Math.floor(this.total / PAGE));
       this.resize(total);
     }
 
-    /** Another height of a row: what stood on top stays there. */
+    /** Sets another row height; the row on top stays there. */
     setHeight(height) {
       if (height === this.height) return;
       const top = Math.max(0, this.offset()) / this.height;
@@ -97,7 +97,7 @@
       this.draw();
     }
 
-    /** How far the list's top has gone above the window's, in pixels. */
+    /** How far the list's top is above the window's, in pixels. */
     offset() {
       return -this.body.getBoundingClientRect().top;
     }
@@ -112,7 +112,7 @@
       return { first: Math.min(first, Math.max(0, this.total - 1)), last };
     }
 
-    // One window's height of rows is kept ready above and below what is seen.
+    // One window height of rows is kept ready above and below the visible ones.
     draw() {
       this.frame = undefined;
       const { first, last } = this.seen();
@@ -128,7 +128,7 @@
       this.fetch(first, last);
     }
 
-    // With another size of the pool a position has another element: all are drawn anew.
+    // With another pool size a position has another element, so all are redrawn.
     enlarge(size) {
       while (this.pool.length < size) this.pool.push(this.add());
       for (const handle of this.pool) handle.position = null;
@@ -151,13 +151,13 @@
       handle.fill(position, row);
     }
 
-    /** The element that shows a position now, or null. */
+    /** The element that currently shows a position, or null. */
     element(position) {
       const handle = this.pool[position % Math.max(1, this.pool.length)];
       return handle?.position === position && !handle.element.hidden ? handle.element : null;
     }
 
-    // Pages are asked for by what is seen now, so that a scroll across the list asks for none of those it passes.
+    // Pages are requested by what is visible now, so scrolling across the list does not request what it passes.
     fetch(first, last) {
       if (!this.total) return;
       this.wanted = wanted(first, last, this.total);
@@ -189,7 +189,7 @@
       this.draw();
     }
 
-    // The pages that were fetched first and are not wanted go, so that a long look keeps little.
+    // The oldest pages that are not needed are dropped, so a long session keeps little.
     forget() {
       for (const page of this.pages.keys()) {
         if (this.pages.size <= KEPT_PAGES) return;
@@ -197,7 +197,7 @@
       }
     }
 
-    /** Scrolls as little as needed for a position to stand within the window, clear of what sticks to its top. */
+    /** Scrolls as little as needed to bring a position into the window, clear of what sticks to its top. */
     reveal(position, clear) {
       const top = position * this.height - this.offset();
       const above = top - clear - this.height;
@@ -208,6 +208,6 @@
     }
   }
 
-  /** A virtual list within `body`, which is scrolled by the window. */
+  /** A virtual list within `body`, scrolled by the window. */
   view.virtualList = (body, options) => new VirtualList(body, options);
 })();

@@ -1,8 +1,8 @@
-// From node to node by keys: down and up a rollout, into an alternative and back.
+// Moving from node to node by keys: down and up a rollout, into an alternative and back.
 //
 //   view.walk.down(tree, 3) -> 4      view.walk.right(tree, 4) -> 9, the first node of the rollout beside it
 //
-// Invariant: pure functions of a tree's shape; where there is no way on, the node itself.
+// Invariant: pure functions of a tree's shape; if there is nowhere to go, they return the node itself.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -19,7 +19,7 @@
     return chain[chain.indexOf(id) - 1] ?? tree.item.nodes[id].parent ?? id;
   }
 
-  /** The rollouts that can be entered at a node, in the order in which they stand. */
+  /** The rollouts that can be entered at a node, in display order. */
   function ways(tree, id) {
     const { shape } = tree;
     const probes = shape.probes.has(id) && tree.probesOpen(id) ? shape.probes.get(id) : [];
@@ -63,7 +63,7 @@
     return tree.shape.place.get(tree.item.nodes[id].rollout) ?? id;
   }
 
-  /** Folds or unfolds what a node stands for: its rollout at its first node, else what branches off there. */
+  /** Folds or unfolds at a node: its rollout if it is the first node, otherwise what branches off there. */
   function fold(tree, id) {
     const { item, shape } = tree;
     const rollout = item.nodes[id].rollout;
