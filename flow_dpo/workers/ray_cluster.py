@@ -31,7 +31,7 @@ from flow_dpo.workers.shard import Outcome
 
 NAMESPACE = "flow-dpo"
 _TRIES = 3
-"""Attempts to start a private cluster: on a busy machine Ray gives its own processes too little time."""
+"""Tries at starting a private cluster: on a busy machine Ray gives its own processes too little time."""
 _STORE_BYTES = 512 << 20
 """Size of a private cluster's object store, which holds adapters, and trees in transit."""
 _OFF = {

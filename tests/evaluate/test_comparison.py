@@ -119,7 +119,7 @@ def test_a_torn_last_row_is_cut_before_the_next_is_written(tmp_path: Path) -> No
 
 
 def test_unknown_arms_are_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown arms nobody; there are zero_shot"):
+    with pytest.raises(ConfigError, match="unknown arms nobody; known ones are zero_shot"):
         choose.choose(("zero_shot", "nobody"))
     assert [arm.name for arm in choose.choose(())] == list(arms.ARMS)
     assert set(arms.PAPER) <= set(arms.ARMS)

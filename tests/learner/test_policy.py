@@ -143,7 +143,7 @@ def test_an_adapter_of_another_shape_or_model_is_refused(tmp_path: Path) -> None
     with pytest.raises(ModelError, match="r = 4, this policy has 8"):
         Policy(tiny_model("llama"), ROLES).load_adapter("answer", tmp_path / "r4")
     Policy(tiny_model("gemma3"), ROLES).save_adapter("answer", tmp_path / "gemma")
-    with pytest.raises(ModelError, match="of another model"):
+    with pytest.raises(ModelError, match="for another model"):
         Policy(tiny_model("llama"), ROLES).load_adapter("answer", tmp_path / "gemma")
 
 

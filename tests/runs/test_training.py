@@ -289,7 +289,7 @@ def test_draws_are_voted_on_and_another_stop_judges_them(
     # All of it in one report; the candidates' accuracy is no evaluation of the run's.
     folders = [drawn, tmp_path / "trained", tmp_path / "stop_untrained", tmp_path / "stop_trained"]
     page = render_page(compose(read_sources(folders), command="c"))
-    for text in ("Votes: attempts", "What each threshold would give", "fixed set", found["trained"]["sha256"][:12]):
+    for text in ("Votes, all rules", "What each threshold would give", "fixed set", found["trained"]["sha256"][:12]):
         assert text in page
     accuracy, stop = page.split('aria-label="Accuracy"')[1].split('aria-label="Stop on a fixed set of candidates')[:2]
     assert ">drawn<" in accuracy
@@ -342,7 +342,7 @@ def test_merging_that_cannot_be_is_refused_before_play() -> None:
     settings = train.parse_train("test", words, {})
     flow = settings.recipe.flow
     with (
-        pytest.raises(ModelError, match=r"bfloat16; use --merge_adapters never"),
+        pytest.raises(ModelError, match=r"bfloat16: use --merge_adapters never"),
         open_runtime(settings.runtime, flow, roles=flow.roles, seed=0),
     ):
         pass
