@@ -287,3 +287,13 @@ def test_json_holds_what_json_can(site: tuple[int, Library]) -> None:
     for _ in range(5_000):
         deep = [deep]
     assert b"too deeply" in to_json(deep)
+
+
+def test_a_script_is_a_comment_and_one_function() -> None:
+    """A line of the comment that lost its slashes is code, which only a browser would find."""
+    scripts = sorted((Path(module.__file__).parent / "assets").glob("*.js"))
+    assert len(scripts) > 15
+    for script in scripts:
+        head, _, body = script.read_text().partition("(() => {\n")
+        assert all(line.startswith("//") for line in head.splitlines()), script.name
+        assert body.endswith("\n})();\n"), script.name

@@ -4,7 +4,7 @@
 //   route = {page: "runs"|"problems"|"item"|"compare", source, n, other: {source, n}, params: URLSearchParams}
 //
 // Invariant: everything that decides what is on the screen is in the hash, so a link shows it again; a page is cleaned
-up // before the next one is drawn.
+// up before the next one is drawn.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});

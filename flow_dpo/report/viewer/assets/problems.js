@@ -3,7 +3,7 @@
 //   #/s/quickstart?role=answer&flipped=1&sort=-examples
 //
 // Invariant: the list shows what the hash says, and rows that arrive while somebody reads move nothing: in a list by
-time // they are added at the end, in any other order a button offers them.
+// time they are added at the end, in any other order a button offers them.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});

@@ -3,7 +3,7 @@
 //   view.tokens.paint(box, node, {mode: "logprob", special: {"5": "<end>"}, marks: [11], learned: null})
 //
 // Invariant: a token has one of nine colour classes and its text keeps the text colour, so it can be read in both
-themes; // a token's value can also be read in words, with the pointer or the arrow keys.
+// themes; a token's value can also be read in words, with the pointer or the arrow keys.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});

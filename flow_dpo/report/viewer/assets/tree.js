@@ -3,7 +3,7 @@
 //   const tree = view.tree.draw(item, state, {onFocus: (id) => {}});   root.append(tree.root);   tree.go(7)
 //
 // Invariant: every node is on the page once, as a card or within the single line of a folded rollout; cards are made
-when // they are first seen, so a tree of thousands of nodes opens as fast as a small one.
+// when they are first seen, so a tree of thousands of nodes opens as fast as a small one.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
