@@ -204,7 +204,7 @@ def _corrected(gaps: Sequence[Gap]) -> list[str]:
     known = [gap for gap in told if gap.holm and gap.p is not None]
     lost = [gap for gap in known if gap.p is not None and gap.p >= _SURE]
     found = (
-        [f"{len(lost)} of {len(known)} significant differences are not significant after Holm's correction (p of 0.05 or more)."]
+        [f"{len(lost)} of {len(known)} significant differences do not survive Holm's correction (p of 0.05 or more)."]
         if lost
         else []
     )

@@ -300,7 +300,7 @@ COMPARED = {
     "sign.": _contrasts(
         held_out__greedy=_gap(0.02, 0.01, seeds=0.03)
     ),
-    "1 of 5 significant differences are not significant after Holm's correction (p of 0.05 or more).": _contrasts(
+    "1 of 5 significant differences do not survive Holm's correction (p of 0.05 or more).": _contrasts(
         held_out__greedy=_gap(0.02, 0.01, seeds=0.01, p=0.2)
     ),
     "1 of 3 pairs of arms change their order between tests or decodings, over questions: ground_truth against "
