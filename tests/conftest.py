@@ -12,7 +12,7 @@ from tests.support.once import MadeOnce, Once
 
 
 def pytest_collection() -> None:
-    """No garbage is looked for while all tests and their libraries are imported."""
+    """No garbage collection while all tests and their libraries are imported."""
     gc.disable()
 
 
@@ -41,7 +41,7 @@ def probed_anew(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Once]:
-    """What is expensive and only read: once("name", make) is a folder that one process of the tests makes for all."""
+    """once("name", make) is a read-only folder that one test process makes for all: for runs that are expensive."""
     made = MadeOnce(tmp_path_factory.getbasetemp())
     yield made
     made.check()

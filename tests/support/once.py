@@ -1,11 +1,11 @@
-"""A folder that is made once for all processes of the tests, each of which has fixtures of its own.
+"""A folder that is made once and shared by all test processes; each process has its own session fixtures.
 
     @pytest.fixture(scope="module")
     def run(once: Once) -> Path:
         return once("hub", train_into)      # train_into(folder) is called in the first process that asks
 
-Invariant: the folder is whole, under the path under which it was made, and stays as it was made: a test that writes to
-it copies it first. The session ends with an error where one did not.
+Invariant: the folder is complete, keeps the path at which it was made, and does not change: a test that writes to it
+copies it first. If a test wrote to it, the session ends with an error.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 class MadeOnce:
-    """What `once` of tests/conftest.py calls."""
+    """The folders that the fixture `once` of tests/conftest.py gives."""
 
     def __init__(self, base: Path) -> None:
-        """`base` is this process's folder for temporary files; those of pytest-xdist lie beside one another."""
+        """`base` is this process's folder for temporary files; those of pytest-xdist's processes have one parent."""
         self._shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
         self._taken: set[Path] = set()
 
     def __call__(self, name: str, make: Callable[[Path], object]) -> Path:
-        """The folder of this name, empty when `make` gets it; where that failed before, it is made anew."""
+        """The folder of this name. `make` gets it empty, also after a `make` that failed."""
         folder = self._shared / name
         self._shared.mkdir(exist_ok=True)
         with FileLock(_beside(folder, "lock")):
@@ -43,7 +43,7 @@ class MadeOnce:
         return folder
 
     def check(self) -> None:
-        """Nothing of what this process has taken was changed since."""
+        """Assert that no folder which this process used was changed after it was made."""
         for folder in sorted(self._taken):
             assert _files(folder) == json.loads(_beside(folder, "json").read_text()), f"a test wrote to {folder}"
 
@@ -53,6 +53,6 @@ def _beside(folder: Path, kind: str) -> Path:
 
 
 def _files(folder: Path) -> dict[str, list[int]]:
-    """The size of each file and when it was written; not of locks, which readers take."""
+    """Size and modification time of each file, except locks, which readers take."""
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): [path.stat().st_size, path.stat().st_mtime_ns] for path in found}
