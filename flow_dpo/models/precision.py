@@ -8,9 +8,10 @@ instructions for the half precision emulates it, several times slower, and some 
     bfloat16 checkpoint, CPU with other instructions for it     by a trial
     bfloat16 checkpoint, CPU without                            float32, and a warning that says so
 
-`torch.cpu.get_capabilities` tells what the processor has; what that does not settle is timed, for a tenth of a second
-and once per process: an Intel Xeon whose AMX is hidden by its virtual machine has avx512_bf16, with which it reaches
-0.57 of float32's speed in products of 512 rows. Invariant: a dtype that is given by name is used as it is.
+`torch.cpu.get_capabilities` tells what the processor has; what that does not settle is timed, for a tenth of a second,
+once per process and on one thread: an Intel Xeon whose AMX is hidden by its virtual machine has avx512_bf16, with which
+it reaches 0.57 of float32's speed in products of 512 rows, and an AMD EPYC with avx512_bf16 4.4 times. Invariant: a
+dtype that is given by name is used as it is.
 """
 
 from __future__ import annotations
@@ -76,8 +77,17 @@ def cpu_prefers(dtype: torch.dtype, capabilities: Mapping[str, Any] | None = Non
 
 @functools.cache
 def products_over_float32(dtype: torch.dtype) -> float:
-    """Products per second in this precision over those in float32, timed once per process: a run keeps one choice."""
-    return products_per_second(dtype) / products_per_second(torch.float32)
+    """Products per second in this precision over those in float32, timed once per process: a run keeps one choice.
+
+    Timed on one thread: where other programs use the cores, threads wait for each other, up to 40 times as long as they
+    multiply, and the faster precision can look slower.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return products_per_second(dtype) / products_per_second(torch.float32)
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def products_per_second(dtype: torch.dtype) -> float:

@@ -61,6 +61,29 @@ def test_a_process_keeps_to_one_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     precision.products_over_float32.cache_clear()
 
 
+def test_products_are_timed_on_one_thread_so_that_a_busy_machine_does_not_decide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    precision.products_over_float32.cache_clear()
+    found = list[int]()
+
+    def timed(dtype: torch.dtype) -> float:
+        found.append(torch.get_num_threads())
+        if dtype == torch.float32:
+            raise RuntimeError("interrupted")
+        return 1.0
+
+    monkeypatch.setattr(precision, "products_per_second", timed)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            precision.products_over_float32(torch.bfloat16)
+        assert (found, torch.get_num_threads()) == ([1, 1], 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_products_are_timed_for_no_longer_than_said() -> None:
     assert precision.products_per_second(torch.float32) > 1
 
