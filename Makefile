@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm gpu study study-recipes study-team study-variants study-cost recompute check fix seed wheel clean
+.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm gpu study study-recipes study-team study-variants study-svamp study-gsm8k study-cost recompute check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -146,6 +146,14 @@ study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens
 
 study-variants: $(DEV)  ## the paper's flow with one thing changed at a time (hours)
 	$(call study,variants,runs/study-variants$(FRESHLY))
+
+# These two need a chat model and the data, in folders of these names or linked so:
+# ARGS='--model_name_or_path Qwen2.5-Coder-0.5B-Instruct --dataset_name SVAMP'
+study-svamp: $(DEV)  ## the paper's table with a model of 0.5B on SVAMP (four hours on one core)
+	$(call study,svamp,runs/study-svamp$(FRESHLY))
+
+study-gsm8k: $(DEV)  ## the same on GSM8K
+	$(call study,gsm8k,runs/study-gsm8k$(FRESHLY))
 
 COST := 32000 64000 127000 254000
 COST_RUNS := runs/cost$(FRESHLY)

@@ -319,7 +319,10 @@ def test_the_settings_of_every_study_are_understood_and_have_a_command(file: Pat
     assert f"$(call study,{name}," in makefile or command in makefile + file.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("target", ["study", "study-recipes", "study-team", "study-variants", "study-cost"])
+STUDY_TARGETS = [f"study{what}" for what in ("", "-recipes", "-team", "-variants", "-svamp", "-gsm8k", "-cost")]
+
+
+@pytest.mark.parametrize("target", STUDY_TARGETS)
 def test_a_study_that_is_made_fresh_has_no_published_seed(target: str) -> None:
     """It makes all seeds in a folder of its own; else published seeds lie in the folder, and are not made again."""
     make = shutil.which("make")
