@@ -12,7 +12,8 @@ Three sides, all with the roles' adapters on, sampling at temperature 1 without 
 - whole: one uninterrupted batched `generate` on the Answer role's prompts, as long as the flow may write, with no flow,
   no Stop and no alternatives; the best of several batch sizes.
 
-On a real model, ours is also measured with weights in 8-bit integers (`--engine.int8`) where the processor supports it.
+The flow is the paper's, whose Stop is asked after every chunk; with `--recipe flow-dpo`, after every attempt. On a real
+model, ours is also measured with weights in 8-bit integers (`--engine.int8`) where the processor supports it.
 
 Sampled tokens are counted, without Stop's choices. The first two sides draw different tokens, so their rollouts differ
 a little in length; a rate does not depend on that. Target: on a model of half a billion parameters, 5 times the rate of
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from typing import Any
 
 from benchmarks import measuring
@@ -30,12 +32,19 @@ from benchmarks.measuring import Figure, Report
 
 MODULE = "benchmarks.playing"
 SEED = "seed"
+PAPER = "flow-dpo-paper"
 
 
 def options() -> argparse.ArgumentParser:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", help="a real model, measured after the seed")
     parser.add_argument("--only_given", action="store_true", help="leave the seed out")
+    parser.add_argument(
+        "--recipe",
+        default=PAPER,
+        choices=[PAPER, "flow-dpo"],
+        help="whose flow: the paper's asks Stop after every chunk, flow-dpo's after every attempt",
+    )
     parser.add_argument("--num_problems", type=int, default=32, help="problems sampled together, as in training")
     parser.add_argument("--rounds", type=int, help="how often (default: 8 on the seed, 1 on a real model)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 64, 128], help="batch sizes of the whole")
@@ -66,6 +75,7 @@ def compare(model: str, settings: argparse.Namespace) -> None:
     from flow_dpo.engines.local.int8 import why_not
 
     flags = ["--case", model, "--num_problems", str(settings.num_problems), *(["--tiny"] if settings.tiny else [])]
+    flags += ["--recipe", settings.recipe]
     flags += ["--rounds", str(settings.rounds)] if settings.rounds else []
     wholes = [f"whole-{size}" for size in settings.batch_sizes]
     integers = ["int8"] if model != SEED and not why_not() else []
@@ -74,7 +84,7 @@ def compare(model: str, settings: argparse.Namespace) -> None:
     found = measuring.take_turns(MODULE, sides, num_threads=settings.num_threads, repeats=settings.repeats)
     rates = {side: measuring.median(reports, "tokens_a_second") for side, reports in found.items()}
     best = max(wholes, key=rates.__getitem__)
-    name = model.rstrip("/").rpartition("/")[2]
+    name = model.rstrip("/").rpartition("/")[2] + ("" if settings.recipe == PAPER else f", recipe {settings.recipe}")
     details = {"tokens_a_second": rates, "runs": found}
     bound = ">= 1.0" if model == SEED else ">= 1.8"
     figures = [
@@ -111,17 +121,17 @@ def parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
     import torch
 
     from benchmarks.workloads import load
-    from flow_dpo.core.explore import Siblings
     from flow_dpo.data.problems import load_problems
     from flow_dpo.recipes.presets import preset as fitted
 
     loaded = load(settings.case, num_threads=settings.num_threads)
     torch.manual_seed(0)
-    preset = fitted("flow-dpo-paper", "seed" if settings.case == SEED else "small")
+    recipe: str = getattr(settings, "recipe", PAPER)
+    preset = fitted(recipe, "seed" if settings.case == SEED else "small")
     rounds = settings.rounds or (8 if settings.case == SEED else 1)
     dataset: str = getattr(settings, "dataset_name", "seed")
     problems = list(load_problems(dataset, max_problems=4 + rounds * settings.num_problems).problems)
-    return loaded, preset, Siblings(), problems
+    return loaded, preset, replace(preset.recipe.explore, temperature=1.0, top_p=1.0), problems
 
 
 def play(settings: argparse.Namespace, _: int) -> Report:
