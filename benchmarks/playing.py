@@ -131,7 +131,8 @@ def parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
     rounds = settings.rounds or (8 if settings.case == SEED else 1)
     dataset: str = getattr(settings, "dataset_name", "seed")
     problems = list(load_problems(dataset, max_problems=4 + rounds * settings.num_problems).problems)
-    return loaded, preset, replace(preset.recipe.explore, temperature=1.0, top_p=1.0), problems
+    explore: Any = preset.recipe.explore
+    return loaded, preset, replace(explore, temperature=1.0, top_p=1.0), problems
 
 
 def play(settings: argparse.Namespace, _: int) -> Report:
