@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm gpu study study-recipes study-team study-variants study-svamp study-gsm8k study-cost recompute check fix seed wheel clean
+.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm gpu study study-recipes study-team study-variants study-judges study-svamp study-gsm8k study-cost recompute check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -144,6 +144,12 @@ study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its t
 study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens, the paper's flow, and each part (hours)
 	$(call study,team,runs/study-team$(FRESHLY))
 
+study-judges: $(DEV)  ## whether Stop or Answer's own likelihood judges attempts better, from draws (half an hour)
+	$(BIN)/flow-dpo compare --config studies/judges/settings.yaml $(ARGS)
+	$(BIN)/python -m tools.judges keep runs/study-judges --name seed
+	$(BIN)/python -m tools.judges figures
+	$(BIN)/python -m tools.figures --write
+
 study-variants: $(DEV)  ## the paper's flow with one thing changed at a time (hours)
 	$(call study,variants,runs/study-variants$(FRESHLY))
 
@@ -175,6 +181,7 @@ study-cost: $(DEV)  ## accuracy over tokens, verdicts and seconds of what one wo
 recompute: $(DEV)  ## every figure of published studies again, from what their seeds came to (a minute, no model)
 	$(BIN)/python -m tools.recompute $(ARGS)
 	$(BIN)/python -m tools.cost_differences $(addprefix studies/cost/,$(COST)) --output studies/cost/differences.json --check
+	$(BIN)/python -m tools.judges figures --check
 
 check: $(DEV)  ## lint, format, types, and which room may import which
 	$(BIN)/ruff check .

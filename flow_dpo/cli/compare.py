@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,9 +24,10 @@ from rich.console import Console
 from flow_dpo.cli.evaluate import evaluate
 from flow_dpo.cli.generate import generate
 from flow_dpo.cli.sft import fine_tune
+from flow_dpo.cli.side_by_side import side_by_side
 from flow_dpo.cli.train import train
 from flow_dpo.core.credit import OutcomePairs
-from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.errors import ConfigError, DataError, LearningError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.data.problems import DataSettings, load
 from flow_dpo.evaluate.compare import provenance, seed_results
@@ -128,7 +128,7 @@ def compare(argv: Sequence[str]) -> int:
             rates = _choose_rates(do, names, sizes, settings, console)
             do = replace(do, rates={name: row["chosen"] for name, row in rates.items()})
             rates_of.refuse_other_rates(path, seeds, names, do.rates)
-            _side_by_side(settings.jobs, _one_seed, [(do, seed, names, sizes) for seed in seeds])
+            side_by_side(settings.jobs, _one_seed, [(do, seed, names, sizes) for seed in seeds])
         except KeyboardInterrupt:
             print_safe(console, f"Finished steps are kept in {path}; give the same command again to continue")
             raise
@@ -176,14 +176,6 @@ class _Runners:
         )
 
 
-def _side_by_side(jobs: int, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """The function's result for each task, in order; up to `jobs` run at once, each in its own process."""
-    if jobs == 1:
-        return [function(*task) for task in tasks]
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return [future.result() for future in [pool.submit(function, *task) for task in tasks]]
-
-
 def _plain_lines() -> None:
     if multiprocessing.parent_process() is not None:
         os.environ["TTY_COMPATIBLE"] = "0"  # progress bars of parallel seeds would overwrite each other
@@ -191,7 +183,7 @@ def _plain_lines() -> None:
 
 def _one_seed(do: _Runners, seed: int, names: Sequence[str], sizes: Sizes) -> None:
     """Run all arms of one seed, one after another, and write their results. An arm with insufficient data, such as
-    too few traces, gets the reason instead. Does nothing if the outcome of every arm is known already."""
+    too few traces, or whose learning went wrong, gets the reason instead. Does nothing if all outcomes are known."""
     _plain_lines()
     file, known = seed_results.path_of(do.path, seed), None
     if file.exists():
@@ -205,7 +197,7 @@ def _one_seed(do: _Runners, seed: int, names: Sequence[str], sizes: Sizes) -> No
         runner.trained_at = rates[name] = {}
         try:
             found[name] = EVERY[name].make(runner, sizes)
-        except DataError as error:
+        except (DataError, LearningError) as error:
             found[name] = str(error)
     result = replace(seed_results.collect(do.path, seed, found, sizes.tests[0]), rates=rates)
     if known is not None:
@@ -229,7 +221,7 @@ def _choose_rates(
     wanted, seeds = settings.rates, range(FIRST_RATE_SEED, FIRST_RATE_SEED + settings.rates.num_trainings)
     sizes = rates_of.validation_sizes(sizes, sampled=settings.tests.sampled)
     tasks = [(do, rate, seed, names, sizes) for seed in seeds for rate in wanted.candidates]
-    tried: list[rates_of.Tried] = _side_by_side(settings.jobs, _one_rate, tasks)
+    tried: list[rates_of.Tried] = side_by_side(settings.jobs, _one_rate, tasks)
     for each in tried:
         for name, reason in each.failed.items():
             print_safe(console, f"{name} could not be completed at learning rate {each.rate:g}: {reason}")

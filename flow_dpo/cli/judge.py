@@ -151,7 +151,7 @@ class _Keeper:
 @contextmanager
 def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
     """The name of the judge and the judge itself. Raises if it cannot be reached or loaded."""
-    from flow_dpo.engines.factory import open_base  # loads torch, once the arguments are parsed
+    from flow_dpo.engines.factory import local_window, open_base  # loads torch, once the arguments are parsed
     from flow_dpo.evaluate.judge.backends import EndpointJudge, LocalJudge
     from flow_dpo.models.load import load_model
 
@@ -170,7 +170,7 @@ def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
         yield (
             loaded.name,
             LocalJudge(
-                engine, loaded.renderer, prompts=prompts, settings=settings, context_tokens=loaded.context_tokens
+                engine, loaded.renderer, prompts=prompts, settings=settings, context_tokens=local_window(loaded)
             ),
         )
 

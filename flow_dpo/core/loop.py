@@ -128,7 +128,9 @@ def batched(problems: Iterable[Problem], size: int) -> Iterator[list[Problem]]:
 
 
 def rollout_metrics(trees: Sequence[Tree], stats: Mapping[str, float]) -> Row:
-    """Tokens in the rollouts, shared ones counted once, and the workers' own statistics."""
+    """Tokens in the rollouts, shared ones counted once, and the workers' own statistics; an engine that does not count
+    what it sampled has sampled those."""
     trunks = [sum(len(node.completion.token_ids) for node in tree.trunk_nodes()) for tree in trees]
     tokens = sum(len(node.completion.token_ids) for tree in trees for node in tree.nodes)
-    return {"rollout/tokens": tokens, "rollout/trunk_tokens": sum(trunks) / max(len(trunks), 1), **stats}
+    counted = {"rollout/tokens": tokens, "rollout/sampled_tokens": tokens}
+    return {**counted, "rollout/trunk_tokens": sum(trunks) / max(len(trunks), 1), **stats}

@@ -50,7 +50,7 @@ from flow_dpo.engines.vllm.requests import ModelFacts
 from flow_dpo.engines.vllm.server import VllmServerEngine
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models import attention
-from flow_dpo.models.facts import vocabulary_size
+from flow_dpo.models.facts import steady_tokens, vocabulary_size
 from flow_dpo.models.load import LoadedModel
 
 _logger = logging.getLogger(__name__)
@@ -112,9 +112,14 @@ def open_engine(
     return opens(settings, loaded, num_roles=num_roles)
 
 
+def local_window(loaded: LoadedModel) -> int:
+    """The context window of the engines in this process: a cache is exact only up to `steady_tokens`."""
+    return min(loaded.context_tokens, steady_tokens(loaded.model) or loaded.context_tokens)
+
+
 @contextmanager
 def open_local(settings: LocalSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
-    yield EngineAccess(loaded.context_tokens, lambda policy, _: _local(settings, loaded, policy))
+    yield EngineAccess(local_window(loaded), lambda policy, _: _local(settings, loaded, policy))
 
 
 @contextmanager
@@ -122,7 +127,7 @@ def open_plain(settings: PlainSettings, loaded: LoadedModel, *, num_roles: int) 
     def build(policy: Policy, _: AdapterStore) -> Engine:
         return _right(Subject.of(policy, context_tokens=loaded.context_tokens), loaded, _PLAIN)
 
-    yield EngineAccess(loaded.context_tokens, build)
+    yield EngineAccess(local_window(loaded), build)
 
 
 @contextmanager

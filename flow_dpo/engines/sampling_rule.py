@@ -7,7 +7,8 @@ engines call it directly. Two invariants:
   neither the batch nor the engine changes it.
 - The token is the first, in ascending order of ids, at which the cumulative probability of the nucleus exceeds
   `uniform` times all of it. The nucleus is the smallest set of most probable tokens (the lower id first where two are
-  equally probable) whose mass reaches `top_p` (Holtzman et al. 2020), without what is excluded.
+  equally probable) whose mass reaches `top_p` (Holtzman et al. 2020), without what is excluded. If that leaves none of
+  it, the most probable other token is drawn: an alternative's nucleus can be smaller than its trunk's by a rounding.
 
     uniform(seed=7, position=0)                                   # 0.7215081806049702, on any machine
     draw({4: -0.7, 9: -0.7}, Sampling(), uniform=0.6)             # Drawn(token=9, ...)
@@ -74,6 +75,8 @@ def draw(
     ranked = sorted(scaled, key=lambda token: (-scaled[token], token))
     kept, mass = _nucleus(scaled, ranked, sampling.top_p)
     left = [token for token in kept if token not in excluded and scaled[token] > 0]
+    if not left:
+        left = [token for token in ranked if token not in excluded and scaled[token] > 0][:1]
     if not left:
         return None
     token = left[0] if sampling.greedy else _pick({t: scaled[t] for t in sorted(left)}, uniform)

@@ -113,7 +113,7 @@ def measure(
         flows["single"] = one_pass(flow)
     found: dict[str, dict[str, Any]] = {}
     for name, sampled in flows.items():
-        fitting = fitting_problems(sampled, runtime.renderer, problems, runtime.loaded.context_tokens)
+        fitting = fitting_problems(sampled, runtime.renderer, problems, runtime.context_tokens)
         grader = runtime.backends.grader
         _, found[name] = evaluate(
             sampled, explore, fitting, runtime.workers, runtime.renderer, grader, adapters, settings

@@ -278,7 +278,7 @@ def _measure_open(
         candidates.check_fits(work.fixed, runtime.renderer.fingerprint(), runtime.loaded.name, problems)
     else:
         problems, named = _problems_of_open(runtime, dataset, data)
-        problems = fitting_problems(work.flow, runtime.renderer, problems, runtime.loaded.context_tokens)
+        problems = fitting_problems(work.flow, runtime.renderer, problems, runtime.context_tokens)
     problems, found = contamination.check(problems, settings.trained_on, exclude=settings.exclude_overlap)
     _, result = work.measure(
         recipe.explore if recipe is not None else Siblings(),

@@ -38,10 +38,13 @@ def fitting_problems(
     if not problems:
         raise DataError("expected at least one problem, found none; see --max_problems and --dataset_split")
     prompts = [len(renderer.render(_first_turn(flow, problem)).prompt_ids) for problem in problems]
-    shortest = min(prompts)
-    lengths: list[tuple[int, int]] = []
-    for request in longest_requests(flow, renderer, problems[0]):
-        lengths.append((len(request.prompt_ids), request.max_tokens))
+    # 1. By how much a rollout outgrows its first prompt, for the shortest and the longest of them: a later prompt can
+    #    have the question several times. Between the two it is at most what lies on a straight line.
+    shortest, longest = min(prompts), max(prompts)
+    of_shortest, of_longest = (problems[prompts.index(length)] for length in (shortest, longest))
+    needs: list[int] = []
+    for request in longest_requests(flow, renderer, of_shortest):
+        needs.append(len(request.prompt_ids) + request.max_tokens)
         prompt = min(shortest, len(request.prompt_ids))
         # Checked before a completion of this length is made up: the length can be anything.
         if prompt + request.max_tokens > context_tokens:
@@ -50,8 +53,12 @@ def fitting_problems(
                 f"{context_tokens} tokens and a shortest prompt of {prompt}; shorten the prompts, or "
                 "the completion (--flow.max_tokens; --flow.chunk_tokens of a flow of chunks)"
             )
-    growth = max(prompt + completion for prompt, completion in lengths) - prompts[0]
-    fits = [prompt + growth + _SLACK <= context_tokens for prompt in prompts]
+    growth = max(needs) - shortest
+    requests = longest_requests(flow, renderer, of_longest)
+    most = max(len(request.prompt_ids) + request.max_tokens for request in requests) - longest
+    slope = max(most - growth, 0) / max(longest - shortest, 1)
+    # 2. Which rollouts fit.
+    fits = [prompt + growth + slope * (prompt - shortest) + _SLACK <= context_tokens for prompt in prompts]
     if not any(fits):
         raise ConfigError(
             f"expected the longest rollout to fit the context window of {context_tokens} tokens, found that it takes "

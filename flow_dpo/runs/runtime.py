@@ -66,6 +66,8 @@ class Runtime:
     backends: Backends
     """This process's backends; if the workers are elsewhere, its engine samples nothing."""
     workers: RolloutWorkers
+    context_tokens: int
+    """Size of the engine's context window, in tokens; it can be smaller than the model's."""
     shard: int = 0
     """Problems that a worker samples together; 0: all of a batch."""
     recipe: Recipe | None = None
@@ -176,7 +178,8 @@ def open_runtime(
         with access.connect(policy, served or Path(elsewhere)) as (backends, workers):
             yield Runtime(
                 problems=problems, loaded=loaded, policy=policy, backends=backends, workers=workers, fitting=fitting,
-                shard=settings.workers.problems_of_shard, recipe=replace(defaults.recipe, flow=flow),
+                context_tokens=room, shard=settings.workers.problems_of_shard,
+                recipe=replace(defaults.recipe, flow=flow),
                 learner_settings=defaults.learner, num_threads=settings.model.num_threads,
             )  # fmt: skip
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, EntryPoints
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,8 +14,16 @@ from flow_dpo.cli.train import parse_train
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.engines import factory, settings
 from flow_dpo.engines.factory import EngineAccess, open_engine
-from flow_dpo.engines.settings import EngineKind, LocalSettings, default_settings, kind_of, register_engine
-from flow_dpo.models.load import LoadedModel
+from flow_dpo.engines.settings import (
+    EngineKind,
+    LocalSettings,
+    PlainSettings,
+    default_settings,
+    kind_of,
+    register_engine,
+)
+from flow_dpo.models.load import LoadedModel, load_model
+from tests.support.tiny_models import tiny_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,7 @@ def open_mirror(settings: MirrorSettings, loaded: LoadedModel, *, num_roles: int
 
 
 MIRROR = EngineKind(settings=MirrorSettings, open=open_mirror)
-LOADED = cast(LoadedModel, SimpleNamespace(context_tokens=64))
+LOADED = replace(load_model("seed"), context_tokens=64)
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +69,15 @@ def test_a_registered_engine_is_chosen_by_its_name_and_opened() -> None:
         assert access.build(cast(Any, "policy"), cast(Any, "store")) == (settings, LOADED, 2, "policy", "store")
     with open_engine(LocalSettings(), LOADED, num_roles=2) as access:
         assert access.context_tokens == 64
+
+
+@pytest.mark.parametrize("settings", [LocalSettings(), PlainSettings()], ids=["local", "plain"])
+def test_the_window_is_that_up_to_which_a_cache_is_exact(settings: Any) -> None:
+    """Problems are left out by this number; with a larger one, the engine would refuse a prompt during a run."""
+    model = tiny_model("llama")
+    model.config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 24}
+    with open_engine(settings, replace(LOADED, model=model), num_roles=2) as access:
+        assert access.context_tokens == 24
 
 
 def test_a_name_and_settings_are_one_engines() -> None:

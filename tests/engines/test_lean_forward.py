@@ -296,7 +296,7 @@ def test_packed_weights_give_the_same_products(rows: int, dtype: torch.dtype) ->
 
 
 def test_a_token_s_product_does_not_depend_on_those_beside_it(library: str) -> None:
-    """To the bit on Intel's processors, which alone use these products; whichever slice it lies in, written or added."""
+    """To the bit on Intel's processors, which alone use these products; in any slice, written or added."""
     if library != "MKL" or not products_module._on_intel() or not can_pack(torch.empty(1)):
         pytest.skip("of transposed weights")
     tolerance = {"rtol": 0, "atol": 0} if ON_INTEL else {"rtol": 1e-5, "atol": 1e-4}

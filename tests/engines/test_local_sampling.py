@@ -115,9 +115,29 @@ def test_the_end_of_the_number_line_never_overruns() -> None:
 
 def test_a_certain_token_has_exactly_no_log_probability() -> None:
     logits = torch.tensor([[3.0, 1.0, 0.5], [3.0, 1.0, 0.5]])
-    drawn = draw_batch(logits, [Sampling(top_p=0.5), Sampling(top_p=0.5)], [0.9, 0.9], {1: (0,)})
+    drawn = draw_batch(logits, [Sampling(top_p=0.5), Sampling(top_p=0.5)], [0.9, 0.9], {1: (0, 1, 2)})
     assert drawn[0] == [0, -1]
     assert drawn[2][0] == 0.0
+
+
+@pytest.mark.parametrize("num_words", [81, 5000])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_if_the_whole_nucleus_is_excluded_the_most_probable_other_token_is_drawn(num_words: int, greedy: bool) -> None:
+    """An alternative's nucleus can be smaller than its trunk's by a rounding."""
+    logits = torch.randn(2, num_words, generator=torch.Generator().manual_seed(1))
+    logits[:, 7], logits[:, 30:60] = 9.0, -5.0  # 7 alone is the nucleus
+    ranked = logits[1].argsort(descending=True).tolist()
+    sampling = Sampling(top_p=0.01, greedy=greedy)
+    # Of row 1, more are excluded than the first search ranks.
+    excluded = {0: (7,), 1: tuple(ranked[:70])}
+    tokens, logprobs, sampled = draw_batch(logits, [sampling] * 2, [0.3, 0.9], excluded)
+    assert tokens == [int(logits[0].argsort(descending=True)[1]), ranked[70]]
+    for row in range(2):
+        known = dict(enumerate(logits[row].double().tolist()))
+        expected = sampling_rule.draw(known, sampling, uniform=0.5, excluded=excluded[row])
+        assert expected is not None
+        assert expected.token == tokens[row]
+        assert (logprobs[row], sampled[row]) == pytest.approx((expected.logprob, expected.sampled_logprob), abs=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.3, 3.0, 12.0])

@@ -53,10 +53,10 @@ def test_what_is_told_is_enough_or_more_is_asked_for(seed: int, count: int, samp
         assert count < 60
         return
     for token in told:
-        expected = draw({**logprobs}, sampling, uniform=0.5, excluded=set(logprobs) - {token})
-        if expected is None:
-            assert token not in candidates.weights
-        else:
+        assert (token in candidates.weights) == (token in whole.weights)
+        if token in whole.weights:
+            expected = draw({**logprobs}, sampling, uniform=0.5, excluded=set(logprobs) - {token})
+            assert expected is not None
             assert candidates.sampled_logprob(logprobs[token]) == pytest.approx(expected.sampled_logprob, abs=TOLERANCE)
 
 
@@ -85,6 +85,19 @@ def test_with_everything_told_the_draw_is_the_rules(seed: int, sampling: Samplin
     if found is not None and expected is not None:
         assert found.logprob == pytest.approx(expected.logprob)
         assert found.sampled_logprob == pytest.approx(expected.sampled_logprob, abs=1e-9)
+
+
+def test_where_the_whole_nucleus_is_excluded_the_most_probable_other_token_is_drawn() -> None:
+    logprobs = {4: math.log(0.9), 6: math.log(0.04), 2: math.log(0.04), 1: math.log(0.02)}
+    sampling = Sampling(top_p=0.5)
+    candidates = find_candidates(logprobs, sampling, vocab_size=4)
+    assert candidates is not None
+    for greedy in (False, True):
+        found = draw_candidate(candidates, logprobs, uniform=0.9, greedy=greedy, excluded={4})
+        assert found == draw(logprobs, sampling, uniform=0.9, excluded={4})
+        assert found is not None
+        assert found.token == 2
+    assert draw_candidate(candidates, logprobs, uniform=0.9, greedy=False, excluded=set(logprobs)) is None
 
 
 @pytest.mark.parametrize("temperature", [1.5, 2.0])

@@ -79,3 +79,17 @@ def test_a_shown_attempt_is_walked_with_the_whole_of_the_next() -> None:
     # What was cut at the cap, 3 * 4 + 1 tokens, and the retry's own turns.
     assert shown - fresh == 13 + len("<assistant>") + len("<user>No.")
     assert room(replace(ATTEMPTS, retry="shown", max_attempts=1)) == fresh
+
+
+def test_a_prompt_that_has_the_question_twice_is_counted_for_every_question() -> None:
+    twice = replace(SHORT, stop_user="{question}{candidate}{question}")
+    flow = replace(ATTEMPTS, prompts=twice)
+    problems = [Problem(id=str(n), question="?" * n, gold="1") for n in (3, 90, 40)]
+    needs = {
+        one.id: max(len(r.prompt_ids) + r.max_tokens for r in longest_requests(flow, Letters(), one)) + 8
+        for one in problems
+    }
+    assert needs["90"] - needs["3"] == 2 * 87
+    for window in (needs["3"], needs["40"] - 1, needs["40"], needs["90"] - 1, needs["90"]):
+        fitting = fitting_problems(flow, Letters(), problems, window)
+        assert [one.id for one in fitting] == [one.id for one in problems if needs[one.id] <= window]

@@ -39,8 +39,8 @@ _TURNED = 8192, 1 << 25
 """Inputs, and elements of a weight, up to which MKL is faster: .86 to .94 of oneDNN's time on layers of half a billion
 parameters, at 8 to 128 tokens. For a head of 152,000 outputs, oneDNN is as fast or faster."""
 _STEADY = 512
-"""Inputs up to which MKL, on Intel's processors, sums a token's products in the same order for any number of tokens except
-one. On AMD's it does not."""
+"""Inputs up to which MKL, on Intel's processors, sums a token's products in the same order for any number of tokens
+except one. On AMD's it does not."""
 _BUCKETS = ((8, 1), (64, 8), (256, 16), (1024, 64))
 """Numbers of tokens up to the first are rounded up to multiples of the second; larger ones, see `bucket`."""
 

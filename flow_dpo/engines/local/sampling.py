@@ -176,11 +176,15 @@ class _Block:
         last_R1 = (cumulative_RK < top_p_R1).sum(-1, keepdim=True).clamp_(max=num_ranked - 1)
         mass_R1 = cumulative_RK.gather(1, last_R1)
         probs_RK = probs_RK.where(torch.arange(num_ranked, device=self.device) <= last_R1, 0)
-        # 3. Excluded tokens lose their probability; the mass of the nucleus stays as it was.
+        # 3. Excluded tokens lose their probability; the mass of the nucleus stays as it was. If no token is left in it,
+        #    the most probable other one is drawn.
         for index, row in enumerate(rows):
             if row in self.excluded:
-                excluded_ids = torch.tensor(self.excluded[row], device=self.device)
-                probs_RK[index, torch.isin(ids_RK[index], excluded_ids)] = 0
+                allowed_K = ~torch.isin(ids_RK[index], torch.tensor(self.excluded[row], device=self.device))
+                probs_RK[index] *= allowed_K
+                if not probs_RK[index].any() and allowed_K.any():
+                    first = allowed_K.int().argmax()
+                    probs_RK[index, first] = self.probs_RV[row, ids_RK[index, first]]
         # 4. Inverse-CDF sampling in ascending order of ids, as in `sampling_rule`, mapped back to ranks.
         order_RK = ids_RK.argsort(-1)
         cumulative_by_id_RK = probs_RK.gather(1, order_RK).cumsum(-1, dtype=torch.float64)
@@ -188,10 +192,12 @@ class _Block:
         # 5. Greedy rows take the first of the most probable tokens.
         rank_R1 = torch.where(self._greedy()[rows], probs_RK.argmax(-1, keepdim=True), rank_R1)
         drawn_3R = self._result(ids_RK.gather(1, rank_R1), probs_RK.gather(1, rank_R1), mass_R1, row_R1)
-        # 6. Unsettled: K tokens do not reach top-p, or the last one in the nucleus ties with the K-th: more may tie.
+        # 6. Unsettled: K tokens do not reach top-p, the last one in the nucleus ties with the K-th (more may tie), or
+        #    all K are excluded.
         if num_ranked == self.logits_RV.shape[1]:
             return drawn_3R, []
         unsettled_R1 = (mass_R1 < top_p_R1) | (logits_RK.gather(1, last_R1) == logits_RK[:, -1:])
+        unsettled_R1 |= ~probs_RK.any(-1, keepdim=True)
         return drawn_3R, unsettled_R1[:, 0].nonzero()[:, 0].tolist()
 
     def _result(

@@ -73,9 +73,14 @@ def _from_nucleus(
     inside_UV = np.empty(probs_UV.shape, dtype=bool)
     np.put_along_axis(inside_UV, order_UV, np.arange(vocab_size) <= last_U[:, None], 1)
     weights_UV = np.where(inside_UV, probs_UV, 0)
-    # 2. Excluded tokens lose their probability; the nucleus' mass stays as it was.
+    # 2. Excluded tokens lose their probability; the nucleus' mass stays as it was. Without a token left in it, the most
+    #    probable other one is drawn.
     for row, tokens in enumerate(excluded):
         weights_UV[row, list(tokens)] = 0
+        if tokens and not weights_UV[row].any():
+            others_V = probs_UV[row].copy()
+            others_V[list(tokens)] = 0
+            weights_UV[row, others_V.argmax()] = others_V.max()
     # 3. The first id whose cumulative weight exceeds the share; greedy rows take the most probable.
     by_id_UV = weights_UV.cumsum(1, dtype=np.float64)
     target_U = share_U * by_id_UV[:, -1]

@@ -171,8 +171,6 @@ def _first_token_steps(
         )
         if drawn is not None:
             return drawn
-        if candidates is not None and not candidates.tail:
-            break
     raise nothing_left(request, sampling, tuple(excluded))
 
 

@@ -147,8 +147,15 @@ def draw_candidate(
     greedy: bool,
     excluded: Collection[int],
 ) -> Drawn | None:
-    """Sample a token that is not `excluded`; None if it could be an unreported one, or if no token is left."""
+    """Sample a token that is not `excluded`; None if it could be an unreported one, or if no token is left. Without a
+    token left in the nucleus, the most probable other one is drawn (`sampling_rule`)."""
     left = {token: weight for token, weight in candidates.weights.items() if token not in excluded and weight > 0}
+    if not left and not candidates.tail:
+        others = [token for token in top_logprobs if token not in excluded]
+        likeliest = min(others, key=lambda token: (-top_logprobs[token], token), default=None)
+        if likeliest is not None:
+            weight = math.exp((top_logprobs[likeliest] - candidates.peak) / candidates.temperature)
+            left = {likeliest: weight} if weight > 0 else {}
     if greedy:
         token = min(left, key=lambda token: (-left[token], token), default=None)
     elif candidates.tail > 0 and not all(token in top_logprobs for token in excluded):
