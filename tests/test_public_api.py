@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import flow_dpo
+from flow_dpo.runs.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 STUB = Path(flow_dpo.__file__).with_suffix(".pyi")
@@ -126,8 +127,15 @@ class Short(flow_dpo.Flow[Any]):
         return flow_dpo.Solution(pieces=(said.content_ids,), ended=said.finish_reason == "stop")
 
 
+class Uncounted(flow_dpo.PlainEngine):
+    """An engine of one's own that counts nothing: statistics are optional."""
+
+    def take_stats(self) -> dict[str, float]:
+        return {}
+
+
 def plain_engine(loaded: Any, policy: flow_dpo.Policy) -> flow_dpo.Engine:
-    return flow_dpo.PlainEngine(
+    return Uncounted(
         policy.model, role_model=policy.using, end_ids=loaded.end_ids, context_tokens=loaded.context_tokens
     )
 
@@ -145,6 +153,9 @@ def test_everything_can_be_an_object_from_outside(tmp_path: Path) -> None:
         problems_per_batch=3, examples_per_update=2,
     )  # fmt: skip
     assert list(run.adapters) == ["writer"]
+    assert all(
+        row["rollout/sampled_tokens"] == row["rollout/tokens"] > 0 for row in read_jsonl(run.path / "metrics.jsonl")
+    )
     facts = json.loads((run.path / "run.json").read_text())
     assert facts["given"] == {"engine": f"{__name__}:plain_engine"}
     config = (run.path / "config.yaml").read_text()

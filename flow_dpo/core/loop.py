@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.metrics import ProgressiveValidation, tree_metrics
 from flow_dpo.core.protocols import Callback, Learns, Rollouts, RolloutWorkers, Row
@@ -46,8 +47,7 @@ def learn(
     """Sample, grade, learn and report, `problems_per_batch` problems at a time, until there are no more problems.
     Every problem of a batch is sampled with the same version of the adapters. Returns the progressive validation, which
     continues from `progress` if that is given. `in_flight` holds the batches that were submitted but not yet learned
-    from, so that callbacks can read it; a resumed run passes the batches that it had in flight.
-    """
+    from, so that callbacks can read it; a resumed run passes the batches that it had in flight."""
     progress = ProgressiveValidation() if progress is None else progress
     in_flight = deque[InFlight]() if in_flight is None else in_flight
     batches = batched(problems, problems_per_batch)
@@ -68,6 +68,8 @@ def learn(
         row |= {f"flow/{name}": value for name, value in begun.flow.calibration().items()}
         # 3. credit: what the graded trees teach
         examples = recipe.credit(trees)
+        if stray := {one.problem_id for one in examples} - {tree.problem.id for tree in trees}:
+            raise ConfigError(f"expected problem_id=tree.problem.id in the credit's examples, found {sorted(stray)}")
         row |= tree_metrics(trees, examples, recipe.flow.roles)
         # 4. learn, and sample with what was learned
         started = time.perf_counter()
@@ -128,9 +130,7 @@ def batched(problems: Iterable[Problem], size: int) -> Iterator[list[Problem]]:
 
 
 def rollout_metrics(trees: Sequence[Tree], stats: Mapping[str, float]) -> Row:
-    """Tokens in the rollouts, shared ones counted once, and the workers' own statistics; an engine that does not count
-    what it sampled has sampled those."""
-    trunks = [sum(len(node.completion.token_ids) for node in tree.trunk_nodes()) for tree in trees]
+    """Tokens in the rollouts, shared ones counted once (also if an engine has no counts), and the workers' own."""
+    trunk = sum(len(node.completion.token_ids) for tree in trees for node in tree.trunk_nodes()) / max(len(trees), 1)
     tokens = sum(len(node.completion.token_ids) for tree in trees for node in tree.nodes)
-    counted = {"rollout/tokens": tokens, "rollout/sampled_tokens": tokens}
-    return {**counted, "rollout/trunk_tokens": sum(trunks) / max(len(trunks), 1), **stats}
+    return {"rollout/tokens": tokens, "rollout/sampled_tokens": tokens, "rollout/trunk_tokens": trunk, **stats}

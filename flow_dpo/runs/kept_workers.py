@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flow_dpo.core.errors import FlowDpoError, StorageError
+from flow_dpo.core.errors import StorageError
 from flow_dpo.core.protocols import RolloutWorkers
 from flow_dpo.core.types import Adapter, Role
 from flow_dpo.learner.policy import Policy
@@ -97,7 +97,7 @@ def kept_workers(
         print_safe(console, f"continuing from {journal.num_kept:,} turns that were sampled before ({file})")
     try:
         yield MeteredWorkers(journal, live, counts=counts), journal
-    except (KeyboardInterrupt, FlowDpoError) as error:
+    except (KeyboardInterrupt, Exception) as error:
         if not isinstance(error, StorageError):
             journal.keep()
         if any(path.name != ".lock" for path in folder.iterdir()):

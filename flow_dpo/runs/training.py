@@ -173,7 +173,7 @@ def _keeping(
     """A context that keeps what was sampled and learned after an interruption or an error."""
     try:
         yield
-    except (KeyboardInterrupt, FlowDpoError) as error:
+    except (KeyboardInterrupt, Exception) as error:
         # What was sampled is kept first, since it is nowhere else, and then what was learned, unless the disk is
         # what failed. After a second Ctrl-C the user is still shown how to resume.
         try:
@@ -182,6 +182,10 @@ def _keeping(
                 if journal is not None:
                     _keep_batch(journal, console, path)
                 keeper.finish()
+        except Exception as failed:
+            if isinstance(error, KeyboardInterrupt | FlowDpoError):
+                raise
+            print_safe(console, f"could not save what was done: {failed}")  # nothing hides an error that is not ours
         finally:
             _say_how_to_go_on(console, path, given)
         raise

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from flow_dpo.core.answer_stop import ANSWER
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.loop import InFlight, learn, submit
 from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.protocols import Rollouts
@@ -140,3 +143,15 @@ def test_a_loop_goes_on_with_what_was_in_flight(stop: int) -> None:
     replayed = len(in_flight)
     assert first.submitted[len(first.submitted) - replayed :] == second.submitted[:replayed]
     assert first.submitted + second.submitted[replayed:] == whole.submitted
+
+
+def test_examples_that_name_no_problem_of_their_batch_are_refused() -> None:
+    """Before anything is learned from them."""
+    learner = Counts([1])
+    for name in ("", "another"):
+        credit: Any = lambda _, name=name: [SimpleNamespace(problem_id=name)]  # noqa: E731
+        with pytest.raises(
+            ConfigError, match=rf"problem_id=tree\.problem\.id in the credit's examples, found \['{name}'\]"
+        ):
+            learn(replace(RECIPE, credit=credit), PROBLEMS[:8], Late(), learner, problems_per_batch=8)
+    assert learner.version == 0

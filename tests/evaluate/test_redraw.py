@@ -11,7 +11,7 @@ import pytest
 from flow_dpo.cli import compare as command
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.data.problems import DataSettings, load
-from flow_dpo.evaluate.compare.provenance import MadeBy
+from flow_dpo.evaluate.compare.provenance import MadeBy, TestSet, added
 from flow_dpo.evaluate.compare.redraw import redrawn, redrawn_data
 from flow_dpo.evaluate.compare.seed_results import ArmResult, SeedResult, write_seed
 from flow_dpo.evaluate.compare.settings import CompareSettings
@@ -126,3 +126,13 @@ def test_validation_problems_may_be_in_no_seeds_training(tmp_path: Path, monkeyp
     words = ["--max_problems", "20", "--compare.arms", "[zero_shot]", "--compare.output_dir", str(tmp_path)]
     with pytest.raises(ConfigError, match="those of seed 40"):
         command.compare([*words, *flags, *own, *where])
+
+
+def test_what_was_learned_of_a_test_stays_known_if_the_arms_that_are_added_have_no_test() -> None:
+    """Stops are measured on a fixed set, and have no test of their own."""
+    held_out = TestSet(dataset="seed/test", num_problems=10, learned=("q1",))
+    known = MadeBy(commands=("a",), pieces=({"num_pieces": 1},), test_sets={"held_out": held_out})
+    for commands in (("a", "b"), ("b",)):  # the folders of the earlier arms are still there, or gone
+        found = added(known, MadeBy(commands=commands, pieces=({"num_pieces": 2},), test_sets={}))
+        assert found.test_sets == {"held_out": held_out}
+        assert found.commands == ("a", "b")

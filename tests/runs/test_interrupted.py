@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 import yaml
 
 import flow_dpo
@@ -23,6 +24,7 @@ from flow_dpo.core.types import Adapter, Completion, Problem, Request, Sampling
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.learner.learner import Learner
 from flow_dpo.runs import resumption, run_folder, runtime, training
+from flow_dpo.runs.callbacks.run_keeper import RunKeeper
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.journal import JournalEngine, JournalWorkers
 from flow_dpo.traces.trace import TraceFolder
@@ -134,11 +136,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seeds
 
 
+@pytest.mark.parametrize(
+    "error", [None, torch.OutOfMemoryError("no room"), ValueError("in an objective of one's own")], ids=type
+)
 def test_interrupted_while_it_learned_a_batch_is_not_sampled_again(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
-) -> None:
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int], error: Exception | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     folder = tmp_path / "run"
-    interrupted(monkeypatch, Learner, "update", lambda: train(folder))
+    interrupted(monkeypatch, Learner, "update", lambda: train(folder), error=error)
+    assert f"flow-dpo train --output_dir {folder} --resume" in capsys.readouterr().out.replace("\n", "")
     first, kept = set(asked), read_jsonl(folder / "sampled.jsonl")
     assert len(first) == len(kept) - 1
     assert kept[-1]["whole"]
@@ -147,6 +154,15 @@ def test_interrupted_while_it_learned_a_batch_is_not_sampled_again(
     assert not first & set(asked)
     assert_same_run(whole, folder)
     assert not (folder / "sampled.jsonl").exists()
+
+
+def test_an_error_is_not_hidden_by_one_while_its_work_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(RunKeeper, "finish", Mock(side_effect=RuntimeError("no picture")))
+    interrupted(monkeypatch, Learner, "update", lambda: train(tmp_path / "run"), error=ValueError("in an objective"))
+    assert "could not save what was done: no picture" in capsys.readouterr().out
+    assert read_jsonl(tmp_path / "run" / "sampled.jsonl")[-1]["whole"]
 
 
 def test_interrupted_while_it_sampled_the_user_chooses_between_bytes_and_time(

@@ -73,9 +73,9 @@ def of_seed(path: Path, folder: str, outcomes: Sequence[Outcome]) -> MadeBy:
 
 def added(known: MadeBy, new: MadeBy) -> MadeBy:
     """The provenance of a seed to which arms were added. If the folders of the earlier arms still exist, the second
-    already covers everything."""
+    covers everything but tests that none of the new arms has."""
     if set(known.commands) <= set(new.commands):
-        return new
+        return replace(new, test_sets={**known.test_sets, **new.test_sets})
     learned = {name: test.learned for name, test in known.test_sets.items()}
     both = {
         name: replace(test, learned=tuple(dict.fromkeys((*learned.get(name, ()), *test.learned))))
