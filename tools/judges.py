@@ -170,13 +170,14 @@ def fitted(pack: Pack) -> dict[str, tuple[Judgement, float]]:
 def by_problem(pack: Pack, test: str) -> dict[str, dict[str, float]]:
     """By rule and problem, the accuracy that it is expected to have; also the tokens of each judge's flow."""
     made: dict[str, dict[str, float]] = {}
+    judges = fitted(pack)
     for id, draws in pack.tests[test].items():
         plain = [_attempted(draw, draw.log_odds) for draw in draws]
         made.setdefault("one", {})[id] = sum(one.reward for one in plain) / len(plain)
         made.setdefault("majority", {})[id] = majority(plain)
         made.setdefault("oracle", {})[id] = oracle(plain)
         made.setdefault("tokens/one", {})[id] = sum(one.tokens for one in plain) / len(plain)
-        for judge, (judgement, threshold) in fitted(pack).items():
+        for judge, (judgement, threshold) in judges.items():
             judged = [_attempted(draw, _chance(judgement, KNOWS[judge], draw)) for draw in draws]
             flow = accepting(judged, pack.max_attempts, threshold)
             made.setdefault(f"flow/{judge}", {})[id] = flow.reward
