@@ -15,6 +15,7 @@ from __future__ import annotations
 import http.client
 import math
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ class Address:
         if not (self._key.isascii() and self._key.isprintable()):
             raise ConfigError("expected one line of printable ASCII in OPENAI_API_KEY, found something else")
         self._deadline_s, self._max_bytes = deadline_s, max_bytes
-        self._open: set[socket.socket] = set()
+        self._open: set[http.client.HTTPConnection] = set()
         self._lock = threading.Lock()
         self.stopped = threading.Event()
         self.num_retries = 0
@@ -76,21 +77,23 @@ class Address:
         """Abort all pending exchanges."""
         self.stopped.set()
         with self._lock:
-            for opened in self._open:
-                _shut(opened)
+            for connection in self._open:
+                _shut(connection)
 
     def exchange(self, method: str, path: str, body: bytes | None = None) -> Answer:
         """Send one request. Raises `Passing` if there is no complete answer within the deadline, `EngineError` for an
         answer of more than `max_bytes`."""
-        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
+        kind = _TlsConnection if self._url.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._url.hostname or "", self._url.port, timeout=self._deadline_s)
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         try:
-            connection.connect()
-            with self._watched(connection.sock) as late:
+            with self._watched(connection) as late:
                 try:
+                    connection.connect()
+                    if late.is_set() or self.stopped.is_set():  # nothing was there to be shut down yet
+                        raise TimeoutError("stopped while connecting")
                     connection.request(method, self._url.path.rstrip("/") + path, body=body, headers=headers)
                     # An answer that is not read to its end keeps the socket open, whatever closes the connection.
                     with connection.getresponse() as response:
@@ -138,27 +141,25 @@ class Address:
             self.stopped.wait(min(max(failure.wait_s, growing_s), longest_wait_s))
 
     @contextmanager
-    def _watched(self, opened: socket.socket) -> Iterator[threading.Event]:
-        """Shut the connection down at its deadline, however slowly bytes arrive, or on `stop`."""
+    def _watched(self, connection: http.client.HTTPConnection) -> Iterator[threading.Event]:
+        """Shut the connection down at its deadline, however slowly bytes arrive, or on `stop`; TLS's handshake, too."""
         late = threading.Event()
 
         def end() -> None:
             late.set()
-            _shut(opened)
+            _shut(connection)
 
         timer = threading.Timer(self._deadline_s, end)
         timer.daemon = True
         with self._lock:
-            self._open.add(opened)
+            self._open.add(connection)
         timer.start()
-        if self.stopped.is_set():
-            _shut(opened)
         try:
             yield late
         finally:
             timer.cancel()
             with self._lock:
-                self._open.discard(opened)
+                self._open.discard(connection)
 
     def _late(self, late: threading.Event) -> str:
         return f"no complete answer within {self._deadline_s:g} s" if late.is_set() else ""
@@ -167,8 +168,24 @@ class Address:
         return text.replace(self._key, "[key]") if self._key else text
 
 
-def _shut(opened: socket.socket) -> None:
+class _TlsConnection(http.client.HTTPConnection):
+    """An https connection whose handshake can be shut down: its socket is known before the handshake begins."""
+
+    default_port = 443
+
+    def connect(self) -> None:
+        super().connect()
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
+        self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+        self.sock.do_handshake()
+
+
+def _shut(connection: http.client.HTTPConnection) -> None:
     """Shut down a connection from another thread, by the plain socket, without touching TLS's state."""
+    opened: socket.socket | None = connection.sock
+    if opened is None:
+        return  # it is connecting, or closed
     try:
         socket.socket.shutdown(opened, socket.SHUT_RDWR)
     except OSError:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +20,16 @@ from flow_dpo.models.http_client import Address, Answer, Passing, check_base_url
 
 
 @contextmanager
-def saying(*pieces: bytes, pause_s: float = 0.0) -> Iterator[str]:
-    """A server that says these bytes to whoever asks first, piece by piece, and hangs up."""
+def saying(*pieces: bytes, pause_s: float = 0.0, context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A server that says these bytes to whoever asks first, piece by piece, and hangs up; over TLS with a `context`."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
             connection, _ = listening.accept()
+            try:
+                connection = connection if context is None else context.wrap_socket(connection, server_side=True)
+            except OSError:
+                return  # whoever asked does not trust the certificate
             with connection:
                 connection.recv(65536)
                 for piece in pieces:
@@ -64,6 +72,42 @@ def test_bytes_that_come_slowly_do_not_stretch_the_deadline() -> None:
     drops = [b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n", *[b"x"] * 20]
     with saying(*drops, pause_s=0.05) as url, pytest.raises(Passing, match=r"within 0\.2 s|timed out"):
         _ask(url, deadline_s=0.2)
+
+
+def test_a_handshake_that_comes_slowly_does_not_stretch_the_deadline_and_can_be_stopped() -> None:
+    """The header of a TLS record of 16 KB, and then a byte at a time."""
+    slow = [b"\x16\x03\x03\x40\x00", *[b"x"] * 40]
+    for deadline_s, stopped_s in ((0.2, None), (60.0, 0.2)):
+        started = time.monotonic()
+        with saying(*slow, pause_s=0.05) as url:
+            address = Address(url.replace("http:", "https:"), api_key="", deadline_s=deadline_s)
+            if stopped_s is not None:
+                threading.Timer(stopped_s, address.stop).start()
+            with pytest.raises(Passing):
+                address.exchange("GET", "/x")
+            assert time.monotonic() - started < 1.5, "the server takes two seconds"
+
+
+def test_an_answer_over_tls_comes_from_whom_its_certificate_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=here -addext subjectAltName=IP:127.0.0.1".split()
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, *words, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with saying(answer, context=context) as url:
+        assert _ask(url.replace("http:", "https:")).text == "ok"
+    for known, host in ((certificate, "localhost"), (tmp_path / "none.pem", "127.0.0.1")):
+        monkeypatch.setenv("SSL_CERT_FILE", str(known))
+        with saying(answer, context=context) as url, pytest.raises(Passing, match="CERTIFICATE_VERIFY_FAILED"):
+            _ask(url.replace("http:", "https:").replace("127.0.0.1", host))
 
 
 def test_more_than_is_meant_is_an_error() -> None:
