@@ -96,18 +96,9 @@ def test_an_answer_over_tls_comes_from_whom_its_certificate_names(
         pytest.skip("no openssl to make a certificate with")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     words = [
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=here",
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-    ]
+        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=here",
+        "-addext", "subjectAltName=IP:127.0.0.1",
+    ]  # fmt: skip
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run([openssl, *words, *files], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
