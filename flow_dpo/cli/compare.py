@@ -106,6 +106,8 @@ def compare(argv: Sequence[str]) -> int:
         raise ConfigError(
             "expected data.max_problems (the flow learns from these; traces use the problems after them), found none"
         )
+    for problems in _problem_sets(parsed).values():  # a missing column or split is told before anything is trained
+        load(replace(problems, skip_problems=0, max_problems=1))
     _refuse_shared(parsed)
     path = Path(settings.output_dir)
     with run_folder.locked(path):
@@ -297,7 +299,8 @@ def _problem_sets(parsed: Mapping[str, Any]) -> dict[str, DataSettings]:
     data: DataSettings = parsed["data"]
     tested = {"dataset_name": tests.test_dataset_name or data.dataset_name, "skip_problems": tests.test_skip}
     if tests.test_dataset_name:
-        tested |= {"dataset_config": None, "question_column": None, "answer_column": None}
+        tested |= dict.fromkeys(("dataset_config", "question_column", "answer_column"))
+        tested |= {"schema": "", "question_template": ""}
     after = data.skip_problems + (data.max_problems or 0)
     sets = {
         "pool": replace(data, skip_problems=after, max_problems=pool.pool_problems),

@@ -43,6 +43,10 @@ _MOST_MADE = 10_000_000
 """The most problems that are generated from an endless data set, including skipped ones."""
 
 
+CHOICE = ("dataset_split", "max_problems", "skip_problems", "shuffle_seed")
+"""Settings that choose problems of a data set. The others name it, and say how its rows are read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Settings of the problem stream: data set, split, columns, selection and order."""

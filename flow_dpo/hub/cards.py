@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,23 @@ class Origin:
     dataset: str
     facts: Mapping[str, Any]
     """The content of run.json as it is pushed."""
+    revision: str = ""
+    """The branch that it is pushed to; empty: the main one."""
+
+    @property
+    def source(self) -> str:
+        """The argument for `--run`."""
+        return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
+
+    @property
+    def at(self) -> str:
+        """The revision as a further argument in Python."""
+        return f", revision={code(self.revision)}" if self.revision else ""
+
+    @property
+    def flag(self) -> str:
+        """The same as a flag of a command."""
+        return f" --revision {shlex.quote(self.revision)}" if self.revision else ""
 
     @property
     def loads(self) -> str:
@@ -151,8 +169,8 @@ online DPO on trees of rollouts ([Flow-DPO](https://arxiv.org/abs/2410.22304)) w
 The whole flow, as it was trained:
 
 ```
-flow-dpo evaluate --run {{ origin.repo_id }} --max_problems 200
-flow-dpo generate --run {{ origin.repo_id }} --output_dir runs/traces
+flow-dpo evaluate --run {{ origin.source }} --max_problems 200
+flow-dpo generate --run {{ origin.source }} --output_dir runs/traces
 ```
 
 One role with PEFT and transformers (its prompts are under `flow` in `config.yaml`):
@@ -165,17 +183,18 @@ base = {{ code(origin.loads) }}
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base)
 repo = "{{ origin.repo_id }}"
-model = PeftModel.from_pretrained(model, repo, subfolder={{ code(first) }}, adapter_name={{ code(first) }})
+first = {{ code(first) }}
+model = PeftModel.from_pretrained(model, repo, subfolder=first, adapter_name=first{{ origin.at }})
 {% for role in others %}
-model.load_adapter(repo, subfolder={{ code(role) }}, adapter_name={{ code(role) }})
+model.load_adapter(repo, subfolder={{ code(role) }}, adapter_name={{ code(role) }}{{ origin.at }})
 {% endfor %}
-model.set_adapter({{ code(first) }})
+model.set_adapter(first)
 ```
 
 vLLM takes adapters as folders:
 
 ```
-hf download {{ origin.repo_id }} --local-dir {{ name }}
+hf download {{ origin.repo_id }}{{ origin.flag }} --local-dir {{ name }}
 vllm serve {{ code(origin.loads) }} --enable-lora --max-lora-rank {{ rank }} \\
     --lora-modules {{ modules }}
 ```
@@ -195,12 +214,12 @@ The recipe was {{ plain(origin.recipe) }}, the data {{ plain(origin.dataset) }}:
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{{ origin.repo_id }}")
-model = AutoModelForCausalLM.from_pretrained("{{ origin.repo_id }}")
+tokenizer = AutoTokenizer.from_pretrained("{{ origin.repo_id }}"{{ origin.at }})
+model = AutoModelForCausalLM.from_pretrained("{{ origin.repo_id }}"{{ origin.at }})
 ```
 
 ```
-vllm serve {{ origin.repo_id }}
+vllm serve {{ origin.repo_id }}{{ origin.flag }}
 ```
 
 """

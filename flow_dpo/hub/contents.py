@@ -111,6 +111,7 @@ def read_source(run: Path, settings: PushSettings) -> Source:
             recipe=str(kept.get("recipe") or "not known"),
             dataset="the seed problems that are part of flow-dpo" if dataset == "seed" else dataset,
             facts=shown,
+            revision=settings.revision,
         ),
     )
 
@@ -199,7 +200,7 @@ def _data_part(
         if value not in (None, "", {})
     }
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    card = export.card(format, rows, known, repo_id=repo_id)
+    card = export.card(format, rows, known, repo_id=repo_id, revision=settings.revision)
     files: dict[str, bytes | Path] = {export.ROWS: text.encode(), export.CARD: card.encode()}
     return Part(kind=kind, repo_id=repo_id, repo_type="dataset", files=files)
 

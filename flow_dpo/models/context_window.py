@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flow_dpo.core.engine import RendersTurns
@@ -29,9 +30,17 @@ _SLACK = 8
 
 
 def fitting_problems(
-    flow: Flow[Any], renderer: RendersTurns, problems: Sequence[Problem], context_tokens: int
+    flow: Flow[Any],
+    renderer: RendersTurns,
+    problems: Sequence[Problem],
+    context_tokens: int,
+    *,
+    besides: Callable[[Flow[Any], Problem], Iterable[Flow[Any]]] | None = None,
 ) -> list[Problem]:
     """The problems whose longest rollout fits `context_tokens`; others are left out with a warning that names them.
+
+    `besides` gives further flows that are sampled on a problem: an exploration with prompts of its own has such a
+    method. They are walked with the longest gold answer of all problems.
 
     Raises `ConfigError` if one completion has no room after the shortest prompt, or no problem's longest rollout fits.
     """
@@ -41,9 +50,15 @@ def fitting_problems(
     # 1. By how much a rollout outgrows its first prompt, for the shortest and the longest of them: a later prompt can
     #    have the question several times. Between the two it is at most what lies on a straight line.
     shortest, longest = min(prompts), max(prompts)
-    of_shortest, of_longest = (problems[prompts.index(length)] for length in (shortest, longest))
+    gold = max((problem.gold for problem in problems), key=len)
+    of_shortest, of_longest = (replace(problems[prompts.index(length)], gold=gold) for length in (shortest, longest))
+
+    def requests(problem: Problem) -> Iterator[Request]:
+        for each in (flow, *(besides(flow, problem) if besides is not None else ())):
+            yield from longest_requests(each, renderer, problem)
+
     needs: list[int] = []
-    for request in longest_requests(flow, renderer, of_shortest):
+    for request in requests(of_shortest):
         needs.append(len(request.prompt_ids) + request.max_tokens)
         prompt = min(shortest, len(request.prompt_ids))
         # Checked before a completion of this length is made up: the length can be anything.
@@ -54,8 +69,7 @@ def fitting_problems(
                 "the completion (--flow.max_tokens; --flow.chunk_tokens of a flow of chunks)"
             )
     growth = max(needs) - shortest
-    requests = longest_requests(flow, renderer, of_longest)
-    most = max(len(request.prompt_ids) + request.max_tokens for request in requests) - longest
+    most = max(len(request.prompt_ids) + request.max_tokens for request in requests(of_longest)) - longest
     slope = max(most - growth, 0) / max(longest - shortest, 1)
     # 2. Which rollouts fit.
     fits = [prompt + growth + slope * (prompt - shortest) + _SLACK <= context_tokens for prompt in prompts]
@@ -99,7 +113,8 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
             request = renderer.render(turn)
             yield request
             before = copy.deepcopy(state)
-            following = flow.advance(state, _made_up(request, finish_reason, takes_last=takes_last))
+            made_up = _made_up(request, finish_reason, takes_last=takes_last)
+            following = _after_program(flow, flow.advance(state, made_up))
             if _changed(state, before) or flow.turn(state) != turn or flow.solution(state) != flow.solution(before):
                 raise FlowError(
                     f"{type(flow).__name__}.advance changed the state that it was given, at {turn.role!r} of "
@@ -115,6 +130,12 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
             raise FlowError(
                 f"{type(flow).__name__} asked for {_MOST_TURNS} turns on {problem.id}; every rollout must end"
             )
+
+
+def _after_program(flow: Any, state: Any) -> Any:
+    """The state after the program that it waits for, if it waits for one, has printed as much as it may."""
+    waits = hasattr(flow, "awaiting") and flow.awaiting(state)
+    return flow.with_output(state, output=("9~" * flow.longest_output)[: flow.longest_output], reason="") if waits else state
 
 
 def _changed(state: Any, before: Any) -> bool:

@@ -20,6 +20,7 @@ from flow_dpo.core.answer_stop import ANSWER, AnswerStop, RolePrompts
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Adapter, Role
+from flow_dpo.data.problems import CHOICE, DataSettings
 from flow_dpo.data.strict_json import OBJECT, check
 from flow_dpo.recipes.flow_dpo.attempts import Attempts, AttemptsPrompts
 from flow_dpo.recipes.single import Single
@@ -39,7 +40,7 @@ _METHOD_SETTINGS = (
     "recipe", "preset", "flow_source", "flow", "explore_source", "explore", "model", "lora", "grading", "engine_kind",
     "engine",
 )  # fmt: skip
-_DATA_SETTINGS = ("dataset_name", "dataset_config", "question_column", "answer_column", "schema")
+_DATA_SETTINGS = tuple(each.name for each in fields(DataSettings) if each.name not in CHOICE)
 
 
 def source_settings(given: Given) -> tuple[dict[str, Any], str]:

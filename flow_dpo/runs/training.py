@@ -34,6 +34,7 @@ from flow_dpo.data.problems import load
 from flow_dpo.engines.settings import seeds_fact
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models import flex_attention
+from flow_dpo.models.context_window import fitting_problems
 from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
 from flow_dpo.ranks.group import Ranks
@@ -333,6 +334,11 @@ def _opened(
         served=path / "served",
         doing=live.doing,
     ) as runtime:
+        besides = getattr(settings.recipe.explore, "besides", None)
+        if besides is not None:
+            runtime.fitting = fitting_problems(
+                settings.recipe.flow, runtime.renderer, runtime.fitting, runtime.context_tokens, besides=besides
+            )
         yield runtime, differences
 
 

@@ -111,9 +111,16 @@ def pair_rows(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def card(format: Format, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], *, repo_id: str = "") -> str:
+def card(
+    format: Format,
+    rows: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    *,
+    repo_id: str = "",
+    revision: str = "",
+) -> str:
     """The data set's card: a YAML header that the hub reads, and how the rows were made. `repo_id` is its id on the
-    hub, if it is to be loaded from there."""
+    hub, if it is to be loaded from there, and `revision` a branch other than the main one."""
     header = DatasetCardData(
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": ROWS}]}],
         task_categories=["text-generation"],
@@ -124,7 +131,8 @@ def card(format: Format, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, 
     columns = ", ".join(f"`{name}`" for name in rows[0])
     use = _USE[format]
     if repo_id:
-        use = use.replace(_LOAD, f'rows = load_dataset("{repo_id}", split="train")\n')
+        at = f", revision={json.dumps(revision)}" if revision else ""
+        use = use.replace(_LOAD, f'rows = load_dataset("{repo_id}", split="train"{at})\n')
     made = DatasetCard.from_template(
         header, template_str=_CARD, title=f"{len(rows)} {_TITLES[format]}", facts=known, use=use,
         columns=columns, meaning=_COLUMNS[format],

@@ -166,7 +166,8 @@ def _no_telemetry() -> Iterator[None]:
 def _arguments(loaded: LoadedModel, training: SftTrainingSettings, settings: SftSettings) -> dict[str, Any]:
     """TRL's settings: the values of the updates, with nothing truncated, saved or reported during training."""
     values = {field.name: getattr(training, field.name) for field in fields(training)}
-    values["warmup_steps"] = values.pop("warmup_ratio")  # transformers 5 takes a share below 1 there
+    # transformers 5 takes a share below 1 there, and 1 as a single update.
+    values["warmup_steps"] = min(values.pop("warmup_ratio"), 1 - 1e-9)
     return values | {
         "output_dir": settings.output_dir,
         "seed": settings.seed,

@@ -52,6 +52,7 @@ def _is_settled(name: str, value: Any, own: Sequence[str]) -> bool:
         near = difflib.get_close_matches(name, [*own, *FIELDS], n=1)
         hint = f"; did you mean {near[0]}?" if near else '; pass other settings as settings={"learner.name": value}'
         raise ConfigError(f"FlowDPOConfig has no field {name!r}{hint}")
+    value = value.value if isinstance(value, Enum) else value  # as transformers turns texts into
     if known.fate == "refused" and not any(type(value) is type(one) and value == one for one in known.harmless):
         raise ConfigError(f"{name}={value!r:.80} has no place here: {known.words}")
     return True
@@ -125,6 +126,7 @@ class FlowDPOConfig:
     bf16: bool | None = None
     use_cpu: bool | None = None
     trust_remote_code: bool | None = None
+    disable_dropout: bool | None = None
     model_init_kwargs: Mapping[str, Any] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     data_seed: int | None = None

@@ -79,6 +79,7 @@ _COMPUTED = [
         "learner.examples_per_update",
         "times per_device_train_batch_size (8 if that is not given)",
     ),
+    _computed("disable_dropout", "lora.lora_dropout", "True: 0, also over a peft_config's; the base never has dropout"),
     _computed("max_steps", "run.budget.budget_updates", "updates after which the run ends; -1 sets no limit"),
     _computed("warmup_steps", "learner.warmup_updates", "a number of updates; a fraction is refused"),
     _computed(
@@ -193,7 +194,7 @@ _NO_EFFECT = [
         "ranks share the rows of an update and sum their gradients without DDP",
     ),
     *_no_effect("ds3_gather_for_generation vllm_group_port", "there is no DeepSpeed and no weight transfer by NCCL"),
-    *_no_effect("disable_dropout use_cache", "the base never has dropout in training, and rows use no KV cache"),
+    *_no_effect("use_cache", "rows use no KV cache"),
     *_no_effect(
         "vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_cap "
         "vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min",
@@ -203,6 +204,7 @@ _NO_EFFECT = [
     *_no_effect("max_tool_calling_iterations", "the flow decides its own turns (docs/flows.md)"),
     *_no_effect("ddp_timeout_seconds", "ranks wait as long as rank 0 lives"),
 ]
+_NO_ENTROPY = "there is no entropy bonus; raise temperature if siblings are too alike"
 _REFUSED = [
     *_refused("fp16", "use bf16=True: float16 has a smaller range and would need loss scaling, which is not supported"),
     *_refused("fp16_full_eval bf16_full_eval", "an evaluation uses the dtype of training: bf16=True sets both"),
@@ -260,7 +262,6 @@ _REFUSED = [
     *_refused(
         "trackio_space_id trackio_bucket_id trackio_static_space_id",
         "configure trackers with their own environment variables, such as WANDB_PROJECT or TRACKIO_DIR",
-        "huggingface",
     ),
     *_refused("save_total_limit", "adapters are small and all are kept; delete folders of adapters/ROLE/ by hand"),
     *_refused(
@@ -319,14 +320,10 @@ _REFUSED = [
     *_refused("vespo_k_pos vespo_lambda_neg", "there is no such loss here; recipes are listed in docs/recipes.md", 2.0),
     *_refused("vespo_lambda_pos vespo_k_neg", "there is no such loss here; recipes are listed in docs/recipes.md", 3.0),
     *_refused("top_entropy_quantile", "all sampled tokens are learned from: leave it out", 1.0),
-    *_refused(
-        "entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target",
-        "there is no entropy bonus; raise temperature if siblings are too alike",
-        0.0,
-        1.0,
-        0.005,
-        0.2,
-    ),
+    *_refused("entropy_coef use_adaptive_entropy entropy_coef_min", _NO_ENTROPY, 0.0),
+    *_refused("entropy_coef_max", _NO_ENTROPY, 1.0),
+    *_refused("entropy_coef_delta", _NO_ENTROPY, 0.005),
+    *_refused("entropy_target", _NO_ENTROPY, 0.2),
     *_refused("log_completions_hub_repo", "push the run's pairs and traces as data sets: flow-dpo push --what pairs"),
     *_refused(
         "tools rollout_func environment_factory", "write a flow: its turns can call whatever they like (docs/flows.md)"

@@ -77,6 +77,10 @@ def _examples(value: int, asked: _Asked) -> Settings:
     return {"learner.examples_per_update": per_device * (config.gradient_accumulation_steps or 1)}
 
 
+def _dropout(value: bool, asked: _Asked) -> Settings:
+    return {"lora.lora_dropout": 0.0} if value else {}
+
+
 def _max_steps(value: int, asked: _Asked) -> Settings:
     return {"run.budget.budget_updates": max(value, 0)}
 
@@ -141,6 +145,8 @@ def _loss(value: Any, asked: _Asked) -> Settings:
     if len(names) != 1 or own not in _LOSSES.get(names[0], ()):
         there = ", ".join(name for name, kinds in _LOSSES.items() if own in kinds) or "none by a name of TRL's"
         raise _refuse("loss_type", value, f"the recipe's objective is {own} ({there}); choose another recipe")
+    if names[0] != "cispo" and getattr(asked.recipe.objective, "surrogate", "") == "weight":
+        raise _refuse("loss_type", value, f'the recipe weights tokens like CISPO; choose recipe="{names[0]}" or "grpo"')
     if names[0] not in _REDUCTIONS:
         return {}
     cut = {"objective.surrogate": "weight", "objective.clip_low": 1.0} if names[0] == "cispo" else {}
@@ -265,6 +271,7 @@ def _report_to(value: Any, asked: _Asked) -> Settings:
 _COMPUTED: Mapping[str, Callable[[Any, _Asked], Settings]] = {
     "per_device_train_batch_size": _examples,
     "gradient_accumulation_steps": _examples,
+    "disable_dropout": _dropout,
     "max_steps": _max_steps,
     "warmup_steps": _warmup,
     "lr_scheduler_type": _schedule,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.data.problems import DataSettings
+from flow_dpo.data.problems import CHOICE, DataSettings
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.runs.resolve import resolve
 from flow_dpo.runs.setting_names import Names
@@ -24,7 +24,7 @@ _AFTERWARDS = ("evaluation", "generate", "selection")
 """Groups of settings for what follows training."""
 _SAMPLES = ("model", "lora", "grading", "engine", "engine_kind", "workers", "flow", "flow_source", "explore")
 """Groups of settings that sampling needs."""
-_CHOICE = ("dataset_name", "dataset_split", "max_problems", "skip_problems", "shuffle_seed")
+_CHOICE = ("dataset_name", *CHOICE)
 """Data settings that choose the problems; the others say how rows are read."""
 
 

@@ -77,7 +77,7 @@ def test_the_card_has_the_runs_own_figures(run: Path, hub: HubServer, tmp_path: 
     [found] = card.data.eval_results or ()
     assert found.metric_value == round(result["accuracy"], 4)
     assert (found.dataset_type, found.dataset_name, found.dataset_split) == ("seed", "seed", "test")
-    assert 'PeftModel.from_pretrained(model, repo, subfolder="answer"' in card.text
+    assert 'first = "answer"\nmodel = PeftModel.from_pretrained(model, repo, subfolder=first' in card.text
     assert "--lora-modules answer=flow/answer stop=flow/stop" in card.text
     summary = json.loads((measured / "summary.json").read_text())
     # Problems that were handed over are no data set of the hub, and not the one that was trained on.

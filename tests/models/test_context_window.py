@@ -12,6 +12,7 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Problem
 from flow_dpo.models.context_window import fitting_problems, longest_requests
+from flow_dpo.recipes.dots.flow import Planned
 from flow_dpo.recipes.flow_dpo.attempts import Attempts, AttemptsPrompts
 from flow_dpo.recipes.single import Single
 from tests.support.attempt_worlds import plain, word
@@ -93,3 +94,25 @@ def test_a_prompt_that_has_the_question_twice_is_counted_for_every_question() ->
     for window in (needs["3"], needs["40"] - 1, needs["40"], needs["90"] - 1, needs["90"]):
         fitting = fitting_problems(flow, Letters(), problems, window)
         assert [one.id for one in fitting] == [one.id for one in problems if needs[one.id] <= window]
+
+
+def test_what_a_program_prints_is_counted_in_the_prompts_that_show_it() -> None:
+    """A program can print 200 characters; a longer line counts as a failure, so no prompt is longer than the walk's."""
+    flow = Planned(fixed="cot+verify", max_tokens=40, explanation_tokens=20)
+    ways = [way.name for way in Planned(programs=True).trajectories if way.program and way.verify]
+    for way in ways:
+        written = replace(flow, programs=True, fixed=way)
+        state = written.start(PROBLEM)
+        most = 0
+        while (turn := written.turn(state)) is not None and not (state.draft is not None and state.again):
+            request = Letters().render(turn)
+            most = max(most, len(request.prompt_ids) + request.max_tokens)
+            full = word(0) if turn.choices else plain(*[ord("x")] * turn.max_tokens)
+            state = written.advance(state, full)
+            if written.awaiting(state):
+                state = written.with_output(state, output="7" * 200, reason="")
+                assert "7" * 200 in str(state.result)
+        assert most > 200 + 40
+        assert most <= room(written)
+    longer = written.with_output(written.start(PROBLEM), output="7" * 201, reason="")
+    assert longer.result == written.with_output(written.start(PROBLEM), output="", reason="").result

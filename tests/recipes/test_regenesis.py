@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from scipy.stats import chisquare
@@ -15,9 +16,10 @@ from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.prompts import fill
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Message, Problem, Request, Solution, Status, Turn, Verdict
+from flow_dpo.models.context_window import fitting_problems, longest_requests
 from flow_dpo.recipes.regenesis.credit import CorrectFinals
 from flow_dpo.recipes.regenesis.explore import GuidelineRollouts, advice
-from flow_dpo.recipes.regenesis.flow import GUIDELINES, Guided
+from flow_dpo.recipes.regenesis.flow import GUIDELINES, Checked, Guided
 from flow_dpo.recipes.regenesis.kept import PathFilter, first_step, kept_from, kept_tag
 from flow_dpo.recipes.scored import ELSEWHERE
 from flow_dpo.recipes.single import Single
@@ -292,3 +294,34 @@ def test_what_cannot_be_is_refused() -> None:
 
     with pytest.raises(FlowError, match="first turn is Answer's own"):
         GuidelineRollouts()(Choosing(), char_renderer.runner(script("")), [ASKED], seed=0)
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_window_that_takes_a_problem_takes_every_prompt_of_its_paths(check: bool) -> None:
+    """Completions of full length everywhere, in the smallest window that the problem is let through with."""
+    explore = GuidelineRollouts(num_rollouts=45, num_hinted=20, plan_tokens=70, keep=PathFilter(self_check=check))
+    problems = [ASKED, replace(ASKED, id="q", question="What is 1 + 1, in words?", gold="two hundred")]
+    renderer = char_renderer.Letters()
+    window = next(
+        tokens for tokens in range(100, 5_000) if _takes(PLAIN, renderer, problems, tokens, besides=explore.besides)
+    )
+    longest = 0
+    for one in problems:
+        for hinted in (False, True):
+            for way in advice(3):
+                plain = PLAIN.turn(PLAIN.start(one))
+                assert plain is not None
+                flow = Checked(plain=plain, guidelines=way, hinted=hinted, plan_tokens=70)
+                for found in longest_requests(flow, renderer, one):
+                    asked = found.choices and not check
+                    longest = max(longest, 0 if asked else len(found.prompt_ids) + found.max_tokens)
+    assert longest <= window
+    assert not _takes(PLAIN, renderer, problems, longest - 40, besides=explore.besides), "none is left out for nothing"
+    assert _takes(PLAIN, renderer, problems, 300), "the plain flow alone needs far less"
+
+
+def _takes(flow: Single, renderer: char_renderer.Letters, problems: list[Problem], tokens: int, **more: Any) -> bool:
+    try:
+        return len(fitting_problems(flow, renderer, problems, tokens, **more)) == len(problems)
+    except ConfigError:
+        return False

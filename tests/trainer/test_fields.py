@@ -49,6 +49,43 @@ def test_every_field_of_trls_configs_is_in_the_table_and_its_default_asks_for_no
                 FlowDPOConfig(**{field.name: default(field)})  # is let pass
 
 
+DELIBERATE: dict[str, Any] = {
+    "optim": ("adamw_torch", "adamw_torch_fused"),
+    "hub_strategy": ("end", "every_save"),
+    "router_aux_loss_coef": (0.0, 0.001),
+    "gradient_checkpointing_kwargs": ({"use_reentrant": False},),
+    "activation_checkpointing_kwargs": ({"use_reentrant": False},),
+}
+"""Values of refused fields that ask for nothing, besides their defaults: what is done anyway."""
+
+
+def test_a_refused_field_lets_no_value_pass_that_asks_for_something() -> None:
+    """Fields that share their words must not share their defaults. Empty ones ask for nothing."""
+    defaults: dict[str, list[Any]] = {}
+    for config in trl_classes():
+        for field in fields(config):
+            defaults.setdefault(field.name, []).append(default(field))
+    for name, known in FIELDS.items():
+        for value in known.harmless if known.fate == "refused" and name in defaults else ():
+            if value is None or value is False or value in ("", [], {}) or value in DELIBERATE.get(name, ()):
+                continue
+            same = [one for one in FIELDS.values() if one.harmless == known.harmless and one.words == known.words]
+            meant = [each for one in same for each in defaults.get(one.name, []) if type(each) is type(value)]
+            own = [each for each in defaults[name] if type(each) is type(value)]
+            assert value in own or (not own and value in meant), f"{name}={value!r} is let pass"
+
+
+def test_the_enums_that_transformers_makes_are_read_as_their_texts() -> None:
+    from transformers.trainer_utils import HubStrategy
+    from transformers.training_args import OptimizerNames
+
+    FlowDPOConfig(hub_strategy=HubStrategy.END, optim=OptimizerNames.ADAMW_TORCH)
+    with pytest.raises(FlowDpoError, match="hub_strategy"):
+        FlowDPOConfig(hub_strategy=HubStrategy.ALL_CHECKPOINTS)
+    with pytest.raises(FlowDpoError, match="optim"):
+        FlowDPOConfig(optim=OptimizerNames.ADAFACTOR)
+
+
 def test_the_tables_fates_are_what_the_config_does() -> None:
     own = {field.name for field in fields(FlowDPOConfig)}
     acted_on = {name for name, field in FIELDS.items() if field.fate in ("setting", "computed", "trainer")}
@@ -142,7 +179,8 @@ GRPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"objective.reduction": "tokens", "objective.surrogate": "weight", "objective.clip_low": 1.0},
     ),
 }
-EVALUATION: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+EQUAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "disable_dropout": ({"disable_dropout": True}, {"lora.lora_dropout": 0.0}),
     "per_device_eval_batch_size": ({"per_device_eval_batch_size": 3}, {"evaluation.batch_problems": 3}),
     "num_generations_eval": (
         {"num_generations_eval": 4},
@@ -184,11 +222,21 @@ def test_trls_clips_and_losses_by_the_recipes_of_the_policy_gradient() -> None:
     }
 
 
+@pytest.mark.parametrize("loss", ["grpo", "bnpo", "dapo", "dr_grpo"])
+def test_a_recipe_that_weights_like_cispo_takes_no_other_loss(loss: str) -> None:
+    """Its surrogate would stay: neither method."""
+    with pytest.raises(FlowDpoError, match=rf"loss_type='{loss}' .*choose recipe"):
+        settings_of(FlowDPOConfig(loss_type=loss), load_recipe("cispo", "seed"))
+    assert (
+        settings_of(FlowDPOConfig(loss_type="cispo"), load_recipe("cispo", "seed"))["objective.surrogate"] == "weight"
+    )
+
+
 def test_every_mapped_field_was_tried() -> None:
     mapped = {name for name, field in FIELDS.items() if field.fate in ("setting", "computed")}
-    assert mapped == {*MAPPED, *GRPO, *EVALUATION, *COVERED}
+    assert mapped == {*MAPPED, *GRPO, *EQUAL, *COVERED}
     assert set(COVERED.values()) <= set(MAPPED)
-    for given, expected in EVALUATION.values():
+    for given, expected in EQUAL.values():
         assert settings_of(FlowDPOConfig(**given), load_recipe("flow-dpo", "seed")) == expected
 
 

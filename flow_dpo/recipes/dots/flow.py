@@ -148,6 +148,8 @@ class Planned(Flow[PlannedState]):
     module_words: ModuleWords = field(default_factory=ModuleWords)
 
     roles: ClassVar[tuple[Role, ...]] = (PLAN, ANSWER)
+    longest_output: ClassVar[int] = 200
+    """Longest line, in bytes, that a program's answer can be: prompts that contain it must fit the context window."""
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "max_tokens", "explanation_tokens", "max_again")
@@ -226,9 +228,10 @@ class Planned(Flow[PlannedState]):
         return (state.draft.content_ids,) if waits and state.draft else ()
 
     def with_output(self, state: PlannedState, *, output: str, reason: str) -> PlannedState:
-        """The state once the program has run: its last line is the answer; a program that failed has none."""
+        """The state once the program has run: its last line is the answer; one that failed, or whose last line is too
+        long, has none."""
         lines = output.strip().splitlines()
-        if reason or not lines:
+        if reason or not lines or len(lines[-1].strip().encode()) > self.longest_output:
             # Without the reason, or any word that introduces an answer: the verifier reads this.
             return replace(state, result="\n\nThe program failed.")
         return replace(state, result=f"\n\nThe program prints its answer.\nAnswer: {lines[-1].strip()}\n")

@@ -17,19 +17,18 @@ prompt that would name one: neither a hinted path nor the self-check.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flow_dpo.core.errors import ConfigError, FlowError, expect
 from flow_dpo.core.explore import Group, TurnSampling, single_rollout
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.prompts import fill
 from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Message, Problem, Turn
-from flow_dpo.recipes.regenesis.flow import GUIDELINES, Guided, GuidedWords
+from flow_dpo.core.types import Problem, Turn
+from flow_dpo.recipes.regenesis.flow import GUIDELINES, Checked, Guided, GuidedWords, self_check_turn
 from flow_dpo.recipes.regenesis.kept import PathFilter, kept_from, kept_tag
 from flow_dpo.recipes.single_rollout import Chain
 
@@ -95,6 +94,17 @@ class GuidelineRollouts(TurnSampling):
     def alone(self, *, greedy: bool) -> Group:
         return single_rollout(self, greedy=greedy)
 
+    def besides(self, flow: Flow[Any], problem: Problem) -> Iterator[Flow[Any]]:
+        """What is sampled on a problem besides the plain flow, at its longest (`models.context_window`)."""
+        kind = Checked if self.keep.self_check and problem.gold else Guided
+        yield kind(
+            plain=_plain_turn(flow, problem),
+            guidelines=tuple(sorted(GUIDELINES, key=len)[-max(GROUP_SIZES) :]),
+            hinted=bool(problem.gold and self.num_hinted),
+            plan_tokens=self.plan_tokens,
+            words=self.words,
+        )
+
     def _mark_kept(self, flow: Flow[Any], runner: RolloutRunner, runs: Sequence[Sequence[Chain]]) -> list[bool]:
         """Tag the right paths that are kept, if the model agrees when it is asked. Returns for each problem whether any
         path is kept."""
@@ -119,10 +129,7 @@ class GuidelineRollouts(TurnSampling):
 
     def _ask(self, chain: Chain, agreed: dict[Chain, bool]) -> RolloutSteps:
         """Ask the model whether the path is right. The answer is a further turn of the rollout."""
-        problem, path = chain.problem, chain.turns[PATH][1].content_ids
-        gaps = {"question": (problem.question,), "solution": (path,), "gold": (problem.gold,)}
-        message = Message(role="user", content=fill(self.words.check, gaps))
-        turn = Turn(role=Guided.roles[0], messages=(message,), choices=("Yes", "No"))
+        turn = self_check_turn(self.words, chain.problem, chain.turns[PATH][1].content_ids)
         sampling = self.for_turn(turn, trunk=False)
         sampled = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=derive(chain.seed, "check")))
         chain.turns.append((sampled.request, sampled.completion, ("check",)))

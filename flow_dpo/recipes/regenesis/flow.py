@@ -94,6 +94,8 @@ class GuidedState:
     adapted: tuple[Piece, ...] | None = None
     structure: tuple[Piece, ...] | None = None
     path: Completion | None = None
+    checked: bool = False
+    """Whether the model was asked if the path is right (`Checked`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,3 +151,23 @@ class Guided(Flow[GuidedState]):
     def tags(self, state: GuidedState) -> tuple[str, ...]:
         stage = "adapt" if state.adapted is None else "structure" if state.structure is None else "path"
         return (stage, HINTED) if self.hinted else (stage,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked(Guided):
+    """The same, with the self-check after the path: all that a rollout can ask for, which must fit the window."""
+
+    def turn(self, state: GuidedState) -> Turn | None:
+        if state.path is None or state.checked:
+            return super().turn(state)
+        return self_check_turn(self.words, state.problem, state.path.content_ids)
+
+    def advance(self, state: GuidedState, completion: Completion) -> GuidedState:
+        return super().advance(state, completion) if state.path is None else replace(state, checked=True)
+
+
+def self_check_turn(words: GuidedWords, problem: Problem, path: Piece) -> Turn:
+    """The question whether a path is right, with the accepted answer in the prompt."""
+    gaps: dict[str, tuple[Piece, ...]] = {"question": (problem.question,), "solution": (path,), "gold": (problem.gold,)}
+    message = Message(role="user", content=fill(words.check, gaps))
+    return Turn(role=Guided.roles[0], messages=(message,), choices=("Yes", "No"))
