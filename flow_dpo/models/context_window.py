@@ -134,8 +134,10 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
 
 def _after_program(flow: Any, state: Any) -> Any:
     """The state after the program that it waits for, if it waits for one, has printed as much as it may."""
-    waits = hasattr(flow, "awaiting") and flow.awaiting(state)
-    return flow.with_output(state, output=("9~" * flow.longest_output)[: flow.longest_output], reason="") if waits else state
+    if not (hasattr(flow, "awaiting") and flow.awaiting(state)):
+        return state
+    longest = ("9~" * flow.longest_output)[: flow.longest_output]  # no tokenizer has long tokens of that
+    return flow.with_output(state, output=longest, reason="")
 
 
 def _changed(state: Any, before: Any) -> bool:
