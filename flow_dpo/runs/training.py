@@ -183,7 +183,7 @@ def _keeping(
                 if journal is not None:
                     _keep_batch(journal, console, path)
                 keeper.finish()
-        except Exception as failed:
+        except (FlowDpoError, OSError, RuntimeError, ValueError) as failed:
             if isinstance(error, KeyboardInterrupt | FlowDpoError):
                 raise
             print_safe(console, f"could not save what was done: {failed}")  # nothing hides an error that is not ours
