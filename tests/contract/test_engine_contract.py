@@ -317,7 +317,21 @@ def test_the_first_token_follows_the_truncated_distribution_without_what_is_excl
     assert chisquare([counts[token] for token in left], expected).pvalue > 1e-4
 
 
+def test_where_the_whole_nucleus_is_excluded_the_most_probable_other_token_is_drawn(drawing: Case) -> None:
+    """An alternative's nucleus can be smaller than its trunk's by a rounding."""
+    assert drawing.oracle is not None
+    raw = drawing.oracle(PROMPT)
+    likeliest = sorted(range(len(raw)), key=lambda token: -raw[token])
+    engine = drawing.build()
+    request = Request(role="answer", prompt_ids=PROMPT, max_tokens=1)
+    for num in (1, 3):
+        engine.submit(request, Sampling(top_p=1e-6), seed=0, excluded=tuple(likeliest[:num]))
+        [(_, completion)] = engine.poll()
+        assert completion.token_ids == (likeliest[num],)
+
+
 def test_excluding_all_that_is_left_is_an_error_and_harms_nobody_else(drawing: Case) -> None:
+    assert drawing.oracle is not None
     engine = drawing.build()
     request = Request(role="answer", prompt_ids=PROMPT, max_tokens=3)
     [only] = engine.sample([request], Sampling(top_p=1e-6), seeds=[0])
@@ -325,7 +339,7 @@ def test_excluding_all_that_is_left_is_an_error_and_harms_nobody_else(drawing: C
     expected = engine.sample([request] * 2, Sampling(), seeds=[1, 2])
     tickets = [
         engine.submit(request, Sampling(), seed=1),
-        engine.submit(request, Sampling(top_p=1e-6), seed=0, excluded=only.token_ids[:1]),
+        engine.submit(request, Sampling(top_p=1e-6), seed=0, excluded=tuple(range(len(drawing.oracle(PROMPT))))),
         engine.submit(request, Sampling(), seed=2),
     ]
     answered: dict[int, Completion] = {}
