@@ -317,33 +317,18 @@ def test_the_first_token_follows_the_truncated_distribution_without_what_is_excl
     assert chisquare([counts[token] for token in left], expected).pvalue > 1e-4
 
 
-def test_where_the_whole_nucleus_is_excluded_the_most_probable_other_token_is_drawn(drawing: Case) -> None:
-    """An alternative's nucleus can be smaller than its trunk's by a rounding."""
-    assert drawing.oracle is not None
-    raw = drawing.oracle(PROMPT)
-    likeliest = sorted(range(len(raw)), key=lambda token: -raw[token])
-    engine = drawing.build()
-    request = Request(role="answer", prompt_ids=PROMPT, max_tokens=1)
-    for num in (1, 3):
-        engine.submit(request, Sampling(top_p=1e-6), seed=0, excluded=tuple(likeliest[:num]))
-        [(_, completion)] = engine.poll()
-        assert completion.token_ids == (likeliest[num],)
-
-
 def test_excluding_all_that_is_left_is_an_error_and_harms_nobody_else(drawing: Case) -> None:
+    """A nucleus alone is not all: the most probable other token is drawn."""
     assert drawing.oracle is not None
-    engine = drawing.build()
-    request = Request(role="answer", prompt_ids=PROMPT, max_tokens=3)
-    [only] = engine.sample([request], Sampling(top_p=1e-6), seeds=[0])
-    assert only.sampled_logprobs == (0.0,) * len(only.token_ids)
+    raw, engine = drawing.oracle(PROMPT), drawing.build()
+    first, second, *_ = likeliest = sorted(range(len(raw)), key=lambda token: -raw[token])
+    request, sure = Request(role="answer", prompt_ids=PROMPT, max_tokens=3), Sampling(top_p=1e-6)
+    engine.submit(request, sure, seed=0, excluded=(first,))
+    assert engine.poll()[0][1].token_ids[0] == second
     expected = engine.sample([request] * 2, Sampling(), seeds=[1, 2])
-    tickets = [
-        engine.submit(request, Sampling(), seed=1),
-        engine.submit(request, Sampling(top_p=1e-6), seed=0, excluded=tuple(range(len(drawing.oracle(PROMPT))))),
-        engine.submit(request, Sampling(), seed=2),
-    ]
-    answered: dict[int, Completion] = {}
-    errors: list[EngineError] = []
+    asked = ((Sampling(), 1, ()), (sure, 0, tuple(likeliest)), (Sampling(), 2, ()))
+    tickets = [engine.submit(request, sampling, seed=seed, excluded=left) for sampling, seed, left in asked]
+    answered, errors = dict[int, Completion](), list[EngineError]()
     for _ in range(20):
         try:
             answered.update(engine.poll())
