@@ -116,7 +116,7 @@ def test_without_contrasts_there_is_no_second_table(tmp_path: Path) -> None:
     assert not any("against" in table.columns for table in summary_tables(found))
 
 
-@pytest.mark.parametrize("name", ["seed", "recipes", "instructed", "svamp", "team"])
+@pytest.mark.parametrize("name", ["seed", "recipes", "instructed", "svamp", "gsm8k", "team"])
 def test_the_published_tables_are_those_of_its_figures(name: str) -> None:
     study = Path(__file__).parent.parent.parent / "studies" / name
     page = (study / "README.md").read_text()
