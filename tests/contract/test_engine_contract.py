@@ -323,6 +323,8 @@ def test_excluding_all_that_is_left_is_an_error_and_harms_nobody_else(drawing: C
     raw, engine = drawing.oracle(PROMPT), drawing.build()
     first, second, *_ = likeliest = sorted(range(len(raw)), key=lambda token: -raw[token])
     request, sure = Request(role="answer", prompt_ids=PROMPT, max_tokens=3), Sampling(top_p=1e-6)
+    [only] = engine.sample([request], sure, seeds=[0])
+    assert only.sampled_logprobs == (0.0,) * len(only.token_ids)
     engine.submit(request, sure, seed=0, excluded=(first,))
     assert engine.poll()[0][1].token_ids[0] == second
     expected = engine.sample([request] * 2, Sampling(), seeds=[1, 2])
