@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from flow_dpo.cli import compare as command
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, LearningError
 from flow_dpo.data.problems import DataSettings, load
 from flow_dpo.evaluate.compare.provenance import MadeBy, TestSet, added
 from flow_dpo.evaluate.compare.redraw import redrawn, redrawn_data
@@ -136,3 +137,25 @@ def test_what_was_learned_of_a_test_stays_known_if_the_arms_that_are_added_have_
         found = added(known, MadeBy(commands=commands, pieces=({"num_pieces": 2},), test_sets={}))
         assert found.test_sets == {"held_out": held_out}
         assert found.commands == ("a", "b")
+
+
+def test_an_arm_whose_learning_goes_wrong_fails_with_its_reason_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise LearningError("expected a finite loss, found nan")
+
+    made: dict[str, Any] = {}
+
+    def collect(path: Path, seed: int, outcomes: dict[str, Any], primary: str) -> SeedResult:
+        made.update(outcomes)
+        provenance = MadeBy(commands=(), pieces=(), test_sets={})
+        return SeedResult(seed=seed, questions={}, arms={}, failed={}, made=provenance)
+
+    monkeypatch.setattr(command, "EVERY", {"bad": SimpleNamespace(make=broken)})
+    monkeypatch.setattr(command.seed_results, "collect", collect)
+    do: Any = SimpleNamespace(path=tmp_path, settings={}, of=lambda _: SimpleNamespace(trained_at={}))
+    monkeypatch.setitem(command.EVERY, "good", SimpleNamespace(make=lambda *_: "an outcome"))
+    sizes: Any = SimpleNamespace(tests=("held_out/greedy",))
+    command._one_seed(do, 0, ["bad", "good"], sizes)
+    assert made == {"bad": "expected a finite loss, found nan", "good": "an outcome"}

@@ -221,6 +221,13 @@ def test_defaults_are_the_papers() -> None:
     assert lora.lora_target_modules == "all-linear"
 
 
+def test_a_warm_up_over_all_updates_is_a_share_for_transformers() -> None:
+    """It reads 1 as a single update."""
+    parsed, _ = parse_sft(["--warmup_ratio", "1"])
+    found = sft._arguments(load_model("seed"), parsed["training"], parsed["sft"])
+    assert 0.999 < found["warmup_steps"] < 1
+
+
 def test_settings_of_the_traces_come_along(tmp_path: Path) -> None:
     flow = AnswerStop(chunk_tokens=7, prompts=AnswerStopPrompts(answer_system="Be brief."))
     settings = {
