@@ -2,69 +2,118 @@
 
     side_by_side(2, one_seed, [(do, 0), (do, 1), (do, 2)])          the results, in the order of the tasks
 
-A task begins when a process is free, never before. If one fails, no other begins, and those that are running are waited
-for. On Ctrl-C or SIGTERM every running task gets one KeyboardInterrupt, so that it can keep its work.
+If a task fails, no other begins, and those that are running are waited for. On Ctrl-C or SIGTERM every running task
+gets one KeyboardInterrupt, so that it can keep its work; further signals change nothing.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import signal
+import threading
+import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
+
+from flow_dpo.core.errors import WorkerError
+
+SIGNALS = signal.SIGINT, signal.SIGTERM
 
 
 def side_by_side(jobs: int, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """The function's result for each task, in order; up to `jobs` run at once. With 1, in this process."""
+    """The function's result for each task, in order; up to `jobs` run at once. With 1, in this process.
+
+    Raises the first error of a task, with its traceback as a note; WorkerError if a process ended without a result
+    (killed, or its result cannot be pickled); KeyboardInterrupt. Always after the last process has ended.
+    """
     if jobs == 1:
         return [function(*task) for task in tasks]
+    context = multiprocessing.get_context("spawn")
     results: list[Any] = [None] * len(tasks)
-    waiting, running = deque(enumerate(tasks)), dict[Future[Any], int]()
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_take_signals) as pool:
-        try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    number, task = waiting.popleft()
-                    running[pool.submit(_task, function, task)] = number
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    results[running.pop(future)] = future.result()
-        except KeyboardInterrupt:
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
-            raise
+    waiting, running = deque(enumerate(tasks)), dict[Connection, tuple[int, BaseProcess]]()
+    failure: BaseException | None = None
+    ended = False
+    with _noted_signals() as noted:
+        while running or (waiting and failure is None):
+            while waiting and len(running) < jobs and failure is None and not noted:
+                number, task = waiting.popleft()
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_run, args=(sender, function, task))
+                process.start()
+                sender.close()
+                running[receiver] = number, process
+            # A signal does not end this wait, hence its limit.
+            for receiver in wait(list(running), timeout=0.1):
+                number, process = running.pop(receiver)
+                results[number], error = _outcome(receiver, process)
+                failure = failure or error
+            if noted and not ended:
+                failure, ended = KeyboardInterrupt(), True
+                for _, process in running.values():
+                    process.terminate()
+    if failure is not None:
+        raise failure
     return results
+
+
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Signals that arrive are appended to the list and interrupt nothing: an exception in the middle of starting a
+    process or of waiting for one would leave it behind."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in SIGNALS}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _outcome(receiver: Connection, process: BaseProcess) -> tuple[Any, BaseException | None]:
+    """The result of a task that has ended, or the error it ended with."""
+    with receiver:
+        try:
+            sent = receiver.recv_bytes()
+        except EOFError:
+            sent = None
+    process.join()
+    if sent is None:
+        return None, WorkerError(
+            f"expected a result, found that a task's process ended with code {process.exitcode}; if it was killed for "
+            "want of memory, fewer jobs need less"
+        )
+    return pickle.loads(sent)
 
 
 # ---- in a child ------------------------------------------------------------------------------------------------------
 
 
-class _State:
-    """Of this process."""
+def _run(sender: Connection, function: Callable[..., Any], task: tuple[Any, ...]) -> None:
+    interrupted: list[int] = []
 
-    interrupted = False
-    busy = False
-
-
-def _take_signals() -> None:
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, _interrupt)
-
-
-def _interrupt(*_: Any) -> None:
-    """Raise KeyboardInterrupt in the task, once: Ctrl-C comes from the terminal, and again from the parent."""
-    again, _State.interrupted = _State.interrupted, True
-    if _State.busy and not again:
-        raise KeyboardInterrupt
-
-
-def _task(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
-    _State.busy = True
-    try:
-        if _State.interrupted:
+    def interrupt(number: int, _: Any) -> None:
+        """Once: Ctrl-C comes from the terminal, and again from the parent."""
+        interrupted.append(number)
+        if len(interrupted) == 1:
             raise KeyboardInterrupt
-        return function(*task)
-    finally:
-        _State.busy = False
+
+    error: BaseException | None = None
+    result = None
+    try:
+        for number in SIGNALS:
+            signal.signal(number, interrupt)
+        result = function(*task)
+    except (KeyboardInterrupt, Exception) as failed:  # noqa: BLE001 (the parent raises it)
+        failed.add_note(traceback.format_exc())
+        error = failed
+    sent = pickle.dumps((result, error))
+    pickle.loads(sent)
+    sender.send_bytes(sent)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flow_dpo.cli.side_by_side import side_by_side
+from flow_dpo.core.errors import WorkerError
 
 PROGRAM = """
 import signal, sys
@@ -55,6 +56,24 @@ def test_no_task_begins_after_one_has_failed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} <= {"1", "2"}
 
 
+def ends_badly(folder: Path, way: str) -> object:
+    if way == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return lambda: folder
+
+
+@pytest.mark.parametrize(("way", "code"), [("killed", -9), ("not to be pickled", 1)])
+def test_a_process_without_a_result_is_an_error(tmp_path: Path, way: str, code: int) -> None:
+    with pytest.raises(WorkerError, match=f"found that a task's process ended with code {code}"):
+        side_by_side(2, ends_badly, [(tmp_path, way)])
+
+
+def test_an_error_comes_with_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one") as caught:
+        side_by_side(2, double, [(tmp_path, 1)])
+    assert 'raise ValueError("one")' in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize("way", ["to the process", "from the terminal", "both"])
 def test_an_interruption_ends_all_and_lets_them_keep_their_work(tmp_path: Path, way: str) -> None:
     program = subprocess.Popen(
@@ -67,8 +86,9 @@ def test_an_interruption_ends_all_and_lets_them_keep_their_work(tmp_path: Path, 
             time.sleep(0.05)
         if way != "to the process":
             os.killpg(program.pid, signal.SIGINT)
-        if way != "from the terminal":
+        for _ in range(1 if way == "to the process" else 0 if way == "from the terminal" else 20):
             program.send_signal(signal.SIGTERM)
+            time.sleep(0.01)
         assert program.wait(30) != 0
     finally:
         program.kill()
