@@ -4,9 +4,9 @@
 
 For two arms at a budget, the difference is the first arm minus the other; for an arm at two budgets, the larger budget
 minus the smaller. Each is over the same questions of all seeds. Its interval and p treat both seeds and questions as
-random, without correction for multiple comparisons. With `--check` nothing is written: values that differ from the
-file's are listed, and the exit code is then 1. Invariant: every number is computed from the verdicts in the
-comparisons' seeds.
+random. `p_holm` is corrected for all pairs of arms at all budgets on a test, or for all pairs of budgets. With
+`--check` nothing is written: values that differ from the file's are listed, and the exit code is then 1. Invariant:
+every number is computed from the verdicts in the comparisons' seeds.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flow_dpo.evaluate.compare import seed_results
 from flow_dpo.evaluate.compare.seed_results import SeedResult
-from flow_dpo.evaluate.statistics import difference
+from flow_dpo.evaluate.statistics import difference, holm
 from flow_dpo.runs.files import write_whole
 from tools.recompute import differing
 
@@ -71,7 +71,20 @@ def differences(folders: Mapping[int, Path]) -> dict[str, Any]:
                 for budget, seeds in found.items()
             },
         }
+        for family in (made[test]["arms"], made[test]["budgets"]):
+            gaps = {str(number): gap for number, gap in enumerate(_gaps(family))}
+            for number, p in holm({name: gap["seed_p"] for name, gap in gaps.items()}).items():
+                gaps[number]["p_holm"] = p
     return made
+
+
+def _gaps(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All differences in nested mappings."""
+    for value in found.values():
+        if "seed_p" not in value:
+            yield from _gaps(value)
+        elif value["seed_p"] is not None:
+            yield value
 
 
 def main(argv: Sequence[str] | None = None) -> None:

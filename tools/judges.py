@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.types import Verdict
-from flow_dpo.evaluate.statistics import mean_of, two_level
+from flow_dpo.evaluate.statistics import holm, mean_of, method_difference
 from flow_dpo.evaluate.votes import Attempted, accepting, majority, oracle
 from flow_dpo.recipes.flow_dpo.judgement import Evidence, Judgement, calibrate
 from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.records import Prediction, read_rows
+from flow_dpo.verify.equivalence import same
 from tools.recompute import STUDIES, differing
 
 FOLDER = STUDIES / "judges"
@@ -108,13 +108,10 @@ def kept(seed_folder: Path) -> Pack:
 
 def _draws(folder: Path) -> dict[str, list[Draw]]:
     found: dict[str, list[Draw]] = {}
-    numbers: dict[tuple[str, str], int] = {}
+    answers: dict[str, list[str]] = {}
     for row in read_rows(folder / "predictions.jsonl", Prediction):
         verdict = row.verdict or Verdict(status="ungraded")
-        answer = None
-        if verdict.answer is not None:
-            known = sum(id == row.id for id, _ in numbers)
-            answer = numbers.setdefault((row.id, verdict.answer), known)
+        answer = None if verdict.answer is None else _number(verdict.answer, answers.setdefault(row.id, []))
         yes = None if row.yes is None else min(max(row.yes, 1e-15), 1 - 1e-15)
         found.setdefault(row.id, []).append(
             Draw(
@@ -126,6 +123,15 @@ def _draws(folder: Path) -> dict[str, list[Draw]]:
             )
         )
     return found
+
+
+def _number(answer: str, known: list[str]) -> int:
+    """The number of an answer among the known ones, those that a vote counts as equal being one; a new one is added."""
+    for number, other in enumerate(known):
+        if other.strip() == answer.strip() or same(other, answer):
+            return number
+    known.append(answer)
+    return len(known) - 1
 
 
 def write_pack(path: Path, pack: Pack) -> None:
@@ -200,7 +206,8 @@ def _attempted(draw: Draw, yes: float | None) -> Attempted:
 
 
 def figures(packs: Sequence[Pack]) -> dict[str, Any]:
-    """For each test, every rule's accuracy over seeds, and differences with intervals over seeds and questions."""
+    """For each test, every rule's accuracy over seeds, and differences with intervals over seeds and questions; their
+    p is corrected for all of the test."""
     made: dict[str, Any] = {
         "seeds": [pack.seed for pack in packs],
         "max_attempts": packs[0].max_attempts,
@@ -216,6 +223,8 @@ def figures(packs: Sequence[Pack]) -> dict[str, Any]:
         against = [(f"flow/{judge}", "one") for judge in KNOWS]
         against += [(f"best/{judge}", other) for judge in KNOWS for other in ("one", "majority")]
         against += [(f"{rule}/{a}", f"{rule}/{b}") for rule in ("flow", "best") for a, b in PAIRS]
+        differences = [{"one": one, "other": other, **_difference(rules, one, other)} for one, other in against]
+        corrected = holm({f"{d['one']} {d['other']}": d["seed_p"] for d in differences if d["seed_p"] is not None})
         made["tests"][test] = {
             "num_problems": len(rules[0]["one"]),
             "num_draws": len(next(iter(packs[0].tests[test].values()))),
@@ -225,7 +234,7 @@ def figures(packs: Sequence[Pack]) -> dict[str, Any]:
                 for name in rules[0]
                 if name.startswith("tokens/")
             },
-            "differences": [{"one": one, "other": other, **_difference(rules, one, other)} for one, other in against],
+            "differences": [d | {"p_holm": corrected.get(f"{d['one']} {d['other']}")} for d in differences],
         }
     return made
 
@@ -235,16 +244,9 @@ def _mean(values: Mapping[str, float]) -> float:
 
 
 def _difference(rules: Sequence[Mapping[str, Mapping[str, float]]], one: str, other: str) -> dict[str, Any]:
-    """The difference in the form of `evaluate.statistics.difference`, uncorrected."""
-    table = [[each[one][id] - each[other][id] for id in rules[0][one]] for each in rules]
-    method = two_level(table)
-    return {
-        "mean": math.fsum(itertools.chain(*table)) / (len(table) * len(table[0])),
-        "seed_low": None if method is None else method["low"],
-        "seed_high": None if method is None else method["high"],
-        "seed_p": None if method is None else method["p"],
-        "per_seed": [math.fsum(row) / len(row) for row in table],
-    }
+    """The difference in the form of `evaluate.statistics.difference`."""
+    found = method_difference(*([each[name] for each in rules] for name in (one, other)))
+    return {"mean": math.fsum(found["per_seed"]) / len(found["per_seed"]), **found}
 
 
 def every(folder: Path = FOLDER) -> dict[str, Any]:

@@ -202,10 +202,9 @@ def two_level(table: Sequence[Sequence[float]]) -> dict[str, float] | None:
     that of the seeds alone; degrees of freedom follow Satterthwaite (1946). This is the analysis of two crossed random
     factors (Clark 1973; Quene and van den Bergh 2008). None for fewer than two seeds or questions.
 
-    If the difference between questions and rest is small compared with its own uncertainty, these degrees fall below
-    the least of any mean square, which is impossible for a sum (Gaylor and Hopper 1969). Then the wider of two
-    intervals and the larger p are taken: one from the same variance with the least degrees, which is at least Student's
-    over seeds; one from independent cells, without which seeds that agree by chance would leave no uncertainty.
+    With few seeds this claims too much where mean squares are subtracted from each other or agree by chance (Gaylor and
+    Hopper 1969). So the interval is the widest, and p the largest, of this and of what seeds alone, questions alone and
+    independent cells give.
     """
     import numpy as np
 
@@ -230,8 +229,8 @@ def two_level(table: Sequence[Sequence[float]]) -> dict[str, float] | None:
         parts += [(of_questions, questions - 1), (of_rest, both)]
     fewest, spread = min(degrees for _, degrees in parts), sum(part**2 / degrees for part, degrees in parts)
     freedom = total**2 / spread if spread else 0.0
-    # 3. The interval and p: of two variances, the one that claims less.
-    known = [(total, freedom)] if freedom >= fewest * (1 - 1e-9) else [(total, fewest), (of_rest, both)]
+    # 3. The interval and p: of four, the one that claims least.
+    known = [(total, max(freedom, fewest)), (of_seeds, seeds - 1), (of_questions, questions - 1), (of_rest, both)]
     found = [_student(float(mean), one / cells.size, degrees) for one, degrees in known]
     half, p = max(half for half, _ in found), max(p for _, p in found)
     return {"mean": float(mean), "low": float(mean) - half, "high": float(mean) + half, "p": p}
@@ -260,7 +259,6 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
     One mapping per seed, all over the same questions. Raises `DataError` if the questions differ, or if neither side
     has a graded one.
     """
-    per_seed: list[float] = []
     num_better = num_worse = num_ungraded = 0
     gaps: dict[str, list[float]] = {}
     for mine, theirs in zip(arm, baseline, strict=True):
@@ -273,30 +271,39 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
             raise DataError("expected test questions that were graded, found none")
         pairs = [(id, a or 0.0, theirs[id] or 0.0) for id, a in mine.items()]
         num_ungraded += sum(a is None or theirs[id] is None for id, a in mine.items())
-        per_seed.append(fmean(a - b for _, a, b in pairs))
         num_better += sum(a > b for _, a, b in pairs)
         num_worse += sum(a < b for _, a, b in pairs)
         for id, a, b in pairs:
             gaps.setdefault(id, []).append(a - b)
     means = [fmean(values) for values in gaps.values()]
     low, high = bootstrap(means, seed=seed)
-    # If each seed has its own questions, its mean varies with them: the table is then two columns of means.
-    crossed = all(len(values) == len(arm) for values in gaps.values())
-    method = two_level(list(zip(*gaps.values(), strict=True)) if crossed else [(value, value) for value in per_seed])
     return {
         "mean": fmean(means),
         "low": low,
         "high": high,
         "p": exchange_p(_whole([sum(values) for values in gaps.values()])),
-        "per_seed": per_seed,
-        "seed_low": None if method is None else method["low"],
-        "seed_high": None if method is None else method["high"],
-        "seed_p": None if method is None else method["p"],
+        **method_difference(arm, baseline),
         "num_questions": len(means),
         "num_better": num_better,
         "num_worse": num_worse,
         "num_ungraded": num_ungraded,
     }
+
+
+def method_difference(arm: Sequence[Rewards], baseline: Sequence[Rewards]) -> dict[str, Any]:
+    """The part of `difference` that is about the method: the mean of each seed, and over seeds and questions an
+    interval and p (None with one seed). Here rewards can be any numbers, for example means over many draws."""
+    gaps = [
+        {id: (value or 0.0) - (theirs[id] or 0.0) for id, value in mine.items()}
+        for mine, theirs in zip(arm, baseline, strict=True)
+    ]
+    per_seed = [fmean(one.values()) for one in gaps]
+    # If each seed has its own questions, its mean varies with them: the table is then two columns of means.
+    crossed = all(one.keys() == gaps[0].keys() for one in gaps)
+    table = [[one[id] for id in gaps[0]] for one in gaps] if crossed else [[value, value] for value in per_seed]
+    method = two_level(table)
+    low, high, p = (None, None, None) if method is None else (method["low"], method["high"], method["p"])
+    return {"per_seed": per_seed, "seed_low": low, "seed_high": high, "seed_p": p}
 
 
 def _whole(values: Sequence[float]) -> list[int]:

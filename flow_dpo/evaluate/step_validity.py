@@ -14,8 +14,8 @@ exact one rounded to the digits that are written.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -34,6 +34,19 @@ _COMPUTES = re.compile(rf"\d\s*\)*\s*[{_SIGNS}]")
 _PLAIN = re.compile(r"[-+*/()\d.\s]+")
 _NO_STEP = re.compile(r"(?:^|[-+*/(])\s*\+|[\d)]\s*\(|(?<!\d)\.|[\d.]{41}")
 """What `closed_form` would read but steps are not written with: "+3", "2(3)", ".5", and numbers of over 40 digits."""
+_MARKER = re.compile(r"\s*[-+*]\s+(?=[\d($])")
+"""Before an equation at the beginning of a line: a list's dash, or a sign."""
+_NEAR = 16
+"""Characters around a chain that tell whether it is a whole expression."""
+_PART_OF_WORDS = re.compile(
+    r"(?:(?:%|\d/\d|\b(?:percent|half|thirds?|quarters?|fourths?|fifths?))\s+of"
+    r"|\b(?:twice|half|double|triple|thrice|times|plus|minus|less|over|by|per|percent|squared|cubed|root|[a-z])"
+    r"|\\(?:times|cdot|div|pm|ast))\s*\$?\s*$",
+    re.IGNORECASE,
+)
+"""Words before a number that make it a part of a larger expression."""
+_GOES_ON = re.compile(r"[a-z](?![a-z])|\\(?:times|cdot|div|pm|ast|frac|d?frac|sqrt|pi)\b", re.IGNORECASE)
+"""What continues a number behind it: a letter on its own, or an operation."""
 _SPELLINGS = str.maketrans({"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "$": " "})
 _GROUPED = re.compile(r"(?<![\d.])(\d{1,3})((?:,\d{3})+)(?!\d)")
 
@@ -48,7 +61,7 @@ class Equation:
 
 def equations(text: str) -> list[Equation]:
     """The equations of a text, in order. A chain, "2 * 3 + 1 = 6 + 1 = 7", gives one per equals sign."""
-    return [found for line in text.splitlines() for chain in _chains(line) for found in _chain_equations(chain)]
+    return [found for line in text.splitlines() for found in _line_equations(line)]
 
 
 def checked_steps(problem: Problem, text: str) -> CheckedSolution:
@@ -84,26 +97,45 @@ def invalid_rate(solutions: Iterable[tuple[Problem, str]]) -> dict[str, float | 
     }
 
 
-def _chains(line: str) -> Iterator[str]:
+def _line_equations(line: str) -> list[Equation]:
+    """The equations of a line. A dash before the first of them can be a list's or a sign: it holds if either does."""
+    listed = _MARKER.match(line)
+    found = [one for sides in _chains(line[listed.end() :] if listed else line) for one in _chain_equations(sides)]
+    if not listed or not found:
+        return found
+    signed = [one for sides in _chains(line) for one in _chain_equations(sides)]
+    if len(signed) != len(found):
+        return found
+    return [replace(one, holds=one.holds or other.holds) for one, other in zip(found, signed, strict=True)]
+
+
+def _chains(line: str) -> Iterator[list[str]]:
+    """The sides of each chain of equations, without a first or last side that is only a part of an expression."""
     if "=" not in line:
         return
     for match in _CHAIN.finditer(line):
         if match.end() - match.start() > MAX_CHARS:
             continue
-        before, after = line[: match.start()][-1:], line[match.end() :][:1]
+        before, after = line[: match.start()][-_NEAR:], line[match.end() :][:_NEAR]
         # Signs that these numbers are not the whole expression: a letter, a power, a percentage, a cut-off run.
-        if after in ("^", "%", "=") or re.match(_INSIDE, before) or re.match(_INSIDE, after):
+        if re.match(r"[\^%=]|\\%", after) or re.match(_INSIDE, before[-1:]) or re.match(_INSIDE, after):
             continue
-        if before in ("^", "%", "=") or (before.isalpha() and not match[0][0].isspace()):
+        if before[-1:] in ("^", "%", "=") or (re.search(r"[^\W\d]$|[_:}\\]$", before) and not match[0][0].isspace()):
             continue
         # "2x - 3 + 1 = 7": the beginning of the run belongs to the letter.
-        if match[0].strip()[0] in _SIGNS and line[: match.start()].rstrip()[-1:].isalnum():
+        if match[0].strip()[0] in _SIGNS and re.search(r"[\w})\]|!]$", before.rstrip()):
             continue
-        yield match[0]
+        sides = match[0].split("=")
+        # "25% of 4 = 0.25 * 4 = 1", "twice 5 + 1 = 11": the first number belongs to the words.
+        if _PART_OF_WORDS.search(before) or (re.search(r"[\w%]$", before.rstrip()) and not _COMPUTES.search(sides[0])):
+            sides = sides[1:]
+        # "8 - 2 = 3x", "2 * 6 = 4 \times 3": the last number goes on.
+        if _GOES_ON.match(after) or (after[:1].isalpha() and not match[0][-1].isspace()):
+            sides = sides[:-1]
+        yield [side.strip() for side in sides]
 
 
-def _chain_equations(chain: str) -> Iterator[Equation]:
-    sides = [side.strip() for side in chain.split("=")]
+def _chain_equations(sides: Sequence[str]) -> Iterator[Equation]:
     values = [value_of(side) for side in sides]
     for (left, one), (right, other) in pairwise(zip(sides, values, strict=True)):
         # A statement has to compute something: "x = 5" and "5 = 5" state no step.

@@ -32,12 +32,16 @@ class TeamDifference:
     one: str
     other: str
     rule: str | None
-    """For votes: the rule by which attempts are combined, at the tokens of `one`."""
+    """For votes: the rule by which attempts are combined, at the tokens of `one`; "greedy" for one greedy pass."""
     test: str
     measure: Literal["accuracy", "area"]
     mean: float | None
     seed_low: float | None
     seed_high: float | None
+    seed_p: float | None = None
+    """Of the method, over seeds and questions; None if only each seed's value is known."""
+    p_holm: float | None = None
+    """Corrected for all differences of the comparison on this test."""
     per_seed: tuple[float | None, ...]
     low: float | None = None
     """Over questions, if both sides answered the same ones."""

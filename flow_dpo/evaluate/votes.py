@@ -98,6 +98,7 @@ RULE_WORDS = {
     "weighted_by_right": "weighted by P(right)",
     "best_by_right": "best by P(right)",
     "oracle": "oracle",
+    "greedy": "one greedy pass",
 }
 """How tables name the rules; those of `BY_RIGHT` are shown if a summary has them."""
 
@@ -168,10 +169,10 @@ def at_k(attempts: Sequence[Attempts], k: int) -> dict[str, Any]:
     """For k attempts per problem: the tokens sampled for them, the accuracy of a single one, and that of every rule in
     `RULES` (and in `BY_RIGHT`, if attempts have a P(right)), with 95 % intervals over problems."""
     every = {**RULES, **(BY_RIGHT if _has_right(attempts) else {})}
-    groups = [_groups(one, k) for one in attempts]
-    tokens = mean([mean([sum(each.tokens for each in group) for group in of_one]) for of_one in groups])
-    single = _accuracy([[one.reward for group in of_one for one in group] for of_one in groups])
-    rules = {name: _accuracy([[rule(group) for group in of_one] for of_one in groups]) for name, rule in every.items()}
+    grouped = [groups(one, k) for one in attempts]
+    tokens = mean([mean([sum(each.tokens for each in group) for group in of_one]) for of_one in grouped])
+    single = _accuracy([[one.reward for group in of_one for one in group] for of_one in grouped])
+    rules = {name: _accuracy([[rule(group) for group in of_one] for of_one in grouped]) for name, rule in every.items()}
     return {"tokens": tokens, "one_attempt": single, **rules}
 
 
@@ -210,7 +211,7 @@ def _by_right(attempts: Attempts) -> Attempts:
     return [replace(one, yes=one.right) for one in attempts]
 
 
-def _groups(attempts: Attempts, k: int) -> list[Attempts]:
+def groups(attempts: Attempts, k: int) -> list[Attempts]:
     """The attempts k at a time; leftover ones are dropped."""
     return [attempts[start : start + k] for start in range(0, len(attempts) - k + 1, k)] if k else []
 

@@ -56,8 +56,8 @@ def _p_words(arms: list[Arm]) -> str:
     if any(gap.get("seed_p") is not None for gap in gaps):
         return (
             "Intervals over seeds, and p, are about the method: they allow for another training and other questions. "
-            "Intervals over questions hold the trained models fixed. Votes and areas have intervals over seeds only, "
-            "and no p."
+            "Intervals over questions hold the trained models fixed. Areas, and votes without a p, have intervals over "
+            "seeds only."
         )
     return (
         "p is about these trained models, which it holds fixed: it swaps the two arms on whole questions, all seeds of "
@@ -145,9 +145,19 @@ def _interactions(found: Mapping[str, Any], arms: list[Arm]) -> Table:
             four = [by_name.get(each[of], {}) for of in ("neither", "one", "other", "both")]
             means = [formatting.share(_accuracy(arm, problems, how).get("mean")) for arm in four]
             over_seeds = formatting.points_interval(gap.get("seed_low"), gap.get("seed_high"))
-            p = formatting.p_value(gap.get("seed_p"))
+            p = formatting.p_value(gap.get("p_holm"))
             rows.append((each["name"], test, *means, formatting.points(gap.get("mean")), over_seeds, p))
-    columns = ("changes", "test", "neither", "the first", "the second", "both", "interaction", "95 % over seeds", "p")
+    columns = (
+        "changes",
+        "test",
+        "neither",
+        "the first",
+        "the second",
+        "both",
+        "interaction",
+        "95 % over seeds",
+        "Holm's p",
+    )
     caption = "Interactions: the effect of two changes together less the sum of each alone, percentage points"
     return Table(caption=caption, columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
 

@@ -34,11 +34,21 @@ def _differences(team: Team) -> Table:
             _bounds(gap.get(low), gap.get(high), area=area)
             for low, high in (("seed_low", "seed_high"), ("low", "high"))
         )
-        rows.append((gap["one"], other, gap["test"], _signed(gap["mean"], area=area), between, over, seeds))
-    columns = ("arm", "against", "test", "difference", "95 % over seeds", "95 % over questions", "each seed")
+        p = formatting.p_value(gap.get("p_holm"))
+        rows.append((gap["one"], other, gap["test"], _signed(gap["mean"], area=area), between, p, over, seeds))
+    columns = (
+        "arm",
+        "against",
+        "test",
+        "difference",
+        "95 % over seeds",
+        "Holm's p",
+        "95 % over questions",
+        "each seed",
+    )
     caption = (
         "The team against its members: accuracies in percentage points, areas (right over wrong) in units. Votes are "
-        "compared at the flow's sampled tokens"
+        "compared at the flow's sampled tokens; without a p, their interval is over seeds only"
     )
     return Table(caption=caption, columns=columns, rows=tuple(rows), wordy=frozenset({0, 1, 2}))
 

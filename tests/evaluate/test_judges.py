@@ -127,5 +127,10 @@ def test_a_run_is_packed_with_its_own_evidence_and_draws(tmp_path: Path, monkeyp
     assert [d.answer for d in found.tests["held_out"]["a"]] == [0, 1, 2, None]
 
 
+def test_answers_that_a_vote_counts_as_equal_have_one_number() -> None:
+    known: list[str] = []
+    assert [judges._number(answer, known) for answer in ("5", "6", "5.0", " 6 ", "2.5", "5/2")] == [0, 1, 0, 1, 2, 2]  # pyright: ignore[reportPrivateUsage]
+
+
 def test_published_figures_are_those_of_the_packs() -> None:
     assert judges.main(["figures", "--check"]) == 0

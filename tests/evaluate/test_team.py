@@ -207,7 +207,7 @@ def test_votes_are_read_at_the_flows_tokens_by_linear_interpolation() -> None:
 def test_every_number_of_attempts_is_read_from_the_draws(tmp_path: Path) -> None:
     tmp_path.mkdir(exist_ok=True)
     predictions(tmp_path, [(True, True, True), (False, True, True), (False, False, True)], tokens=7)
-    found = team_results.by_k(tmp_path)
+    found = team_results.by_k(team_results.attempts_of(tmp_path))
     assert [(row["attempts"], row["tokens"]) for row in found] == [(1, 7), (2, 14), (3, 21)]
     # Of three: the first and second questions by majority; by P(Yes) every one, as the oracle.
     assert found[2]["majority"] == pytest.approx(2 / 3)

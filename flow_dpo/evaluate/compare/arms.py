@@ -376,6 +376,8 @@ _CHANGED: Mapping[Kind, str] = {"compiled": "trained_flow", "flow": "flow_itself
 def _against(name: str, kind: Kind) -> tuple[str, ...]:
     if name == "trained_flow_more_draws":
         return ("trained_flow", "self_more_draws")
+    if name == "trained_on_self_problems":  # which matters more, the steps or the problems?
+        return ("trained_flow", "self_on_trained_problems")
     if name == "answer_adapter":
         return ("flow_itself",)
     return () if _CHANGED.get(kind, name) == name else (_CHANGED[kind],)

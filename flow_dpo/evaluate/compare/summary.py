@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -43,8 +44,9 @@ def summarise(arms: Sequence[Arm], seeds: Sequence[SeedResult], context: Compari
     ]
     tested = [arm for arm in arms if arm.name in rewards]
     declared = [(arm.name, other) for arm in tested for other in arm.against if other in rewards]
-    _differences(rows, declared, rewards, context.tests)
     found = team({arm.name: [seed.arms[arm.name].team for seed in seeds] for arm in arms}, rewards)
+    crossed = interactions(rewards, context.tests)
+    add_differences(rows, declared, rewards, context.tests, others(found, crossed))
     return {
         "num_seeds": len(seeds),
         "seeds": [seed.seed for seed in seeds],
@@ -52,7 +54,7 @@ def summarise(arms: Sequence[Arm], seeds: Sequence[SeedResult], context: Compari
         "primary": context.tests[0],
         **context.facts,
         **({} if found is None else {"team": found}),
-        "interactions": interactions(rewards, context.tests),
+        "interactions": crossed,
         "arms": rows,
     }
 
@@ -136,17 +138,37 @@ def recompute(
     for row in rows:
         row["accuracies"] = _accuracies(rewards.get(row["name"], {}), drawn.get(row["name"], {}))
     declared = [(row["name"], one["against"]) for row in rows for one in row["contrasts"]]
-    _differences(rows, declared, rewards, list(next(iter(rewards.values()))))
-    return {**found, "arms": rows}
+    of_team, crossed = deepcopy((found.get("team"), found.get("interactions") or []))
+    add_differences(rows, declared, rewards, list(next(iter(rewards.values()))), others(of_team, crossed))
+    same = {"team": of_team, "interactions": crossed}
+    return {**found, **{name: value for name, value in same.items() if name in found}, "arms": rows}
 
 
-def _differences(
+def others(
+    of_team: Mapping[str, Any] | None, crossed: Sequence[Mapping[str, Any]]
+) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """By test, the differences with a p that belong to no arm's row: what is compared, and the difference itself."""
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for gap in of_team["differences"] if of_team else ():
+        if gap.get("seed_p") is not None:
+            pair = " ".join(sorted((gap["one"], gap["other"])))
+            found.setdefault(gap["test"], []).append((f"{pair} {gap['rule']}" if gap["rule"] else pair, gap))
+    for each in crossed:
+        for test, gap in each["differences"].items():
+            if gap["seed_p"] is not None:
+                found.setdefault(test, []).append((each["name"], gap))
+    return found
+
+
+def add_differences(
     rows: Sequence[dict[str, Any]],
     declared: Sequence[tuple[str, str]],
     rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]],
     tests: Sequence[str],
+    unlisted: Mapping[str, Sequence[tuple[str, dict[str, Any]]]],
 ) -> None:
-    """Add to each arm's row its differences to the baseline, and the declared ones to other arms.
+    """Add to each arm's row its differences to the baseline, and the declared ones to other arms; and to every one of
+    these and of the `unlisted` its corrected p.
 
     All of them form one family for Holm's correction, test by test. A pair of arms is in it once, with one p, whichever
     arm comes first and wherever it is shown. That p is the method's, over seeds and questions; with one seed, where
@@ -158,7 +180,10 @@ def _differences(
         each = {pair: statistics.difference(*(rewards[name][test] for name in pair)) for pair in found}
         names = {pair: " ".join(sorted(pair)) for pair in each}
         deciding = {names[pair]: one["p"] if one["seed_p"] is None else one["seed_p"] for pair, one in each.items()}
+        deciding |= {name: gap["seed_p"] for name, gap in unlisted.get(test, ()) if name not in deciding}
         corrected = statistics.holm(deciding)
+        for name, gap in unlisted.get(test, ()):
+            gap["p_holm"] = corrected[name]
         for pair, one in each.items():
             found[pair][test] = one | {"p_holm": corrected[names[pair]]}
     for row in rows:

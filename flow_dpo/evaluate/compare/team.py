@@ -8,8 +8,9 @@ the accuracy at the flow's tokens lies between two neighbouring k, linearly in t
     2    100       .60               between k = 1 and 2, half of each
     3    150       .66               majority .60, attempts 1.5
 
-Invariant: an interval over seeds is Student's, over one value per seed of training; differences are taken seed by seed
-first.
+Invariant: differences are taken seed by seed first. An interval over seeds allows for other questions too, as in
+`statistics.two_level`; for areas, and for votes whose results on each problem are not kept, it is Student's over one
+value per seed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from flow_dpo.evaluate import statistics
 from flow_dpo.evaluate.compare.team_arms import ARMS
-from flow_dpo.evaluate.compare.team_results import TRAININGS, Curve, TeamResult
+from flow_dpo.evaluate.compare.team_results import COMPARED, TRAININGS, Curve, TeamResult
 from flow_dpo.evaluate.votes import RULES
 
 LEVEL = 0.7
@@ -47,7 +48,7 @@ def team(made: Made, rewards: Rewards) -> dict[str, Any] | None:
     votes = _votes(made, drawn)
     stops = _stops(made)
     return {
-        "differences": _differences(rewards, votes, stops),
+        "differences": _differences(made, rewards, votes, stops),
         "votes": votes,
         "draws": [
             {"arm": name, "problems": problems, "by_k": _mean_by_k(curves)}
@@ -116,7 +117,7 @@ def _votes(made: Made, drawn: Mapping[str, Mapping[str, Sequence[ByK]]]) -> list
 
 
 def _differences(
-    rewards: Rewards, votes: Sequence[Mapping[str, Any]], stops: Sequence[Mapping[str, Any]]
+    made: Made, rewards: Rewards, votes: Sequence[Mapping[str, Any]], stops: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """The flow minus each of its members, test by test; and differences between areas of Stops."""
     found: list[dict[str, Any]] = []
@@ -126,11 +127,24 @@ def _differences(
             if other in rewards:
                 gap = statistics.difference(flow, rewards[other][test])
                 found.append({**named, "other": other, "rule": None, **gap})
+        # What sampling at a temperature costs, a greedy pass avoids: the flow's gain over it is the team's own.
+        greedy = f"{test.partition('/')[0]}/greedy"
+        for other in ("answer_adapter", "zero_shot") if test != greedy else ():
+            if greedy in rewards.get(other, {}):
+                gap = statistics.difference(flow, rewards[other][greedy])
+                found.append({**named, "other": other, "rule": "greedy", **gap})
         accuracies = [fmean(value or 0.0 for value in seed.values()) for seed in flow]
         for voted in votes:
-            for rule in ("majority", "weighted_majority", "best") if voted["test"] == test else ():
+            for rule in COMPARED if voted["test"] == test else ():
                 theirs = voted["accuracies"][rule]["per_seed"]
-                found.append({**named, "other": voted["arm"], "rule": rule, **_gap(accuracies, theirs)})
+                gap = _gap(accuracies, theirs)
+                each = [
+                    _voted_at(one, test, rule, at)
+                    for one, at in zip(made[voted["arm"]], voted["tokens"]["per_seed"], strict=True)
+                ]
+                if all(each):
+                    gap |= statistics.method_difference(flow, each)
+                found.append({**named, "other": voted["arm"], "rule": rule, **gap})
     areas = {stop["arm"]: stop["right_over_wrong"]["per_seed"] for stop in stops}
     for one, other in (
         ("trained_stop", "untrained_stop"),
@@ -141,6 +155,18 @@ def _differences(
             named = {"one": one, "other": other, "rule": None, "test": "fixed set", "measure": "area"}
             found.append({**named, **_gap(areas[one], areas[other])})
     return found
+
+
+def _voted_at(result: TeamResult, test: str, rule: str, tokens: float) -> dict[str, float]:
+    """The accuracy of votes on each problem at a number of tokens; empty if the results have it only for all."""
+    problems = test.partition("/")[0]
+    by_id = result.voted.get(problems, {}).get(rule, {})
+    curve = [
+        {"tokens": row["tokens"], **{id: values[at] for id, values in by_id.items()}}
+        for at, row in enumerate(result.votes[problems])
+    ]
+    found, _ = at_tokens(curve, tokens)
+    return {id: found[id] for id in by_id}
 
 
 def _gap(one: Sequence[float | None], other: Sequence[float | None]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from flow_dpo.core.types import Verdict
 from flow_dpo.evaluate.compare.arms import Outcome
 from flow_dpo.evaluate.headers import EvaluationSummary
-from flow_dpo.evaluate.votes import RULES, Attempted, at_k
+from flow_dpo.evaluate.votes import RULES, Attempted, Attempts, at_k, groups
 from flow_dpo.runs.headers import read_header
 from flow_dpo.runs.records import Prediction, read_metrics, read_rows
 
@@ -27,6 +27,8 @@ Curve = tuple[tuple[float, float, float], ...]
 """Problems, sampled tokens and windowed accuracy, for the batches with a whole window."""
 TRAININGS = ("flow", "paper_flow")
 """Trainings whose learning curves are kept."""
+COMPARED = ("majority", "weighted_majority", "best")
+"""Rules that the flow is compared with."""
 _OF_STOP = ("right_over_wrong", "finished_over_unfinished")
 
 
@@ -38,6 +40,11 @@ class TeamResult:
     """Sampled for one answer, per problem, by test."""
     votes: Mapping[str, ByK] = field(default_factory=dict[str, ByK])
     """By problem set."""
+    voted: Mapping[str, Mapping[str, Mapping[str, tuple[float, ...]]]] = field(
+        default_factory=dict[str, Mapping[str, Mapping[str, tuple[float, ...]]]]
+    )
+    """By problem set, rule of `COMPARED` and problem: its accuracy with 1, 2, 3, ... attempts. Files from before
+    2026-11-30 have none."""
     stop: Mapping[str, Any] | None = None
     """Areas, Brier score, calibration error and the candidates' hash, for a Stop on the fixed set."""
     curves: Mapping[str, Curve] = field(default_factory=dict[str, Curve])
@@ -46,24 +53,45 @@ class TeamResult:
 
 def of_arm(outcome: Outcome) -> TeamResult:
     """The team's part of one arm's outcome."""
+    drawn = {problems: attempts_of(folder) for problems, folder in outcome.votes.items()}
     return TeamResult(
         tokens={test: _tokens_of(folder) for test, folder in outcome.evaluations.items()},
-        votes={problems: by_k(folder) for problems, folder in outcome.votes.items()},
+        votes={problems: by_k(each) for problems, each in drawn.items()},
+        voted={problems: voted(each) for problems, each in drawn.items()},
         stop=None if outcome.stop is None else _stop(outcome.stop),
         curves={work.name: learning_curve(work.folder) for work in outcome.works if work.name in TRAININGS},
     )
 
 
-def by_k(evaluation: Path) -> ByK:
-    """What k attempts give, for every k from 1, from an evaluation with `--draws`."""
+def attempts_of(evaluation: Path) -> dict[str, list[Attempted]]:
+    """By problem, its attempts, from an evaluation with `--draws`."""
     attempts: dict[str, list[Attempted]] = {}
     for row in read_rows(evaluation / "predictions.jsonl", Prediction):
         verdict = row.verdict or Verdict(status="ungraded")
         attempts.setdefault(row.id, []).append(Attempted(verdict=verdict, yes=row.yes, tokens=row.tokens))
+    return attempts
+
+
+def _ks(attempts: Mapping[str, Attempts]) -> range:
+    return range(1, 1 + min(map(len, attempts.values()), default=0))
+
+
+def voted(attempts: Mapping[str, Attempts]) -> dict[str, dict[str, tuple[float, ...]]]:
+    """By rule of `COMPARED` and problem, the accuracy of k attempts, for every k from 1."""
+    return {
+        name: {
+            id: tuple(round(fmean(map(RULES[name], groups(drawn, k))), 9) for k in _ks(attempts))
+            for id, drawn in attempts.items()
+        }
+        for name in COMPARED
+    }
+
+
+def by_k(attempts: Mapping[str, Attempts]) -> ByK:
+    """What k attempts at each problem give, for every k from 1."""
     drawn = list(attempts.values())
-    most = min(map(len, drawn), default=0)
     found: list[dict[str, float]] = []
-    for k in range(1, most + 1):
+    for k in _ks(attempts):
         at = at_k(drawn, k)
         rules = {name: at[name]["accuracy"] for name in ("one_attempt", *RULES)}
         found.append({"attempts": float(k), "tokens": at["tokens"], **rules})
