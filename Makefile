@@ -145,8 +145,8 @@ study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens
 	$(call study,team,runs/study-team$(FRESHLY))
 
 study-judges: $(DEV)  ## whether Stop or Answer's own likelihood judges attempts better, from draws (half an hour)
-	$(BIN)/flow-dpo compare --config studies/judges/settings.yaml $(ARGS)
-	$(BIN)/python -m tools.judges keep runs/study-judges --name seed
+	$(call study,judges,runs/study-judges$(FRESHLY))
+	$(BIN)/python -m tools.judges keep runs/study-judges$(FRESHLY) --name seed
 	$(BIN)/python -m tools.judges figures
 	$(BIN)/python -m tools.figures --write
 

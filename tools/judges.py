@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.types import Verdict
+from flow_dpo.evaluate.compare import seed_results
 from flow_dpo.evaluate.statistics import holm, mean_of, method_difference
 from flow_dpo.evaluate.votes import Attempted, accepting, majority, oracle
 from flow_dpo.recipes.flow_dpo.judgement import Evidence, Judgement, calibrate
@@ -252,7 +253,8 @@ def _difference(rules: Sequence[Mapping[str, Mapping[str, float]]], one: str, ot
 def every(folder: Path = FOLDER) -> dict[str, Any]:
     """The figures of every model's packs, by the name of its folder."""
     found: dict[str, list[Pack]] = {}
-    for path in sorted(folder.glob("*/seed*.json.gz"), key=lambda each: int(each.stem.partition(".")[0][4:])):
+    packs = [path for path in folder.glob("*/seed*.json.gz") if path.parent.name != seed_results.FOLDER]
+    for path in sorted(packs, key=lambda each: int(each.stem.partition(".")[0][4:])):
         found.setdefault(path.parent.name, []).append(read_pack(path))
     return {name: figures(packs) for name, packs in sorted(found.items())}
 

@@ -78,7 +78,7 @@ def _of_seeds(found: dict[str, Any], seeds: Sequence[SeedResult], tests: Sequenc
     arms = [EVERY[row["name"]] for row in found["arms"]]
     known = list(dict.fromkeys(test for arm in arms for test in seeds[0].arms[arm.name].verdicts))
     made = summarise(arms, seeds, ComparisonContext(
-        tests=[test for test in known if not tests or test in tests],
+        tests=[test for test in known if not tests or test in tests] or [found["primary"]],
         facts={},
         tokens=found["settings"]["compare"]["tokens"],
     ))  # fmt: skip

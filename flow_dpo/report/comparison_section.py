@@ -73,8 +73,8 @@ def summary_tables(found: Mapping[str, Any]) -> list[Table]:
 
 def _all_tables(found: Mapping[str, Any]) -> list[Table]:
     arms = list(found["arms"])
-    crossed = [table] if (table := _interactions(found, arms)).rows else []
-    return [*team_tables(found.get("team")), *crossed, *_tables(arms, baseline_of(found))]
+    tables = [*team_tables(found.get("team")), _interactions(found, arms), *_tables(arms, baseline_of(found))]
+    return [table for table in tables if table.rows]
 
 
 def _tables(arms: list[Arm], baseline: str) -> list[Table]:
