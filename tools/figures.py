@@ -14,7 +14,8 @@ The file is the page's own comparison.json, or the one named before the keys, re
 `flow_dpo/recipes/presets.py:RECIPES.dapo.paper.recipe.objective.clip_low`. Figures of a run that was not kept are
 between `<!-- not kept -->` and `<!-- end of not kept -->`, where the text tells the reader so.
 
-Invariant: except on the pages in `WRITTEN`, every decimal in prose has such a comment.
+Invariant: except on the pages in `WRITTEN`, every decimal in prose has such a comment; and every whole number of two or
+more digits in the prose of a study is in one of the study's files, a setting for example, or in `SIZES`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,12 @@ ROOT = Path(__file__).resolve().parents[1]
 OWN = "comparison.json"
 WRITTEN = ("docs/trl-fields.md",)
 """Pages that a program of the package writes completely; a test compares them."""
+
+SIZES = {
+    7473: "training problems of GSM8K", 1319: "its test problems", 700: "training problems of SVAMP",
+    300: "its test problems", 45: "guidelines of ReGenesis", 250: "problems of the windowed accuracy", 95: "per cent",
+}  # fmt: skip
+"""Whole numbers that studies name and their files lack."""
 
 _NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?"
 _INTERVAL = rf"{_NUMBER} to {_NUMBER}"
@@ -55,6 +62,8 @@ _VERSION = re.compile(
     r"(?: v| |-)?(?:below |from )?\d+(?:\.\d+)+"
 )
 """The version of a program or a model, which is not a figure."""
+_WHOLE = re.compile(r"(?<![\w.,/-])\d[\d,]*\d(?![\w.]*\d)(?!\w)")
+_DATE = re.compile(r"20\d\d-\d\d-\d\d")
 _COMMENT = re.compile(r"<!--= (?:(?P<file>[\w./-]+\.(?:json|py)):)?(?P<keys>\S+) (?P<format>\S+) -->")
 
 
@@ -188,12 +197,46 @@ def rewritten(text: str, folder: Path, root: Path = ROOT) -> str:
 
 def untied(text: str) -> list[str]:
     """Decimals in the prose of a page that no comment ties to a file, each with the text before it."""
+    text = _prose(text)
+    return [text[max(0, one.start() - 30) : one.end()] for one in _DECIMAL.finditer(text)]
+
+
+def unknown(text: str, study: Path) -> list[str]:
+    """Whole numbers of two or more digits in the prose of a study's page that none of the folder's files has."""
+    known = set(SIZES)
+    for file in study.rglob("*"):
+        if file.suffix == ".json":
+            _add_numbers(json.loads(file.read_text(encoding="utf-8")), known)
+        elif file.suffix == ".yaml":
+            _add_numbers(file.read_text(encoding="utf-8"), known)
+    text = _DATE.sub("", _prose(text))
+    return [
+        text[max(0, one.start() - 30) : one.end()]
+        for one in _WHOLE.finditer(text)
+        if int(one[0].replace(",", "")) not in known
+    ]
+
+
+def _add_numbers(value: object, known: set[int]) -> None:
+    """Add the whole numbers in a JSON value, those in its texts included."""
+    if isinstance(value, str):
+        known.update(int(one) for one in re.findall(r"(?<![\w.])\d+(?![\w.]*\d)", value))
+    elif isinstance(value, int | float):
+        known.update([int(value)] if float(value).is_integer() else [])
+    elif isinstance(value, Mapping | list):
+        each = value.items() if isinstance(value, Mapping) else enumerate(cast("list[object]", value))
+        for name, one in cast("Iterable[tuple[object, object]]", each):
+            _add_numbers(name if isinstance(name, str) else None, known)
+            _add_numbers(one, known)
+
+
+def _prose(text: str) -> str:
+    """What a reader reads of a page as prose, without figures that are tied."""
     found, rest = _tied(text)
     text = "".join([*(one.prose for one in found), rest])
     for made in _MADE:
         text = re.sub(made, "", text, flags=re.DOTALL)
-    text = _VERSION.sub("", text)
-    return [text[max(0, one.start() - 30) : one.end()] for one in _DECIMAL.finditer(text)]
+    return _VERSION.sub("", text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -212,6 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for page in checked_whole():
         left = untied(page.read_text(encoding="utf-8"))
         wrong += [f"{page.relative_to(ROOT)}: tied to no file: {one!r}" for one in left]
+    for page in sorted((ROOT / "studies").glob("*/README.md")):
+        left = unknown(page.read_text(encoding="utf-8"), page.parent)
+        wrong += [f"{page.relative_to(ROOT)}: in no file of the study: {one!r}" for one in left]
     print("\n".join(wrong) or "every tied figure matches its file")
     return int(bool(wrong))
 
