@@ -129,7 +129,7 @@ def _chains(line: str) -> Iterator[list[str]]:
         # "25% of 4 = 0.25 * 4 = 1", "twice 5 + 1 = 11": the first number belongs to the words.
         if _PART_OF_WORDS.search(before) or (re.search(r"[\w%]$", before.rstrip()) and not _COMPUTES.search(sides[0])):
             sides = sides[1:]
-        # "8 - 2 = 3x", "2 * 6 = 4 \times 3": the last number goes on.
+        # "8 - 2 = 3x", "2 * 6 = 4 \times 3": more follows the last number.
         if _GOES_ON.match(after) or (after[:1].isalpha() and not match[0][-1].isspace()):
             sides = sides[:-1]
         yield [side.strip() for side in sides]

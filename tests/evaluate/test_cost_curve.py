@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flow_dpo.evaluate.compare import seed_results
+from flow_dpo.evaluate import statistics
 from tools import cost_curve, cost_differences, cost_seconds
 
 
@@ -115,12 +115,19 @@ def test_the_published_page_has_the_tables_of_its_files(test: str) -> None:
 
 def test_published_differences_are_those_of_the_seeds() -> None:
     study = Path(__file__).parent.parent.parent / "studies" / "cost"
-    published = json.loads((study / "differences.json").read_text())["harder/greedy"]
-    less, more = (seed_results.read_seeds(study / budget) for budget in ("64000", "254000"))
-    arms = ("flow_dpo_same_tokens", "grpo_same_tokens")
-    assert cost_differences.between(more, more, arms, "harder/greedy") == published["arms"]["254000"][arms[0]][arms[1]]
-    gap = cost_differences.between(more, less, (arms[1], arms[1]), "harder/greedy")
-    assert gap == published["budgets"][arms[1]]["254000 over 64000"]
+    budgets = [str(study / budget) for budget in ("32000", "64000", "127000", "254000")]
+    with pytest.raises(SystemExit) as ended:
+        cost_differences.main([*budgets, "--output", str(study / "differences.json"), "--check"])
+    assert ended.value.code == 0
+
+
+def test_a_p_is_corrected_for_all_arms_at_all_budgets() -> None:
+    found = json.loads((Path(__file__).parent.parent.parent / "studies" / "cost" / "differences.json").read_text())
+    for test in found.values():
+        gaps = [gap for by_one in test["arms"].values() for by_other in by_one.values() for gap in by_other.values()]
+        assert len(gaps) == 60
+        expected = statistics.holm({str(number): gap["seed_p"] for number, gap in enumerate(gaps)})
+        assert [gap["p_holm"] for gap in gaps] == list(expected.values())
 
 
 def test_a_difference_that_is_not_the_seeds_is_named(
