@@ -12,8 +12,9 @@ import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flow_dpo.core.errors import DataError
@@ -62,7 +63,11 @@ def find_sources(paths: Sequence[Path]) -> tuple[list[ViewSource], list[Note]]:
     found: dict[Path, tuple[str, str]] = {}
     notes: list[Note] = []
     for path in paths:
-        if not path.exists():
+        try:
+            there = path.exists()
+        except OSError as error:
+            raise DataError(f"expected a path that can be read, found {path}: {error.strerror}") from error
+        if not there:
             raise DataError(f"expected a run, traces, an evaluation, judgements or a folder of them at {path}, found "
                             f"nothing{_near(path)}")  # fmt: skip
         top = path.parent if path.is_file() else path
@@ -75,12 +80,17 @@ def find_sources(paths: Sequence[Path]) -> tuple[list[ViewSource], list[Note]]:
 
 def opened(source: ViewSource, name: str) -> Path:
     """The path of a source's file. Raises `DataError` if it is a link that leads out of the source, or not a file
-    (reading a pipe would block)."""
+    (reading a pipe would block), or if the system does not tell."""
     path = source.path / name
-    if path.is_symlink() and not path.resolve().is_relative_to(source.path.resolve()):
-        raise DataError(f"{name} is a link to a file outside {source.name}, which is not followed")
-    if not path.is_file() and path.exists():
-        raise DataError(f"expected a file, found something else named {name}")
+    try:
+        if path.is_symlink() and not path.resolve().is_relative_to(source.path.resolve()):
+            raise DataError(f"{name} is a link to a file outside {source.name}, which is not followed")
+        if not path.is_file() and path.exists():
+            raise DataError(f"expected a file, found something else named {name}")
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}") from error
+    except RuntimeError as error:  # of Path.resolve
+        raise DataError(f"{name} is a link that leads in a circle") from error
     return path
 
 
@@ -111,15 +121,24 @@ def _walk(top: Path, root: Path, found: dict[Path, tuple[str, str]], notes: list
         except OSError as error:
             notes.append(Note(text=f"{folder} cannot be read: {error.strerror}"))
             continue
-        kind = _kind(entry.name for entry in inside if entry.is_file())
+        kind = _kind(entry.name for entry in inside if _is(entry.is_file))
         resolved = folder.resolve()
         if kind is not None and resolved not in found:
             below = folder.relative_to(root).as_posix()
             found[resolved] = (kind, root.resolve().name if below == "." else below)
         for entry in inside if depth < _DEEPEST else ():
             skipped = entry.name.startswith(".") or (kind == "run" and entry.name in _NOT_ENTERED)
-            if not skipped and entry.is_dir(follow_symlinks=False):
+            if not skipped and _is(partial(entry.is_dir, follow_symlinks=False)):
                 waiting.append((folder / entry.name, depth + 1))
+
+
+def _is(asked: Callable[[], bool]) -> bool:
+    """Whether an entry is what is asked. One of which the system does not tell (a link in a circle, or into a folder
+    without permission) is nothing that can be shown."""
+    try:
+        return asked()
+    except OSError:
+        return False
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -150,13 +169,19 @@ def _near(path: Path) -> str:
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
-    names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    try:
+        names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError as error:
+        return f"; {folder} cannot be read: {error.strerror}"
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or sorted(names, key=_natural)[:5]
     return f"; in {folder} there is {', '.join(near)}" if near else f"; {folder} has no folders"
 
 
 def _held(folder: Path) -> str:
-    names = sorted((entry.name for entry in folder.iterdir()), key=_natural) if folder.is_dir() else []
+    try:
+        names = sorted((entry.name for entry in folder.iterdir()), key=_natural) if folder.is_dir() else []
+    except OSError as error:
+        return f"a folder that cannot be read: {error.strerror}"
     if names == [".lock"]:
         return "only a lock: what was started there has not written anything yet"
     return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}" if names else "nothing in it"

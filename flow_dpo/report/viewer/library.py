@@ -12,7 +12,9 @@ written into a source, and whatever its files hold, an answer is valid JSON, or 
 
 from __future__ import annotations
 
+import logging
 import os
+import sqlite3
 import tempfile
 import threading
 import time
@@ -22,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from flow_dpo.core.errors import DataError, StorageError
+from flow_dpo.core.errors import DataError, StorageError, visible
 from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.facts import Named, as_it_stands
 from flow_dpo.report.viewer.found import Note, ViewSource, find_sources
@@ -36,6 +38,9 @@ _SCAN_S = 5.0
 """Seconds between two walks through the folders."""
 _PATIENCE_S = 1.0
 """Most seconds for which the indexing thread pauses."""
+_FAULTS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, sqlite3.Error, TypeError, ValueError)
+"""What a source, or a fault of this package, can make the indexing thread fail with."""
+_logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -121,6 +126,8 @@ class Library:
         with self._in_front():
             shelves = list(self._shelves.values())
             notes = [*self._notes, *(note for shelf in shelves for note in shelf.notes())]
+            if self._thread is not None and not self._thread.is_alive() and not self._closing.is_set():
+                notes.append(Note(text="new rows are no longer read; the terminal says why: start the viewer again"))
             return {
                 "title": ", ".join(dict.fromkeys(path.resolve().name or str(path) for path in self._paths)),
                 "static": False,
@@ -153,7 +160,7 @@ class Library:
     def _follow(self) -> None:
         scanned = time.monotonic()
         while not self._closing.is_set():
-            waiting = [shelf for shelf in list(self._shelves.values()) if shelf.follow()]
+            waiting = [shelf for shelf in list(self._shelves.values()) if shelf.is_followed and self._is_behind(shelf)]
             for shelf in waiting:
                 self._step(shelf)
                 if self._closing.is_set():
@@ -164,7 +171,22 @@ class Library:
             if not waiting:
                 self._closing.wait(_PAUSE_S)
 
+    # A source that shows a fault of this package is given up in words; the thread goes on with the others.
+
+    def _is_behind(self, shelf: Shelf) -> bool:
+        try:
+            return shelf.follow()
+        except _FAULTS as error:
+            _give_up(shelf, "can no longer be followed", error, wholly=True)
+            return False
+
     def _step(self, shelf: Shelf) -> None:
+        try:
+            self._extend(shelf)
+        except _FAULTS as error:
+            _give_up(shelf, "can no longer be indexed", error)
+
+    def _extend(self, shelf: Shelf) -> None:
         try:
             shelf.step()
         except StorageError as error:
@@ -181,6 +203,12 @@ class Library:
             found, notes = find_sources(self._paths)
         except DataError as error:  # a path that existed is gone
             self._notes = [Note(text=str(error))]
+            return
+        except _FAULTS as error:
+            note = Note(text=_in_words("new sources cannot be looked for", error))
+            if note not in self._notes:  # it is met again at every look
+                _logger.error("%s", note.text, exc_info=error)
+            self._notes = [note]
             return
         known = {shelf.source.path for shelf in self._shelves.values()}
         self._notes = notes
@@ -222,6 +250,16 @@ class Library:
         if self._asked and threading.current_thread() is self._thread:
             with self._free:
                 self._free.wait_for(lambda: not self._asked, timeout=_PATIENCE_S)
+
+
+def _in_words(what: str, error: BaseException) -> str:
+    return visible(f"{what}: {type(error).__name__}: {error}")
+
+
+def _give_up(shelf: Shelf, what: str, error: Exception, *, wholly: bool = False) -> None:
+    words = _in_words(f"{shelf.source.name} {what}", error)
+    _logger.error("%s", words, exc_info=error)
+    shelf.give_up(words, wholly=wholly)
 
 
 def _tidy(folder: Path) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flow_dpo.core.errors import DataError
-from flow_dpo.report.viewer.index import COLUMNS, TEXTS, place_of
+from flow_dpo.report.viewer.tables import COLUMNS, TEXTS, place_of
 
 MOST = 500
 """Most rows of one answer."""
