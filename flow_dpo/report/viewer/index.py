@@ -74,6 +74,8 @@ class Index:
         self._known: dict[str, _Seen | None] = {}
         """The state of the files when everything in them was indexed."""
         self._writer: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
+        """Device and inode of the file that `_writer` writes."""
         self._failures = 0
         self.ready = False
         """Whether it can be queried."""
@@ -101,16 +103,22 @@ class Index:
 
     def is_behind(self) -> bool:
         """Whether there is something new to index."""
-        return self._writer is None or self._look_at_all() != self._known
+        return self._writer is None or self._is_gone() or self._look_at_all() != self._known
 
     def step(self) -> bool:
         """Index some of what is new; returns False if there is nothing. Raises `StorageError` if the index cannot be
         written."""
         seen = self._look_at_all()
+        if self._writer is not None and self._is_gone():
+            self.close()
+            self._known = {}
         if self._writer is not None and seen == self._known:
             return False
         try:
             return self._step(seen)
+        except OSError as error:
+            self.close()
+            raise StorageError(f"could not write the index {self._path}: {error.strerror}") from error
         except sqlite3.DatabaseError as error:
             self.close()
             self._failures += 1
@@ -154,9 +162,16 @@ class Index:
             return None
         return _Seen(device=found.st_dev, inode=found.st_ino, size=found.st_size, changed=found.st_ctime_ns)
 
+    def _is_gone(self) -> bool:
+        """Whether somebody removed or replaced the file that is being written."""
+        try:
+            return _identity(self._path) != self._opened
+        except OSError:
+            return True  # opening it again finds out why
+
     def _open(self) -> sqlite3.Connection:
         if self._writer is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._writer = database = sqlite3.connect(
                 self._path, timeout=30, isolation_level=None, check_same_thread=False
             )
@@ -168,6 +183,7 @@ class Index:
                 tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
                 if "meta" not in tables or database.execute("SELECT version FROM meta").fetchone() != (VERSION,):
                     _make(database, tables)
+            self._opened = _identity(self._path)
         return self._writer
 
     def _throw_away(self) -> None:
@@ -254,6 +270,11 @@ class Index:
             done += read[name].offset if name in read else 0
         self.progress = 1.0 if whole or not total else min(0.999, done / total)
         database.execute("UPDATE meta SET revision = revision + 1")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _make(database: sqlite3.Connection, tables: set[str]) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,12 @@ from flow_dpo.report.viewer import library as module
 from flow_dpo.report.viewer.found import find_sources
 from flow_dpo.report.viewer.index import Index
 from flow_dpo.report.viewer.library import Library
-from tests.report.viewer.test_library import VERDICTS, by_id, notes, opened, quick, until
+from tests.report.viewer.test_library import VERDICTS, by_id, folder, notes, opened, quick, until
+from tests.support.record_examples import JUDGEMENT, TRACE
 from tests.support.report_sources import run
 from tests.support.view_runs import content, source
 
-_ = quick
+_ = quick, folder
 
 
 def totals(library: Library) -> dict[str, int]:
@@ -172,3 +176,66 @@ def test_a_thread_that_ended_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(index.Index, "is_behind", lambda _: 1 / 0)
         monkeypatch.setattr(module, "_FAULTS", ())
         until(lambda: any("start the viewer again" in note for note in notes(library)))
+
+
+# ---- indexes that are removed ----------------------------------------------------------------------------------------
+
+
+def test_an_index_that_is_removed_is_made_again(tmp_path: Path) -> None:
+    """Nothing changes in the runs, as in finished ones."""
+    for name in ("one", "two"):
+        run(tmp_path / "all" / name, VERDICTS)
+    with opened([tmp_path / "all"], tmp_path / "cache") as library:
+        stamp = by_id(library)["one"]["stamp"]
+        shutil.rmtree(tmp_path / "cache")
+        until(lambda: can_be_read(library, "one", "two"))
+        assert totals(library) == {"one": 2, "two": 2}
+        assert by_id(library)["one"]["stamp"] != stamp, "a page asks again"
+        assert (tmp_path / "cache").stat().st_mode & 0o077 == 0, "it is nobody else's"
+        [first, _] = (tmp_path / "cache").glob("*.sqlite")
+        shutil.copy(first, tmp_path / "copy")
+        (tmp_path / "copy").replace(first)
+        (tmp_path / "cache").rename(tmp_path / "moved")
+        (tmp_path / "cache").write_text("in the way")
+        until(lambda: can_be_read(library, "one", "two"))
+        assert not any("could not write" in note for note in notes(library))
+
+
+def can_be_read(library: Library, *ids: str) -> bool:
+    try:
+        return all(library.get("item", {"source": id, "n": "0"})["notes"] == [] for id in ids)
+    except DataError:
+        return False
+
+
+def test_a_source_whose_index_cannot_be_read_costs_only_its_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [run(tmp_path / name, VERDICTS) for name in ("one", "two", "three")]
+    with opened(paths, tmp_path / "cache") as library:
+        monkeypatch.setattr(module, "_PAUSE_S", 60.0)
+        time.sleep(0.1)
+        two = next(shelf for shelf in library._shelves.values() if shelf.source.id == "two")
+        two.index._path.unlink()
+        item = library.get("item", {"source": "one", "n": "1"})
+        assert [each["source"] for each in item["elsewhere"]] == ["three"]
+        [note] = item["notes"]
+        assert note.startswith("the same problem was not looked for everywhere: expected the index of two")
+
+
+def test_a_judgement_is_shown_without_traces_that_cannot_be_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = json.loads((folder / "judged" / "judge.json").read_text())
+    sides = [{"path": str(folder / "traces" / "traces.jsonl")}, {"path": str(folder / "gone" / "traces.jsonl")}]
+    (folder / "judged" / "judge.json").write_text(json.dumps(header | {"traces": sides}))
+    row = JUDGEMENT | {"problem_id": TRACE["problem_id"]}
+    (folder / "judged" / "judgements.jsonl").write_text(json.dumps(row) + "\n")
+    with opened([folder / "judged", folder / "traces"], tmp_path / "cache") as library:
+        assert library.get("item", {"source": "judged", "n": "0"})["texts"]
+        monkeypatch.setattr(module, "_PAUSE_S", 60.0)
+        time.sleep(0.1)
+        (folder / "traces" / "traces.jsonl").unlink()
+        item = library.get("item", {"source": "judged", "n": "0"})
+        assert (item["kind"], item["texts"]) == ("judgement", None)
+        assert [note for note in item["notes"] if note.startswith("the solutions are not shown: expected traces.jsonl")]
