@@ -199,8 +199,9 @@ class Library:
 
     def _scan(self) -> None:
         """Look for new sources."""
+        known = {shelf.source.path: shelf.source.id for shelf in self._shelves.values()}
         try:
-            found, notes = find_sources(self._paths)
+            found, notes = find_sources(self._paths, known)
         except DataError as error:  # a path that existed is gone
             self._notes = [Note(text=str(error))]
             return
@@ -210,10 +211,9 @@ class Library:
                 _logger.error("%s", note.text, exc_info=error)
             self._notes = [note]
             return
-        known = {shelf.source.path for shelf in self._shelves.values()}
         self._notes = notes
         for source in found:
-            if source.path not in known and source.id not in self._shelves:
+            if source.path not in known:
                 self._shelves[source.id] = self._shelf(source)
 
     def _shelf(self, source: ViewSource) -> Shelf:
