@@ -96,15 +96,25 @@
   view.compare = { differences, parting };
   view.pages.compare = {
     render(root, route) {
-      let gone = false;
+      let [gone, failed] = [false, false];
       view.replace(root, h("p", { class: "muted" }, "Reading\u2026"));
-      fill(root, route, () => gone).catch((error) => {
-        if (!gone) view.replace(root, view.failure(error));
-        if (error instanceof TypeError) throw error;
-      });
+      const load = async () => {
+        failed = false;
+        try {
+          await fill(root, route, () => gone);
+        } catch (error) {
+          failed = true;
+          if (!gone) view.replace(root, view.failure(error));
+          if (error instanceof TypeError) throw error;
+        }
+      };
+      load();
+      const isShown = (ids) => ids.has(route.source) || ids.has(route.other.source);
+      const stop = view.onChange((ids) => failed && isShown(ids) && load());
       const back = view.keys([{ keys: ["Escape"], words: "back to the first item", run: () => view.go(view.to.item(route.source, route.n)) }]);
       return () => {
         gone = true;
+        stop();
         back();
       };
     },
