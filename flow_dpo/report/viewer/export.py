@@ -114,7 +114,8 @@ def _write(library: Library, folder: Path, num_items: int) -> Copied:
     items = _Items(library, data, known, chosen)
     written = items.write()
     for id, rows in chosen.items():
-        there = [row for row in rows if row["n"] in items.numbers[id]]
+        more = library.searched(id, sorted(items.numbers[id]))
+        there = [{**row, **_found_by(row["n"], more)} for row in rows if row["n"] in items.numbers[id]]
         answer = library.get("items", {"source": id, "limit": "0"})
         written += _put(data, ("items", id), {**answer, "rows": there, "total": len(there), "all": len(there)})
         written += _put(data, ("curves", id), library.get("curves", {"source": id}))
@@ -140,6 +141,10 @@ def _put_in_place(part: Path, folder: Path) -> None:
     for each in part.iterdir():
         if each.is_file():
             each.replace(folder / each.name)
+
+
+def _found_by(n: int, searched: Mapping[int, str]) -> dict[str, str]:
+    return {"find": searched[n]} if n in searched else {}
 
 
 def _chosen(library: Library, id: str, num_items: int) -> list[dict[str, Any]]:

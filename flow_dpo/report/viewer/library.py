@@ -137,6 +137,11 @@ class Library:
                 ],
             }
 
+    def searched(self, source: str, numbers: Sequence[int]) -> dict[int, str]:
+        """What a search covers of these items of a source, where that is more than their row in "items"."""
+        with self._in_front():
+            return self._named({"source": source}).searched(numbers)
+
     def _curves(self, params: Mapping[str, str]) -> dict[str, Any]:
         queries.refuse_unknown(params, frozenset({"source"}))
         return self._named(params).curves()

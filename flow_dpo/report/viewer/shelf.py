@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,13 @@ class Shelf:
         for row in rows:
             row["batch"] = self.batch_of(row["n"])
         return {"total": total, "all": self._counted.totals.num, "rows": rows, "facets": self._counted.facets}
+
+    def searched(self, numbers: Sequence[int]) -> dict[int, str]:
+        """What a search covers of these items, where that is more than their row. Raises `DataError`."""
+        if not self.index.ready:
+            return {}
+        with self.index.reading() as database:
+            return queries.searched(database, numbers)
 
     def batch_of(self, n: int) -> int | None:
         """The batch, from 0, in which an item was sampled."""

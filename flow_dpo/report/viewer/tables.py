@@ -17,7 +17,7 @@ from flow_dpo.core.errors import DataError
 from flow_dpo.report.viewer.columns import SHOWN, Example, columns, example, row_of
 from flow_dpo.report.viewer.lines import Line
 
-VERSION = 3
+VERSION = 4
 """Version of the tables and their contents; an index with another one is discarded."""
 TABLES = """
 CREATE TABLE meta (version INTEGER, revision INTEGER);
@@ -64,8 +64,9 @@ def add_items(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) 
             found |= {"pairs": 0, "scored": 0, "places": ""}
         items.append((n, line.offset, line.length, *map(found.get, COLUMNS)))
         shown = None if question is None else question[:SHOWN]
-        facts = (found["id"], shown, found.get("answer"), found.get("gold"))
-        texts.append((n, *facts, "\n".join(each for each in facts if each).lower()))
+        others = (found.get("answer"), found.get("gold"))
+        searched = "\n".join(each for each in (found["id"], question, *others) if each)
+        texts.append((n, found["id"], shown, *others, searched.lower()))
     database.executemany(_ITEM, items)
     database.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?, ?)", texts)
     return noted

@@ -117,7 +117,8 @@
   }
 
   function hasText(row, text) {
-    const found = [row.id, row.question, row.answer, row.gold].filter(Boolean).join("\n").toLowerCase();
+    // `find` is there where the row does not hold the whole question.
+    const found = row.find ?? [row.id, row.question, row.answer, row.gold].filter(Boolean).join("\n").toLowerCase();
     return found.includes(text.trim().toLowerCase());
   }
 
