@@ -21,12 +21,16 @@
     return at;
   }
 
-  /** Where two trunks first differ: by token ids if both have them, otherwise by characters of their text. */
+  // Ids of two models can be of two vocabularies, in which the same text has others.
+  const hasOneModel = (one, other) => view.source(one.source)?.facts?.model === view.source(other.source)?.facts?.model;
+
+  /** Where two trunks first differ, in characters of their texts and, if both have ids of one model, at which token. */
   function parting(one, other) {
     const [ids, others] = [idsOf(one), idsOf(other)];
     const [text, otherText] = [textOf(one), textOf(other)];
     const token = ids && others ? shared(ids, others) : null;
-    return { isSame: token === null ? text === otherText : ids.length === others.length && token === ids.length, token, at: shared(text, otherText) };
+    const hasSameIds = token === null || (ids.length === others.length && token === ids.length);
+    return { isSame: text === otherText, hasSameIds, token: hasOneModel(one, other) ? token : null, at: shared(text, otherText) };
   }
 
   const said = (result) => (result.answer === null || result.answer === undefined ? "no answer found" : `answer ${result.answer}`);
@@ -39,7 +43,7 @@
     if (first.status === second.status) words.push(`Both are ${view.STATUS[first.status]?.words ?? first.status}${first.answer === second.answer ? `, with the same result: ${said(first)}` : `: ${said(first)} and ${said(second)}`}.`);
     else words.push(`${names[0]} is ${view.STATUS[first.status]?.words ?? first.status} (${said(first)}), ${names[1]} is ${view.STATUS[second.status]?.words ?? second.status} (${said(second)}).`);
     const part = parting(one, other);
-    if (part.isSame) words.push("Both texts are the same.");
+    if (part.isSame) words.push(`Both texts are the same${part.hasSameIds ? "" : ", in other tokens"}.`);
     else if (part.at === 0) words.push("They differ from the beginning.");
     else words.push(part.token === null ? `They differ after ${fmt.plural(part.at, "equal character")}.` : `They first differ at token ${fmt.count(part.token + 1)}, after ${fmt.plural(part.at, "equal character")}.`);
     return { words, part };

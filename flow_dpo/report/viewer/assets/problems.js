@@ -177,14 +177,14 @@
           ["A better", fmt.count(facts.wins_a)], ["B better", fmt.count(facts.wins_b)], ["ties", fmt.count(facts.ties)],
         ],
       }[kind];
-      const made = [
-        facts.recipe, facts.preset, facts.who, facts.decoding, facts.model, facts.dataset,
-      ].filter(Boolean).join(" \u00b7 ");
+      const told = ["recipe", "preset", "who", "decoding", "model", "dataset"].filter((key) => facts[key]);
+      const made = (words) => told.map(words).join(" \u00b7 ");
+      const short = made((key) => view.shortFact(this.source, key));
       view.replace(
         this.state,
         view.state(this.source),
         " ",
-        h("span", { class: "muted", title: made }, view.text(view.shortPaths(made), { limit: 400 })),
+        h("span", { class: "muted", title: made((key) => facts[key]) }, view.text(short, { limit: 400 })),
       );
       view.replace(
         this.facts,
