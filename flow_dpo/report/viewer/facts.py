@@ -85,7 +85,10 @@ def first_row(source: ViewSource, name: str) -> Mapping[str, Any]:
 
 
 def _object(path: Path) -> Mapping[str, Any]:
-    return parse_line(path.read_bytes())
+    content = path.read_bytes()
+    if not content:
+        raise DataError("expected JSON, found an empty file")
+    return parse_line(content)
 
 
 class Named(Protocol):

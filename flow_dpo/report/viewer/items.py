@@ -102,7 +102,12 @@ def _rows(
         with opened(shelf.source, name).open("rb") as file:
             for offset, length in lines:
                 try:
-                    found.append(parse_line(read_at(file, offset, length)))
+                    content = read_at(file, offset, length)
+                    if len(content) < length:
+                        raise DataError(
+                            "expected the row that was indexed, found a shorter file; ask again in a moment"
+                        )
+                    found.append(parse_line(content))
                 except DataError as error:
                     notes.append(f"{name}: {error}")
                     found.append(None)

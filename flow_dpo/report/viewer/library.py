@@ -58,6 +58,8 @@ class Library:
         sources, self._notes = find_sources(self._paths)
         if not sources:
             raise DataError("; ".join(note.text for note in self._notes) or "expected a path, found none")
+        self._cache_notes: list[Note] = []
+        """What is kept apart from the notes of a look for sources, which replace one another."""
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._folder = self._writable(cache_folder() if cache is None else cache)
         self._asked = 0
@@ -125,7 +127,7 @@ class Library:
         """The answer of `get` for "sources"; `named` says how to show names that can be paths."""
         with self._in_front():
             shelves = list(self._shelves.values())
-            notes = [*self._notes, *(note for shelf in shelves for note in shelf.notes())]
+            notes = [*self._cache_notes, *self._notes, *(note for shelf in shelves for note in shelf.notes())]
             if self._thread is not None and not self._thread.is_alive() and not self._closing.is_set():
                 notes.append(Note(text="new rows are no longer read; the terminal says why: start the viewer again"))
             return {
@@ -234,7 +236,7 @@ class Library:
                     return folder
         except OSError as error:
             words = f"indexes are only kept for this session: {folder} cannot be written to ({error.strerror})"
-            self._notes = [*self._notes, Note(text=words)]
+            self._cache_notes.append(Note(text=words))
         self._temporary = tempfile.TemporaryDirectory(prefix="flow-dpo-view-")
         return Path(self._temporary.name)
 

@@ -47,3 +47,13 @@ def test_a_copy_is_searched_as_far_as_the_server_searches(tmp_path: Path, visit:
             for words in ("NEEDLE", "p1", "14", "beyond", "none"):
                 found = page.evaluate("([source, q]) => flowDpo.get('items', {source, q})", [source, words])
                 assert found["total"] == library.get("items", {"source": source, "q": words})["total"], words
+
+
+def test_a_bound_that_is_no_number_is_named(seeded: Path, tmp_path: Path, visit: Open) -> None:
+    with served([seeded], tmp_path / "cache") as (address, _):
+        at = visit(f"{address}#/s/run?to=abc&sort=-tokens")
+        assert "found 'abc'" in at.page.inner_text("main")
+        at.wrong[:] = [words for words in at.wrong if "status of 400" not in words]
+        bounded = "([n, value]) => flowDpo.bounded(Math.min, n, value)"
+        found = [at.page.evaluate(bounded, [5, value]) for value in (None, "3", 9, "0", "x")]
+        assert found == [5, 3, 5, 0, "x"]

@@ -239,3 +239,29 @@ def test_a_judgement_is_shown_without_traces_that_cannot_be_read(
         item = library.get("item", {"source": "judged", "n": "0"})
         assert (item["kind"], item["texts"]) == ("judgement", None)
         assert [note for note in item["notes"] if note.startswith("the solutions are not shown: expected traces.jsonl")]
+
+
+# ---- words about what is wrong ---------------------------------------------------------------------------------------
+
+
+def test_that_indexes_are_not_kept_stays_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans: list[int] = []
+    look = module.find_sources
+    monkeypatch.setattr(module, "find_sources", lambda *args: (scans.append(1), look(*args))[1])
+    (tmp_path / "file").write_text("")
+    with opened([run(tmp_path / "one", VERDICTS)], tmp_path / "file" / "cache") as library:
+        until(lambda: len(scans) > 3)
+        assert "only kept for this session" in " ".join(notes(library))
+
+
+def test_files_that_are_empty_or_were_cut_are_not_called_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = run(tmp_path / "one", VERDICTS)
+    (one / "run.json").write_text("")
+    with opened([one], tmp_path / "cache") as library:
+        assert notes(library) == ["one run.json None: expected JSON, found an empty file"]
+        monkeypatch.setattr(module, "_PAUSE_S", 60.0)
+        time.sleep(0.1)
+        for left in (0, 50):
+            os.truncate(one / "trees.jsonl", left)
+            with pytest.raises(DataError, match="expected the row that was indexed, found a shorter file; ask again"):
+                library.get("item", {"source": "one", "n": "0"})

@@ -207,7 +207,7 @@
       if (!params.sort || view.isStatic) return params;
       const last = await view.get("items", { source: this.source.id, sort: "-time", limit: 1 });
       const pin = last.rows.length ? last.rows[0].n + 1 : 0;
-      return { ...params, to: Math.min(pin, Number(params.to ?? pin)) };
+      return { ...params, to: view.bounded(Math.min, pin, params.to) };
     }
 
     async open({ position = 0, scroll = null } = {}) {
