@@ -20,7 +20,7 @@ _KINDS = {RunSource: "run", EvaluationSource: "evaluation", TracesSource: "trace
 
 
 def is_same(held: Mapping[str, Any], source: Source) -> bool:
-    """Whether nothing speaks against it; `held` is a source of the copy's list."""
+    """Whether no known fact differs; `held` is a source of the copy's list."""
     kind = _KINDS.get(type(source))
     if kind is None or held.get("kind", kind) != kind:
         return False
@@ -46,7 +46,7 @@ def _is_run(facts: Mapping[str, Any], source: RunSource) -> bool:
 
 
 def _is_evaluation(facts: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
-    """An accuracy that a report works out anew, of an older file, is not compared."""
+    """An accuracy that a report recomputes, of an older file, is not compared."""
     pairs = [("num_problems", "num_problems"), ("num_draws", "num_draws"), ("ungraded", "num_ungraded")]
     pairs += [("tokens_sampled", "tokens"), *([] if summary.get("num_ungraded") else [("accuracy", "accuracy")])]
     return all(_agree(facts.get(name), summary.get(own)) for name, own in pairs)

@@ -178,7 +178,7 @@ class Library:
             if not waiting:
                 self._closing.wait(_PAUSE_S)
 
-    # A source that shows a fault of this package is given up in words; the thread goes on with the others.
+    # A source that shows a fault of this package is given up in words; the thread continues with the others.
 
     def _is_behind(self, shelf: Shelf) -> bool:
         try:

@@ -43,13 +43,14 @@
   };
 
   // Breaks between the parts of a path, and inside one only if it is long.
-  const path = (words, title) => h(
-    "span",
-    { class: "path", title },
-    (words.length > MOST_OF_PATH ? `${view.cut(words, MOST_OF_PATH)}\u2026` : words).split(/(?<=\s|[^\u2026]\/)/).map(
-      (part) => [h("span", { class: part.length <= PART ? "text whole" : "text" }, view.hostile(part)), h("wbr")]
-    ),
-  );
+  const path = (words, title) => {
+    const flat = words.replace(/\s+/gu, " ");
+    const shown = flat.length > MOST_OF_PATH ? `${view.cut(flat, MOST_OF_PATH)}\u2026` : flat;
+    const part = (text) => [
+      h("span", { class: text.length <= PART ? "text whole" : "text" }, view.hostile(text)), h("wbr"),
+    ];
+    return h("span", { class: "path", title }, shown.split(/(?<= |[^\u2026]\/)/).map(part));
+  };
 
   const nameCell = (source) => {
     const link = h(
