@@ -92,9 +92,11 @@ def test_a_path_keeps_what_it_is_known_by(tmp_path: Path, visit: Open) -> None:
                          "flow, adapters of \u2026/runs/train", "greedy", "\u2026/gsm8k/test"]  # fmt: skip
         broken = """[...document.querySelectorAll('.path .text')].filter((one) => one.getClientRects().length > 1)
             .map((one) => one.textContent)"""
-        for width in (720, 1000, 1400):
+        for width in (720, 900, 970, 1400):
             at.page.set_viewport_size({"width": width, "height": 900})
             assert at.page.evaluate(broken) == [], "no part of a path is broken in two"
+            wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            assert at.page.evaluate(wide) <= 0, f"the tables fit into {width} px"
         at.go("#/s/seed0")
         text = at.page.inner_text(".page-head")
         assert text.endswith("\u2026/models/small \u00b7 \u2026/gsm8k/main/train")

@@ -284,7 +284,7 @@
 
     section(kind, titled) {
       const sources = this.shown(kind);
-      const most = window.matchMedia("(max-width: 700px)").matches ? CARDS_AT_FIRST : ROWS_AT_FIRST;
+      const most = window.matchMedia("(max-width: 960px)").matches ? CARDS_AT_FIRST : ROWS_AT_FIRST;
       const shown = this.all.has(kind) ? sources : sources.slice(0, most);
       const more = () => {
         this.all.add(kind);
