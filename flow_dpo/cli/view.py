@@ -84,6 +84,8 @@ def _export(paths: Sequence[Path], folder: Path, num_items: int, console: Consol
         copied = export(library, folder, num_items=num_items)
     for id, num in copied.items.items():
         print_safe(console, f"{id}: {num:,} items")
+    if copied.left_out:
+        print_safe(console, f"{copied.left_out:,} could not be read and are left out; the copy's notes say why")
     print_safe(console, f"Written to {folder / 'index.html'} ({copied.num_bytes / 1e6:.1f} MB of data)")
     return 0
 

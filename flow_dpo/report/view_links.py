@@ -15,12 +15,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.report import rates
 from flow_dpo.report.document import Block, Code, Fold, Link, Links, Paragraph
 from flow_dpo.report.sources import EvaluationSource, RunSource, Source, TracesSource
+from flow_dpo.report.view_match import is_same
 
 _BEGIN = 'flowDpo.put("sources", '
 
@@ -31,8 +33,9 @@ class ViewCopy:
 
     base: str
     """Its folder, relative to the report's."""
-    sources: Sequence[Mapping[str, str]]
-    """Their ids and names; a name is the end of a source's path: the copy has no path of the machine that made it."""
+    sources: Sequence[Mapping[str, Any]]
+    """Their ids, names and facts; a name is the end of a source's path: the copy has no path of the machine that made
+    it."""
 
     @classmethod
     def read(cls, folder: Path, *, beside: Path) -> ViewCopy:
@@ -41,7 +44,7 @@ class ViewCopy:
         try:
             text = file.read_text(encoding="utf-8")
             found = json.loads(text[text.index(_BEGIN) + len(_BEGIN) : text.rindex(")")])["sources"]
-            sources = [{"id": str(one["id"]), "name": str(one["name"])} for one in found]
+            sources = [{**one, "id": str(one["id"]), "name": str(one["name"])} for one in found]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"expected a copy of the viewer in {folder}, found none that can be read ({file}: {error}); make one: "
@@ -51,10 +54,10 @@ class ViewCopy:
         return cls(base=base, sources=sources)
 
     def address(self, source: Source, **filters: str | int) -> str | None:
-        """The list of a source's problems, filtered; None if the copy does not hold the source, or if several of its
-        sources match."""
+        """The list of a source's problems, filtered; None if the copy does not hold the source (by its name and by
+        what else both know of it), or if several of its sources match."""
         parts = source.path.resolve().parts
-        named = [(tuple(one["name"].split("/")), one["id"]) for one in self.sources]
+        named = [(tuple(one["name"].split("/")), one["id"]) for one in self.sources if is_same(one, source)]
         longest = max((len(own) for own, _ in named if parts[-len(own) :] == own), default=0)
         ids = [id for own, id in named if own == parts[-longest:]]
         if len(ids) != 1:

@@ -47,7 +47,9 @@ class Batches(FollowedFile):
         for name, value in row.items():
             known = number(value)
             if name != "problems_seen" and known is not None:
-                self.series.setdefault(name, [None] * num).append(known)
+                if name not in self.series:
+                    self.series[name] = [None] * num
+                self.series[name].append(known)
         for values in self.series.values():
             values.extend([None] * (num + 1 - len(values)))
 

@@ -85,7 +85,10 @@ def first_row(source: ViewSource, name: str) -> Mapping[str, Any]:
 
 
 def _object(path: Path) -> Mapping[str, Any]:
-    return parse_line(path.read_bytes())
+    content = path.read_bytes()
+    if not content:
+        raise DataError("expected JSON, found an empty file")
+    return parse_line(content)
 
 
 class Named(Protocol):
@@ -157,11 +160,11 @@ def _of_run(headers: Mapping[str, Mapping[str, Any]], batches: Batches, totals: 
         "seconds": seconds[-1] if seconds else None,
         "roles": _roles(batches) or list(totals.roles),
         "command": text(facts.get("command")),
-        "started": _moment(number(first.get("start"))),
+        "started": moment(number(first.get("start"))),
     }
 
 
-def _moment(seconds: float | None) -> str | None:
+def moment(seconds: float | None) -> str | None:
     """A time in UTC, "2026-11-28T18:33:44+00:00", from seconds since 1970."""
     if seconds is None or not 0 <= seconds < 2**33:
         return None

@@ -9,12 +9,15 @@ path with nothing at it is refused; no symbolic link inside a source leads out o
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from flow_dpo.core.errors import DataError
 
@@ -40,7 +43,8 @@ class ViewSource:
     id: str
     """Used in addresses: letters, digits, "-", "_" and "."; unique."""
     name: str
-    """Shown to people: the path below the folder that was named, or that folder's own name."""
+    """Shown to people: the path below the folder that was named, or that folder's own name; with the folders above it
+    where that would be the name of several."""
     kind: str
     """A key of `KINDS`."""
     path: Path
@@ -57,30 +61,50 @@ class Note:
     line: int | None = None
 
 
-def find_sources(paths: Sequence[Path]) -> tuple[list[ViewSource], list[Note]]:
-    """All sources at these paths and below them. Raises `DataError` for a path with nothing at it."""
-    found: dict[Path, tuple[str, str]] = {}
+class _Found(NamedTuple):
+    """A folder that is a source."""
+
+    kind: str
+    root: Path
+    """The folder that was named."""
+    size: int
+    """How many of the last parts of its path are its name."""
+
+
+def find_sources(paths: Sequence[Path], known: Mapping[Path, str] | None = None) -> tuple[list[ViewSource], list[Note]]:
+    """All sources at these paths and below them; `known` are ids that were given before, by path. Raises `DataError`
+    for a path with nothing at it."""
+    found: dict[Path, _Found] = {}
     notes: list[Note] = []
     for path in paths:
-        if not path.exists():
+        try:
+            there = path.exists()
+        except OSError as error:
+            raise DataError(f"expected a path that can be read, found {path}: {error.strerror}") from error
+        if not there:
             raise DataError(f"expected a run, traces, an evaluation, judgements or a folder of them at {path}, found "
                             f"nothing{_near(path)}")  # fmt: skip
         top = path.parent if path.is_file() else path
         before = len(found)
-        _walk(top, top, found, notes)
+        _walk(top, found, notes)
         if len(found) == before and not any(top.resolve() == known for known in found):
             notes.append(Note(text=f"{path}: expected a run, traces, an evaluation or judgements, found {_held(top)}"))
-    return _named(found), notes
+    return _named(found, known or {}), notes
 
 
 def opened(source: ViewSource, name: str) -> Path:
     """The path of a source's file. Raises `DataError` if it is a link that leads out of the source, or not a file
-    (reading a pipe would block)."""
+    (reading a pipe would block), or if the system does not tell."""
     path = source.path / name
-    if path.is_symlink() and not path.resolve().is_relative_to(source.path.resolve()):
-        raise DataError(f"{name} is a link to a file outside {source.name}, which is not followed")
-    if not path.is_file() and path.exists():
-        raise DataError(f"expected a file, found something else named {name}")
+    try:
+        if path.is_symlink() and not path.resolve().is_relative_to(source.path.resolve()):
+            raise DataError(f"{name} is a link to a file outside {source.name}, which is not followed")
+        if not path.is_file() and path.exists():
+            raise DataError(f"expected a file, found something else named {name}")
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}") from error
+    except RuntimeError as error:  # of Path.resolve
+        raise DataError(f"{name} is a link that leads in a circle") from error
     return path
 
 
@@ -96,14 +120,15 @@ def _kind(names: Iterable[str]) -> str | None:
     return "evaluation" if "sampled.jsonl" in names and "config.yaml" not in names else None
 
 
-def _walk(top: Path, root: Path, found: dict[Path, tuple[str, str]], notes: list[Note]) -> None:
-    """Add the sources in `top` and below to `found`: their kind and their place below `root`, by path."""
+def _walk(top: Path, found: dict[Path, _Found], notes: list[Note]) -> None:
+    """Add the sources in `top` and below to `found`, by path."""
+    root = top.resolve()
     waiting, num_folders = [(top, 0)], 0
     while waiting:
         folder, depth = waiting.pop(0)
         num_folders += 1
         if num_folders > _MOST_FOLDERS or len(found) >= _MOST_SOURCES:
-            notes.append(Note(text=f"{root} holds more than can be shown; name a folder inside it"))
+            notes.append(Note(text=f"{top} holds more than can be shown; name a folder inside it"))
             return
         try:
             with os.scandir(folder) as entries:
@@ -111,15 +136,23 @@ def _walk(top: Path, root: Path, found: dict[Path, tuple[str, str]], notes: list
         except OSError as error:
             notes.append(Note(text=f"{folder} cannot be read: {error.strerror}"))
             continue
-        kind = _kind(entry.name for entry in inside if entry.is_file())
+        kind = _kind(entry.name for entry in inside if _is(entry.is_file))
         resolved = folder.resolve()
         if kind is not None and resolved not in found:
-            below = folder.relative_to(root).as_posix()
-            found[resolved] = (kind, root.resolve().name if below == "." else below)
+            found[resolved] = _Found(kind, root, max(1, len(folder.relative_to(top).parts)))
         for entry in inside if depth < _DEEPEST else ():
             skipped = entry.name.startswith(".") or (kind == "run" and entry.name in _NOT_ENTERED)
-            if not skipped and entry.is_dir(follow_symlinks=False):
+            if not skipped and _is(partial(entry.is_dir, follow_symlinks=False)):
                 waiting.append((folder / entry.name, depth + 1))
+
+
+def _is(asked: Callable[[], bool]) -> bool:
+    """Whether an entry is what is asked. One of which the system does not tell (a link in a circle, or into a folder
+    without permission) is nothing that can be shown."""
+    try:
+        return asked()
+    except OSError:
+        return False
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -127,22 +160,44 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]
 
 
-def _named(found: dict[Path, tuple[str, str]]) -> list[ViewSource]:
+def _named(found: Mapping[Path, _Found], known: Mapping[Path, str]) -> list[ViewSource]:
     """The sources, with unique names and ids."""
-    counts = Counter(name for _, name in found.values())
+    names = _names(found)
     sources: list[ViewSource] = []
-    taken: set[str] = set()
-    for path, (kind, name) in found.items():
-        above = path.parts[: len(path.parts) - name.count("/") - 1]
-        name = f"{above[-1]}/{name}" if counts[name] > 1 and above[-1:] else name
-        stem = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[:80] or kind
-        slug, number = stem, 1
-        while slug in taken:
-            number += 1
-            slug = f"{stem}-{number}"
-        taken.add(slug)
-        sources.append(ViewSource(id=slug, name=name, kind=kind, path=path))
+    taken = set(known.values())
+    for path, (kind, _, _) in found.items():
+        id = known.get(path) or _free_id(names[path], kind, taken)
+        taken.add(id)
+        sources.append(ViewSource(id=id, name=names[path], kind=kind, path=path))
     return sources
+
+
+def _names(found: Mapping[Path, _Found]) -> dict[Path, str]:
+    """The place of each source below its root. Where two of them are alike, all sources of these roots are named with
+    the folders above them, as many as it takes."""
+    above: Counter[Path] = Counter()
+    while True:
+        names = {path: "/".join(path.parts[-(size + above[root]) :]) for path, (_, root, size) in found.items()}
+        counts = Counter(names.values())
+        longer = {root for path, (_, root, size) in found.items()
+                  if counts[names[path]] > 1 and size + above[root] < len(path.parts) - 1}  # fmt: skip
+        if not longer:
+            return names
+        above.update(longer)
+
+
+def _free_id(name: str, kind: str, taken: Container[str]) -> str:
+    """An id that is not taken. A name that an id cannot hold has its digest in it, so that it is the same in every
+    session, whatever other sources there are."""
+    stem = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")
+    id = stem[:80] or kind
+    if not stem or len(stem) > 80 or re.search(r"[^A-Za-z0-9_./-]", name):
+        id = f"{id}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:6]}"
+    stem, number = id, 1
+    while id in taken:
+        number += 1
+        id = f"{stem}-{number}"
+    return id
 
 
 def _near(path: Path) -> str:
@@ -150,13 +205,19 @@ def _near(path: Path) -> str:
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
-    names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    try:
+        names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError as error:
+        return f"; {folder} cannot be read: {error.strerror}"
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or sorted(names, key=_natural)[:5]
     return f"; in {folder} there is {', '.join(near)}" if near else f"; {folder} has no folders"
 
 
 def _held(folder: Path) -> str:
-    names = sorted((entry.name for entry in folder.iterdir()), key=_natural) if folder.is_dir() else []
+    try:
+        names = sorted((entry.name for entry in folder.iterdir()), key=_natural) if folder.is_dir() else []
+    except OSError as error:
+        return f"a folder that cannot be read: {error.strerror}"
     if names == [".lock"]:
         return "only a lock: what was started there has not written anything yet"
     return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}" if names else "nothing in it"

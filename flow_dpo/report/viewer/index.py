@@ -12,22 +12,20 @@ pass over the current files would give; files that were changed, replaced or sho
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from flow_dpo.core.errors import DataError, StorageError
-from flow_dpo.report.viewer.columns import COMPANIONS, MAIN, SHOWN, Example, columns, example, row_of
+from flow_dpo.report.viewer.columns import COMPANIONS, MAIN
 from flow_dpo.report.viewer.found import ViewSource, opened
 from flow_dpo.report.viewer.lines import Line, read_lines
+from flow_dpo.report.viewer.tables import TABLES, VERSION, add_companions, add_items
 
-VERSION = 2
-"""Version of the tables and their contents; an index with another one is discarded."""
 STEP = 4 * 2**20
 """Bytes of a file that are read in one transaction."""
 _BLOCK = 4096
@@ -35,28 +33,6 @@ _BLOCK = 4096
 _TRIES = 3
 _NOTES = 100
 """Most notes kept for one file."""
-_TABLES = """
-CREATE TABLE meta (version INTEGER, revision INTEGER, source TEXT);
-CREATE TABLE files (name TEXT PRIMARY KEY, device INTEGER, inode INTEGER, size INTEGER, changed INTEGER, offset INTEGER,
-    line INTEGER, head BLOB, tail BLOB, wrong INTEGER);
-CREATE TABLE notes (file TEXT, line INTEGER, text TEXT);
-CREATE TABLE items (n INTEGER PRIMARY KEY, offset INTEGER, length INTEGER, status TEXT, rollouts INTEGER,
-    "right" INTEGER, wrong INTEGER, ungraded INTEGER, accuracy REAL, flipped INTEGER, pairs INTEGER, scored INTEGER,
-    depth INTEGER, tokens INTEGER, version INTEGER, attempts INTEGER, yes REAL, margin REAL, draw INTEGER, level TEXT,
-    subject TEXT, places TEXT);
-CREATE TABLE texts (n INTEGER PRIMARY KEY, id TEXT, question TEXT, answer TEXT, gold TEXT, find TEXT);
-CREATE INDEX texts_by_id ON texts (id);
-CREATE TABLE examples (n INTEGER, kind TEXT, line INTEGER, offset INTEGER, length INTEGER, role TEXT,
-    PRIMARY KEY (n, kind, line)) WITHOUT ROWID;
-CREATE TABLE learned (n INTEGER, line INTEGER, offset INTEGER, length INTEGER, PRIMARY KEY (n, line)) WITHOUT ROWID;
-"""
-COLUMNS = (
-    "status", "rollouts", "right", "wrong", "ungraded", "accuracy", "flipped", "pairs", "scored", "depth", "tokens",
-    "version", "attempts", "yes", "margin", "draw", "level", "subject", "places",
-)  # fmt: skip
-"""The facts of an item in `items`, in order, after n, offset and length; searchable texts are in another table."""
-TEXTS = ("id", "question", "answer", "gold")
-_ITEM = f"INSERT INTO items VALUES ({', '.join('?' * (len(COLUMNS) + 3))})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +74,8 @@ class Index:
         self._known: dict[str, _Seen | None] = {}
         """The state of the files when everything in them was indexed."""
         self._writer: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
+        """Device and inode of the file that `_writer` writes."""
         self._failures = 0
         self.ready = False
         """Whether it can be queried."""
@@ -125,16 +103,22 @@ class Index:
 
     def is_behind(self) -> bool:
         """Whether there is something new to index."""
-        return self._writer is None or self._look_at_all() != self._known
+        return self._writer is None or self._is_gone() or self._look_at_all() != self._known
 
     def step(self) -> bool:
         """Index some of what is new; returns False if there is nothing. Raises `StorageError` if the index cannot be
         written."""
         seen = self._look_at_all()
+        if self._writer is not None and self._is_gone():
+            self.close()
+            self._known = {}
         if self._writer is not None and seen == self._known:
             return False
         try:
             return self._step(seen)
+        except OSError as error:
+            self.close()
+            raise StorageError(f"could not write the index {self._path}: {error.strerror}") from error
         except sqlite3.DatabaseError as error:
             self.close()
             self._failures += 1
@@ -178,9 +162,16 @@ class Index:
             return None
         return _Seen(device=found.st_dev, inode=found.st_ino, size=found.st_size, changed=found.st_ctime_ns)
 
+    def _is_gone(self) -> bool:
+        """Whether somebody removed or replaced the file that is being written."""
+        try:
+            return _identity(self._path) != self._opened
+        except OSError:
+            return True  # opening it again finds out why
+
     def _open(self) -> sqlite3.Connection:
         if self._writer is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._writer = database = sqlite3.connect(
                 self._path, timeout=30, isolation_level=None, check_same_thread=False
             )
@@ -191,7 +182,8 @@ class Index:
                 database.execute("BEGIN IMMEDIATE")
                 tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
                 if "meta" not in tables or database.execute("SELECT version FROM meta").fetchone() != (VERSION,):
-                    _make(database, tables, self.source)
+                    _make(database, tables)
+            self._opened = _identity(self._path)
         return self._writer
 
     def _throw_away(self) -> None:
@@ -204,7 +196,7 @@ class Index:
         rows = database.execute("SELECT * FROM files").fetchall()
         read = {
             name: _Read(
-                seen=_Seen(device=device, inode=inode, size=size, changed=changed),
+                seen=_Seen(device=int(device), inode=int(inode), size=size, changed=int(changed)),
                 offset=offset, line=line, head=head, tail=tail, wrong=wrong,
             )
             for name, device, inode, size, changed, offset, line, head, tail, wrong in rows
@@ -234,11 +226,12 @@ class Index:
         try:
             with opened(self.source, name).open("rb") as file:
                 lines = self._lines(file, read, end, seen.size)
-                writer = _items if name == self._main else _companions
+                writer = add_items if name == self._main else add_companions
                 noted = writer(database, self._schema if name == self._main else COMPANIONS[name], lines)
                 read.head, read.tail = _marks(file, read.offset)
-        except OSError as error:
-            noted = [(None, f"expected rows, found that the file cannot be read: {error.strerror}")]
+        except (OSError, DataError) as error:
+            words = error.strerror if isinstance(error, OSError) else error
+            noted = [(None, f"expected rows, found that the file cannot be read: {words}")]
             database.execute("DELETE FROM notes WHERE file = ? AND line IS NULL", (name,))
             read.offset = seen.size
         kept = noted[: max(0, _NOTES - read.wrong)]
@@ -269,8 +262,8 @@ class Index:
             assert state is not None, name
             database.execute(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (name, state.device, state.inode, state.size, state.changed, one.offset, one.line, one.head, one.tail,
-                 one.wrong),
+                (name, str(state.device), str(state.inode), state.size, str(state.changed), one.offset, one.line,
+                 one.head, one.tail, one.wrong),
             )  # fmt: skip
         for name, state in seen.items():
             total += state.size if state else 0
@@ -279,13 +272,18 @@ class Index:
         database.execute("UPDATE meta SET revision = revision + 1")
 
 
-def _make(database: sqlite3.Connection, tables: set[str], source: ViewSource) -> None:
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _make(database: sqlite3.Connection, tables: set[str]) -> None:
     for table in tables:
         if not table.startswith("sqlite_"):
             database.execute(f'DROP TABLE IF EXISTS "{table}"')
-    for statement in _TABLES.split(";"):
+    for statement in TABLES.split(";"):
         database.execute(statement)
-    database.execute("INSERT INTO meta VALUES (?, 0, ?)", (VERSION, str(source.path)))
+    database.execute("INSERT INTO meta VALUES (?, 0)", (VERSION,))
 
 
 def _marks(file: BinaryIO, offset: int) -> tuple[bytes, bytes]:
@@ -295,102 +293,3 @@ def _marks(file: BinaryIO, offset: int) -> tuple[bytes, bytes]:
         file.seek(start)
         found.append(hashlib.blake2b(file.read(min(_BLOCK, offset - start)), digest_size=16).digest())
     return found[0], found[1]
-
-
-_Noted = list[tuple[int | None, str]]
-
-
-def _items(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) -> _Noted:
-    noted: _Noted = []
-    items: list[Sequence[Any]] = []
-    texts: list[Sequence[Any]] = []
-    for line in lines:
-        try:
-            found = columns(schema, row_of(schema, line.content))
-        except DataError as error:
-            noted.append((line.number, str(error)))
-            continue
-        n = line.number - 1
-        question = found.get("question")
-        if schema == "tree":
-            found |= {"pairs": 0, "scored": 0, "places": ""}
-        items.append((n, line.offset, line.length, *map(found.get, COLUMNS)))
-        shown = None if question is None else question[:SHOWN]
-        facts = (found["id"], shown, found.get("answer"), found.get("gold"))
-        texts.append((n, *facts, "\n".join(each for each in facts if each).lower()))
-    database.executemany(_ITEM, items)
-    database.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?, ?)", texts)
-    return noted
-
-
-def _companions(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) -> _Noted:
-    noted: _Noted = []
-    found: list[tuple[int, int, int, Example]] = []
-    for line in lines:
-        try:
-            # The content is not kept: the lines of a step together are megabytes.
-            found.append((line.number, line.offset, line.length, example(schema, line.content)))
-        except DataError as error:
-            noted.append((line.number, str(error)))
-    items = _items_of(database, {one.problem for *_, one in found})
-    rows: list[Sequence[Any]] = []
-    changes: dict[int, list[Any]] = {}
-    alone: list[tuple[int, str]] = []
-    for number, offset, length, one in found:
-        n = _item_of(one, items.get(one.problem, ()))
-        if n is None:
-            alone.append((number, one.problem))
-        elif schema == "learned":
-            rows.append((n, number, offset, length))
-        else:
-            rows.append((n, schema, number, offset, length, one.role))
-            change = changes.setdefault(n, [0, None, None, ""])
-            change[0] += 1
-            change[1] = _larger(change[1], one.depth)
-            change[2] = _larger(change[2], one.margin)
-            change[3] += place_of(one.role, one.depth)
-    if alone:  # otherwise a lost tree would cost one note per row
-        more = f", and {len(alone) - 1:,} more such rows" if len(alone) > 1 else ""
-        noted.append((alone[0][0], f"expected a problem that trees.jsonl has, found {alone[0][1]!r:.80}{more}"))
-    if schema == "learned":
-        database.executemany("INSERT INTO learned VALUES (?, ?, ?, ?)", rows)
-        return noted
-    database.executemany("INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?)", rows)
-    count = {"pair": "pairs", "scored": "scored"}[schema]
-    database.executemany(
-        f"UPDATE items SET {count} = {count} + ?1, depth = coalesce(max(depth, ?2), depth, ?2), "
-        "margin = coalesce(max(margin, ?3), margin, ?3), places = places || ?4 WHERE n = ?5",
-        [(*change, n) for n, change in changes.items()],
-    )
-    return noted
-
-
-def place_of(role: str, depth: int | None) -> str:
-    """A role and a depth as written in `places`: in quotes, so no role is part of another."""
-    return f"{json.dumps(role)}:{'' if depth is None else depth} "
-
-
-def _larger(one: Any, other: Any) -> Any:
-    return other if one is None else one if other is None else max(one, other)
-
-
-def _items_of(database: sqlite3.Connection, names: set[str]) -> dict[str, list[tuple[int, int | None]]]:
-    """The items of each of these problems, with their versions, in order."""
-    found: dict[str, list[tuple[int, int | None]]] = {}
-    wanted = sorted(names)
-    for start in range(0, len(wanted), 500):
-        some = wanted[start : start + 500]
-        marks = ", ".join("?" * len(some))
-        query = f"SELECT id, n, version FROM texts JOIN items USING (n) WHERE id IN ({marks}) ORDER BY n"
-        for name, n, version in database.execute(query, some):
-            found.setdefault(name, []).append((n, version))
-    return found
-
-
-def _item_of(one: Example, items: Sequence[tuple[int, int | None]]) -> int | None:
-    """The tree of an example: the problem's own or, if there are several, the first that its policy sampled."""
-    if len(items) > 1:
-        for n, version in items:
-            if version == one.version:
-                return n
-    return items[0][0] if items else None

@@ -8,7 +8,8 @@ index soon follows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from flow_dpo.core.errors import DataError
@@ -43,13 +44,14 @@ def item(shelf: Shelf, n: int, shelves: Sequence[Shelf]) -> dict[str, Any]:
         own = {kind: _own_rows(shelf, kind, place, notes) for kind in _FILES}
         examples = [*own["pair"], *own["scored"]]
         found = _drawn(where, lambda: tree_view.tree_view(row, examples, own["learned"], shelf.token_texts()))
-        found["notes"] = [*found.get("notes", ()), *notes]
     else:
         found = _drawn(where, lambda: item_views.item_view(source.kind, row))
         if source.kind == "judgements":
-            found |= _compared(shelf, place.id, shelves)
+            found |= _compared(shelf, place.id, shelves, notes)
+    elsewhere = _elsewhere(place, shelf, shelves, notes)
+    found["notes"] = [*found.get("notes", ()), *notes]
     facts = {"source": source.id, "n": n, "total": shelf.num_items, "batch": shelf.batch_of(n), "stamp": shelf.stamp}
-    return {**found, **facts, "elsewhere": _elsewhere(place, shelf, shelves)}
+    return {**found, **facts, "elsewhere": elsewhere}
 
 
 def _place(shelf: Shelf, n: int, main: str) -> queries.Place:
@@ -100,7 +102,12 @@ def _rows(
         with opened(shelf.source, name).open("rb") as file:
             for offset, length in lines:
                 try:
-                    found.append(parse_line(read_at(file, offset, length)))
+                    content = read_at(file, offset, length)
+                    if len(content) < length:
+                        raise DataError(
+                            "expected the row that was indexed, found a shorter file; ask again in a moment"
+                        )
+                    found.append(parse_line(content))
                 except DataError as error:
                     notes.append(f"{name}: {error}")
                     found.append(None)
@@ -111,15 +118,18 @@ def _rows(
     return found
 
 
-def _compared(shelf: Shelf, problem: str, shelves: Sequence[Shelf]) -> dict[str, Any]:
+def _compared(shelf: Shelf, problem: str, shelves: Sequence[Shelf], notes: list[str]) -> dict[str, Any]:
     """The two solutions that a judgement compares, and their problem, if the traces are among the sources; otherwise
-    nothing, since no other file is read."""
+    nothing, since no other file is read. Traces that cannot be read are left out, with a note."""
     traces = {other.source.path: other for other in shelves if other.source.kind == "traces" and other.index.ready}
     texts: dict[str, str | None] = {}
     found: dict[str, Any] = {}
     for name, path in zip("ab", shelf.side_paths, strict=False):
         other = traces.get(path) or traces.get(path.parent)
-        row = None if other is None else _trace_of(other, problem)
+        row = None
+        if other is not None:
+            with _left_out(notes, "the solutions are not shown"):
+                row = _trace_of(other, problem)
         texts[name] = None if row is None else text(row.get("solution"))
         if row is not None:
             found["problem"] = item_views.item_view("traces", row)["problem"]
@@ -137,6 +147,15 @@ def _trace_of(shelf: Shelf, problem: str) -> Mapping[str, Any] | None:
     return row if row is not None and row.get("problem_id") == problem else None
 
 
+@contextmanager
+def _left_out(notes: list[str], what: str) -> Iterator[None]:
+    """Turns what cannot be read of another source into a note."""
+    try:
+        yield
+    except DataError as error:
+        notes.append(f"{what}: {error}")
+
+
 _BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
@@ -150,13 +169,14 @@ def _drawn(where: str, draw: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         raise DataError(f"{where}: expected a row that can be drawn, found {type(error).__name__}: {error}") from error
 
 
-def _elsewhere(place: queries.Place, own: Shelf, shelves: Sequence[Shelf]) -> list[dict[str, Any]]:
-    """The same problem in other sources, and further occurrences in this one."""
+def _elsewhere(place: queries.Place, own: Shelf, shelves: Sequence[Shelf], notes: list[str]) -> list[dict[str, Any]]:
+    """The same problem in other sources, and further occurrences in this one. A source whose index cannot be read is
+    left out, with a note."""
     found: list[dict[str, Any]] = []
     for shelf in shelves if place.id else ():
         if not shelf.index.ready:
             continue
-        with shelf.index.reading() as database:
+        with _left_out(notes, "the same problem was not looked for everywhere"), shelf.index.reading() as database:
             for n, status, version in queries.same_problem(database, place.id):
                 if shelf is not own or n != place.n:
                     facts = {"source": shelf.source.id, "name": shelf.source.name, "kind": shelf.source.kind}

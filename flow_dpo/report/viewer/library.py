@@ -12,7 +12,9 @@ written into a source, and whatever its files hold, an answer is valid JSON, or 
 
 from __future__ import annotations
 
+import logging
 import os
+import sqlite3
 import tempfile
 import threading
 import time
@@ -22,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from flow_dpo.core.errors import DataError, StorageError
+from flow_dpo.core.errors import DataError, StorageError, visible
 from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.facts import Named, as_it_stands
 from flow_dpo.report.viewer.found import Note, ViewSource, find_sources
@@ -36,6 +38,9 @@ _SCAN_S = 5.0
 """Seconds between two walks through the folders."""
 _PATIENCE_S = 1.0
 """Most seconds for which the indexing thread pauses."""
+_FAULTS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, sqlite3.Error, TypeError, ValueError)
+"""What a source, or a fault of this package, can make the indexing thread fail with."""
+_logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -53,6 +58,8 @@ class Library:
         sources, self._notes = find_sources(self._paths)
         if not sources:
             raise DataError("; ".join(note.text for note in self._notes) or "expected a path, found none")
+        self._cache_notes: list[Note] = []
+        """What is kept apart from the notes of a look for sources, which replace one another."""
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._folder = self._writable(cache_folder() if cache is None else cache)
         self._asked = 0
@@ -120,7 +127,9 @@ class Library:
         """The answer of `get` for "sources"; `named` says how to show names that can be paths."""
         with self._in_front():
             shelves = list(self._shelves.values())
-            notes = [*self._notes, *(note for shelf in shelves for note in shelf.notes())]
+            notes = [*self._cache_notes, *self._notes, *(note for shelf in shelves for note in shelf.notes())]
+            if self._thread is not None and not self._thread.is_alive() and not self._closing.is_set():
+                notes.append(Note(text="new rows are no longer read; the terminal says why: start the viewer again"))
             return {
                 "title": ", ".join(dict.fromkeys(path.resolve().name or str(path) for path in self._paths)),
                 "static": False,
@@ -129,6 +138,11 @@ class Library:
                     {"source": note.source, "file": note.file, "line": note.line, "text": note.text} for note in notes
                 ],
             }
+
+    def searched(self, source: str, numbers: Sequence[int]) -> dict[int, str]:
+        """What a search covers of these items of a source, where that is more than their row in "items"."""
+        with self._in_front():
+            return self._named({"source": source}).searched(numbers)
 
     def _curves(self, params: Mapping[str, str]) -> dict[str, Any]:
         queries.refuse_unknown(params, frozenset({"source"}))
@@ -153,7 +167,7 @@ class Library:
     def _follow(self) -> None:
         scanned = time.monotonic()
         while not self._closing.is_set():
-            waiting = [shelf for shelf in list(self._shelves.values()) if shelf.follow()]
+            waiting = [shelf for shelf in list(self._shelves.values()) if shelf.is_followed and self._is_behind(shelf)]
             for shelf in waiting:
                 self._step(shelf)
                 if self._closing.is_set():
@@ -164,7 +178,22 @@ class Library:
             if not waiting:
                 self._closing.wait(_PAUSE_S)
 
+    # A source that shows a fault of this package is given up in words; the thread continues with the others.
+
+    def _is_behind(self, shelf: Shelf) -> bool:
+        try:
+            return shelf.follow()
+        except _FAULTS as error:
+            _give_up(shelf, "can no longer be followed", error, wholly=True)
+            return False
+
     def _step(self, shelf: Shelf) -> None:
+        try:
+            self._extend(shelf)
+        except _FAULTS as error:
+            _give_up(shelf, "can no longer be indexed", error)
+
+    def _extend(self, shelf: Shelf) -> None:
         try:
             shelf.step()
         except StorageError as error:
@@ -177,15 +206,21 @@ class Library:
 
     def _scan(self) -> None:
         """Look for new sources."""
+        known = {shelf.source.path: shelf.source.id for shelf in self._shelves.values()}
         try:
-            found, notes = find_sources(self._paths)
+            found, notes = find_sources(self._paths, known)
         except DataError as error:  # a path that existed is gone
             self._notes = [Note(text=str(error))]
             return
-        known = {shelf.source.path for shelf in self._shelves.values()}
+        except _FAULTS as error:
+            note = Note(text=_in_words("new sources cannot be looked for", error))
+            if note not in self._notes:  # it is met again at every look
+                _logger.error("%s", note.text, exc_info=error)
+            self._notes = [note]
+            return
         self._notes = notes
         for source in found:
-            if source.path not in known and source.id not in self._shelves:
+            if source.path not in known:
                 self._shelves[source.id] = self._shelf(source)
 
     def _shelf(self, source: ViewSource) -> Shelf:
@@ -201,7 +236,7 @@ class Library:
                     return folder
         except OSError as error:
             words = f"indexes are only kept for this session: {folder} cannot be written to ({error.strerror})"
-            self._notes = [*self._notes, Note(text=words)]
+            self._cache_notes.append(Note(text=words))
         self._temporary = tempfile.TemporaryDirectory(prefix="flow-dpo-view-")
         return Path(self._temporary.name)
 
@@ -222,6 +257,16 @@ class Library:
         if self._asked and threading.current_thread() is self._thread:
             with self._free:
                 self._free.wait_for(lambda: not self._asked, timeout=_PATIENCE_S)
+
+
+def _in_words(what: str, error: BaseException) -> str:
+    return visible(f"{what}: {type(error).__name__}: {error}")
+
+
+def _give_up(shelf: Shelf, what: str, error: Exception, *, wholly: bool = False) -> None:
+    words = _in_words(f"{shelf.source.name} {what}", error)
+    _logger.error("%s", words, exc_info=error)
+    shelf.give_up(words, wholly=wholly)
 
 
 def _tidy(folder: Path) -> None:

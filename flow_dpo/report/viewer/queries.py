@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flow_dpo.core.errors import DataError
-from flow_dpo.report.viewer.index import COLUMNS, TEXTS, place_of
+from flow_dpo.report.viewer.columns import SHOWN
+from flow_dpo.report.viewer.tables import COLUMNS, TEXTS, place_of
 
 MOST = 500
 """Most rows of one answer."""
@@ -165,6 +166,16 @@ def rows(database: sqlite3.Connection, wanted: Sequence[int]) -> list[dict[str, 
         row["by_role"] = {role: len(depths) for role, depths in own.items()}
         found[n] = row
     return [found[n] for n in wanted if n in found]
+
+
+def searched(database: sqlite3.Connection, wanted: Sequence[int]) -> dict[int, str]:
+    """The text that a search covers, in lower case, of those of these items that show only the beginning of it."""
+    found: dict[int, str] = {}
+    for start in range(0, len(wanted), MOST):
+        some = wanted[start : start + MOST]
+        query = f"SELECT n, find FROM texts WHERE length(question) = ? AND n IN ({', '.join('?' * len(some))})"
+        found |= dict(database.execute(query, (SHOWN, *some)))
+    return found
 
 
 _PLACE = re.compile(r'("(?:[^"\\]|\\.)*"):(\d*) ')

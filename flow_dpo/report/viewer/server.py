@@ -20,6 +20,7 @@ import sys
 import threading
 from contextlib import suppress
 from http import HTTPStatus
+from http.client import HTTP_PORT
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any, Self
@@ -71,6 +72,12 @@ def page_file(name: str) -> bytes | None:
     return None if found is None else found.read_bytes()
 
 
+def hosts_of(port: int) -> frozenset[str]:
+    """What the `Host` of a request to this machine can be. A browser leaves out HTTP's own port."""
+    names = (HOST, "localhost", "[::1]")
+    return frozenset({f"{name}:{port}" for name in names} | (set(names) if port == HTTP_PORT else set()))
+
+
 class ViewServer(ThreadingHTTPServer):
     """A server for one library, on 127.0.0.1. Port 0 means any free one."""
 
@@ -85,7 +92,7 @@ class ViewServer(ThreadingHTTPServer):
         self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         super().__init__((HOST, port), _Handler)
         own = self.server_address[1]
-        self.hosts = frozenset({f"{HOST}:{own}", f"localhost:{own}", f"[::1]:{own}"})
+        self.hosts = hosts_of(own)
         self.address = f"http://{HOST}:{own}/"
 
     def __enter__(self) -> Self:
@@ -133,7 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
         if refused:
             self._send(HTTPStatus.FORBIDDEN, {"error": refused}, with_body=with_body)
             return
-        address = urlsplit(self.path)
+        try:
+            address = urlsplit(self.path)
+        except ValueError:
+            error = "expected an address that can be read, found another"
+            self._send(HTTPStatus.BAD_REQUEST, {"error": error}, with_body=with_body)
+            return
         kind = address.path.removeprefix("/data/")
         if kind != address.path:
             self._send(*self._resource(kind, address.query), with_body=with_body)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ class Shelf:
         self._total: tuple[object, int] = None, 0
         """The last filter and its number of items, since a list is requested page by page."""
         self._failed = ""
+        self.is_followed = True
+        """Whether the files are looked at."""
         self._misses = 0
         """Consecutive steps after which the index could not be read."""
 
@@ -124,10 +126,11 @@ class Shelf:
             self._count_after = started + max(_COUNTED_S, 20 * taken)  # a count reads all items
             self._changes += 1
 
-    def give_up(self, reason: str) -> None:
-        """Stop indexing, for this reason."""
+    def give_up(self, reason: str, *, wholly: bool = False) -> None:
+        """Stop indexing, for this reason; `wholly`: also stop looking at the files."""
         self._failed = reason
         self.behind = False
+        self.is_followed = not wholly
         self._changes += 1
 
     def _state(self) -> str:
@@ -143,7 +146,7 @@ class Shelf:
             return self._has_enough() and not is_locked(self.source.path / ".lock")
         if self.source.kind == "traces":
             return headers["traces.json"].get("complete") is not False
-        return bool(headers["summary.json"]) or (self.source.path / "summary.json").is_file()
+        return bool(headers["summary.json"]) or _stat(self.source.path / "summary.json") is not None
 
     def _has_enough(self) -> bool:
         """Whether a run has processed its problems, or spent its budget."""
@@ -209,6 +212,13 @@ class Shelf:
             row["batch"] = self.batch_of(row["n"])
         return {"total": total, "all": self._counted.totals.num, "rows": rows, "facets": self._counted.facets}
 
+    def searched(self, numbers: Sequence[int]) -> dict[int, str]:
+        """What a search covers of these items, where that is more than their row. Raises `DataError`."""
+        if not self.index.ready:
+            return {}
+        with self.index.reading() as database:
+            return queries.searched(database, numbers)
+
     def batch_of(self, n: int) -> int | None:
         """The batch, from 0, in which an item was sampled."""
         with self._lock:
@@ -241,12 +251,12 @@ class Shelf:
 
     def _missing(self) -> list[tuple[str | None, int | None, str]]:
         """Notes on files that are not read or do not exist."""
-        if not self.source.path.is_dir():
+        if _stat(self.source.path) is None:
             return [(None, None, f"{self.source.path} no longer exists")]
         found: list[tuple[str | None, int | None, str]] = []
         for name in self.index.names:
             try:
-                there = opened(self.source, name).exists()
+                there = _stat(opened(self.source, name)) is not None
             except DataError as error:
                 found.append((name, None, str(error)))
                 continue

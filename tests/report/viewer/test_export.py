@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flow_dpo.cli import view
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, StorageError
 from flow_dpo.evaluate.headers import JudgeHeader
 from flow_dpo.report.viewer.export import Copied, export, without_paths
 from flow_dpo.report.viewer.library import Library
@@ -182,3 +183,92 @@ def test_a_folder_of_another_kind_is_left_alone(runs: list[Path], tmp_path: Path
     assert "one: 4 items" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"num_items"):
         view.view([str(runs[0]), "--export", str(tmp_path / "new"), "--num_items", "0"])
+
+
+# ---- what goes wrong on the way --------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def damage(run: Path, n: int) -> None:
+    """Take the nodes out of a tree: it is listed, and cannot be drawn."""
+    trees = (run / "trees.jsonl").read_bytes().splitlines(True)
+    trees[n] = json.dumps(json.loads(trees[n]) | {"nodes": []}).encode() + b"\n"
+    (run / "trees.jsonl").write_bytes(b"".join(trees))
+
+
+def test_a_damaged_row_costs_only_itself(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
+    damage(runs[0], 3)
+    copied, values = copy(runs, tmp_path / "site", 12)
+    assert (copied.items, copied.left_out) == ({"one": 11, "other": 12}, 1)
+    assert [row["n"] for row in values["items/one"]["rows"]] == [n for n in range(12) if n != 3]
+    assert "item/one/3" not in values
+    assert (values["item/other/3"]["elsewhere"], len(values["item/other/4"]["elsewhere"])) == ([], 1)
+    [note] = values["sources"]["notes"]
+    assert (note["source"], note["text"][:50]) == ("one", "number 3 is not in this copy: trees.jsonl, line 4:")
+    assert [source["copied"] for source in values["sources"]["sources"]] == [11, 12]
+    words = [*map(str, runs), "--export", str(tmp_path / "site"), "--num_items", "12"]
+    assert view.view(words) == 0
+    assert "1 could not be read and are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_export_that_fails_leaves_what_was_there(
+    error: BaseException, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+
+    def failing(*_: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flow_dpo.report.viewer.export.headers.write_header", failing)
+        with pytest.raises((StorageError, KeyboardInterrupt)):
+            copy(runs, site, 3)
+    assert contents(site) == {}
+    copy(runs, site, 3)  # a first export that failed is no other folder
+    before = contents(site)
+    assert before
+    with monkeypatch.context() as patched:
+        patched.setattr("flow_dpo.report.viewer.export.headers.write_header", failing)
+        with pytest.raises((StorageError, KeyboardInterrupt)):
+            copy(runs, site, 5)
+    assert contents(site) == before
+
+
+def test_an_export_that_was_killed_can_be_made_again(runs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "site" / ".flow-dpo-view-abc" / "data").mkdir(parents=True)
+    (tmp_path / "site" / ".flow-dpo-view-abc" / "index.html").write_text("")
+    copy(runs, tmp_path / "site", 3)
+    (tmp_path / "site" / "CNAME").write_text("mine")
+    copy(runs, tmp_path / "site", 4)
+    assert (tmp_path / "site" / "CNAME").read_text() == "mine"
+    assert not [path for path in (tmp_path / "site").iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_that_begins_while_a_copy_is_made_is_not_in_it(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flow_dpo.report.viewer.library._SCAN_S", 0.01)
+    monkeypatch.setattr("flow_dpo.report.viewer.library._PAUSE_S", 0.01)
+    whole, begun = Library.described, False
+
+    def described(self: Library, *named: Any) -> dict[str, Any]:
+        nonlocal begun
+        found = whole(self, *named)
+        if not begun:
+            begun = True
+            run(tmp_path / "runs" / "new", [("wrong",) * 5] * 6)
+            end = time.monotonic() + 10
+            while "new" not in [source.id for source in self.sources] and time.monotonic() < end:
+                time.sleep(0.01)
+            self.wait()
+        return found
+
+    monkeypatch.setattr(Library, "described", described)
+    copied, values = copy([tmp_path / "runs"], tmp_path / "site", 3)
+    assert copied.items == {"one": 3, "other": 3}
+    assert {each["source"] for each in values["item/one/0"]["elsewhere"]} == {"other"}
+    assert not [key for key in values if "new" in key]

@@ -195,6 +195,16 @@ def test_trees_that_could_not_be_graded_and_ties(tmp_path: Path) -> None:
     assert found[1]["margin"] is None
 
 
+def test_a_search_covers_more_of_a_question_than_is_shown(tmp_path: Path) -> None:
+    question = "x" * 300 + " Needle " + "y" * 2_000 + " beyond"
+    made = indexed(drawn_run(tmp_path / "run", [("correct",) * 5], question=question), tmp_path / "cache")
+    assert listed(made, {"q": "needle "})[1] == [0]
+    assert listed(made, {"q": "beyond"})[1] == []
+    with made.reading() as database:
+        assert len(queries.rows(database, [0])[0]["question"]) == 240
+        assert "needle" in queries.searched(database, [0, 1])[0]
+
+
 @pytest.mark.parametrize(
     ("params", "words"),
     [

@@ -117,6 +117,18 @@ def test_a_link_on_another_page_opens_this_one_and_no_data(site: tuple[int, Libr
     assert ask(port, "/data/sources", **followed)[0] == 403
 
 
+def test_a_browser_leaves_out_the_port_of_http() -> None:
+    assert module.hosts_of(80) > {"127.0.0.1", "localhost", "[::1]", "127.0.0.1:80"}
+    assert module.hosts_of(8080) == {"127.0.0.1:8080", "localhost:8080", "[::1]:8080"}
+
+
+def test_an_address_that_is_none_is_refused_in_words(site: tuple[int, Library]) -> None:
+    request = f"GET http://[ HTTP/1.1\r\nHost: 127.0.0.1:{site[0]}\r\n\r\n".encode()
+    answer = raw(site[0], request)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.partition(b"\r\n\r\n")[2].startswith(b'{"error":"')
+
+
 def test_two_hosts_or_none_are_refused(site: tuple[int, Library]) -> None:
     port, _ = site
     own = f"Host: 127.0.0.1:{port}\r\n".encode()

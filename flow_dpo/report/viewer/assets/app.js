@@ -37,6 +37,7 @@
     const gone = known.sources.length > value.sources.length;
     known = value;
     drawHeader();
+    if (shown.missing && view.source(shown.missing)) redraw();
     if (changed.length || gone) for (const listener of [...listeners]) listener(new Set(changed));
   }
 
@@ -95,7 +96,8 @@
     return route;
   };
 
-  let shown = { key: null, route: null, page: null };
+  // `missing`: the source that was asked for and is not there yet.
+  let shown = { key: null, route: null, page: null, missing: null };
 
   /** Goes to a hash, like a link. */
   view.go = (hash) => {
@@ -152,10 +154,12 @@
     main.replaceChildren();
     main.className = `main page-${route.page ?? "none"}`;
     window.scrollTo(0, 0);
+    shown.missing = null;
     drawHeader();
     view.title(...crumbs(route).slice(1).map((crumb) => crumb.words).reverse());
     const page = view.pages[route.page];
     if (!page || (route.source !== null && !view.source(route.source))) {
+      if (page) shown.missing = route.source;
       const what = route.source !== null && page
         ? `There is no source "${route.source}"`
         : "There is no page at this address";
@@ -202,15 +206,23 @@
   /** The noun for one row of a source. */
   view.noun = (kind) => ({ traces: "trace", judgements: "judgement", evaluation: "solution" })[kind] ?? "problem";
 
+  let [headerPrint, notesPrint] = ["", ""];
+
   function drawHeader() {
     const trail = crumbs(shown.route ?? view.parse(location.hash));
+    const panel = document.getElementById("notes");
+    drawNotes(panel);
+    const { theme } = document.documentElement.dataset;
+    const print = JSON.stringify([trail, lost, known.notes.length, panel.hidden, theme]);
+    if (print === headerPrint) return;
+    headerPrint = print;
     const steps = trail.map((crumb, place) =>
       h(
         "li",
         null,
         place === trail.length - 1
           ? h("span", { "aria-current": "page" }, view.line(crumb.words, 80))
-          : h("a", { href: crumb.href }, view.line(crumb.words, 80)),
+          : h("a", { href: crumb.href, dataset: { key: `crumb-${place}` } }, view.line(crumb.words, 80)),
       ));
     const nav = h("nav", { class: "crumbs", "aria-label": "You are here" }, h("ol", null, steps));
     const state = h(
@@ -220,8 +232,6 @@
       h("span", { class: "wide-only" }, ", reconnecting"),
     );
     const focused = document.activeElement?.dataset?.key;
-    const panel = document.getElementById("notes");
-    drawNotes(panel);
     view.replace(
       document.getElementById("top"),
       h("div", { class: "bar" }, nav, state, notesButton(panel), view.themeButton(drawHeader), view.helpButton()),
@@ -248,8 +258,9 @@
   }
 
   function drawNotes(panel) {
-    if (panel.dataset.count === String(known.notes.length)) return;
-    panel.dataset.count = String(known.notes.length);
+    const print = JSON.stringify(known.notes);
+    if (print === notesPrint) return;
+    notesPrint = print;
     const rows = known.notes.slice(0, 500).map((note) => {
       const place = [
         view.source(note.source)?.name ?? note.source,

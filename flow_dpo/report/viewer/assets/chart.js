@@ -9,7 +9,7 @@
   const view = (globalThis.flowDpo ??= {});
   const known = (value) => typeof value === "number" && Number.isFinite(value);
 
-  const { ticks, domain, spread, nearest } = view.charts;
+  const { ticks, domain, spread, nearest, reading } = view.charts;
 
   // One "M...L..." per stretch without a gap.
   function path(points, toX, toY, of = (point) => point.y) {
@@ -306,9 +306,9 @@
       const at = line.points[this.active.place];
       const x = Math.round(toX(at.x)) + 0.5;
       const near = this.model.lines.map(
-        (other) => ({ line: other, point: other.points[nearest(other.points, at.x)] })
-      ).filter(({ point }) => point);
-      const dots = near.map(
+        (other) => ({ line: other, point: other === line ? at : reading(other.points, at.x) })
+      );
+      const dots = near.filter(({ point }) => point).map(
         ({ line: other, point }) => s(
           "circle",
           {
@@ -327,13 +327,13 @@
       const { h, fmt } = view;
       const { format, formatRange, formatX, nameX } = this.model;
       const rows = near.map(({ line: other, point }) => {
-        const interval = known(point.low) && known(point.high) && formatRange(point.low, point.high);
+        const interval = known(point?.low) && known(point?.high) && formatRange(point.low, point.high);
         return h(
           "li",
           { class: other.class, "aria-current": other === line ? "true" : null },
           h("span", { class: "role-dot" }),
           h("span", { class: "tip-name" }, view.line(other.name, 40)),
-          h("strong", null, format(point.y)),
+          h("strong", null, format(point?.y)),
           interval && h("span", { class: "muted tip-more" }, interval),
         );
       });

@@ -21,12 +21,16 @@
     return at;
   }
 
-  /** Where two trunks first differ: by token ids if both have them, otherwise by characters of their text. */
+  // Ids of two models can be of two vocabularies, in which the same text has others.
+  const hasOneModel = (one, other) => view.source(one.source)?.facts?.model === view.source(other.source)?.facts?.model;
+
+  /** Where two trunks first differ, in characters of their texts and, if both have ids of one model, at which token. */
   function parting(one, other) {
     const [ids, others] = [idsOf(one), idsOf(other)];
     const [text, otherText] = [textOf(one), textOf(other)];
     const token = ids && others ? shared(ids, others) : null;
-    return { isSame: token === null ? text === otherText : ids.length === others.length && token === ids.length, token, at: shared(text, otherText) };
+    const hasSameIds = token === null || (ids.length === others.length && token === ids.length);
+    return { isSame: text === otherText, hasSameIds, token: hasOneModel(one, other) ? token : null, at: shared(text, otherText) };
   }
 
   const said = (result) => (result.answer === null || result.answer === undefined ? "no answer found" : `answer ${result.answer}`);
@@ -39,7 +43,7 @@
     if (first.status === second.status) words.push(`Both are ${view.STATUS[first.status]?.words ?? first.status}${first.answer === second.answer ? `, with the same result: ${said(first)}` : `: ${said(first)} and ${said(second)}`}.`);
     else words.push(`${names[0]} is ${view.STATUS[first.status]?.words ?? first.status} (${said(first)}), ${names[1]} is ${view.STATUS[second.status]?.words ?? second.status} (${said(second)}).`);
     const part = parting(one, other);
-    if (part.isSame) words.push("Both texts are the same.");
+    if (part.isSame) words.push(`Both texts are the same${part.hasSameIds ? "" : ", in other tokens"}.`);
     else if (part.at === 0) words.push("They differ from the beginning.");
     else words.push(part.token === null ? `They differ after ${fmt.plural(part.at, "equal character")}.` : `They first differ at token ${fmt.count(part.token + 1)}, after ${fmt.plural(part.at, "equal character")}.`);
     return { words, part };
@@ -96,15 +100,25 @@
   view.compare = { differences, parting };
   view.pages.compare = {
     render(root, route) {
-      let gone = false;
+      let [gone, failed] = [false, false];
       view.replace(root, h("p", { class: "muted" }, "Reading\u2026"));
-      fill(root, route, () => gone).catch((error) => {
-        if (!gone) view.replace(root, view.failure(error));
-        if (error instanceof TypeError) throw error;
-      });
+      const load = async () => {
+        failed = false;
+        try {
+          await fill(root, route, () => gone);
+        } catch (error) {
+          failed = true;
+          if (!gone) view.replace(root, view.failure(error));
+          if (error instanceof TypeError) throw error;
+        }
+      };
+      load();
+      const isShown = (ids) => ids.has(route.source) || ids.has(route.other.source);
+      const stop = view.onChange((ids) => failed && isShown(ids) && load());
       const back = view.keys([{ keys: ["Escape"], words: "back to the first item", run: () => view.go(view.to.item(route.source, route.n)) }]);
       return () => {
         gone = true;
+        stop();
         back();
       };
     },

@@ -265,13 +265,13 @@
     drawLegend(model, reading = null) {
       const { h } = view;
       const latest = (line) => line.points.findLast((point) => known(point.y));
-      const read = (line) => reading?.near.find((one) => one.line === line)?.point ?? latest(line);
+      const read = (line) => (reading?.near.find((one) => one.line === line) ?? { point: latest(line) }).point;
       const item = (line) => h(
         "li",
         { class: line.class },
         h("span", { class: "role-dot" }),
         view.line(line.name, 40),
-        h("strong", null, model.format(read(line).y)),
+        h("strong", null, model.format(read(line)?.y)),
       );
       view.replace(
         this.legend, h("li", { class: "chart-legend-head muted" }, reading?.head ?? "latest"), model.lines.map(item)

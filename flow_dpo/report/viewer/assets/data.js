@@ -117,7 +117,8 @@
   }
 
   function hasText(row, text) {
-    const found = [row.id, row.question, row.answer, row.gold].filter(Boolean).join("\n").toLowerCase();
+    // `find` is there where the row does not hold the whole question.
+    const found = row.find ?? [row.id, row.question, row.answer, row.gold].filter(Boolean).join("\n").toLowerCase();
     return found.includes(text.trim().toLowerCase());
   }
 
@@ -205,12 +206,20 @@
     paramsOf: (source) => (view.list.source === source ? view.list.params : {}),
   };
 
+  /**
+   * The smaller (or larger) of a number and a filter's value, if there is one; a value that is no number stays as it
+   * is, and the server says so.
+   */
+  view.bounded = (choose, number, value) => (
+    /^\d+$/.test(value ?? number) ? choose(number, Number(value ?? number)) : value
+  );
+
   const numberIn = (answer, place) => answer.rows[place]?.n ?? null;
 
   async function neighboursInTime(source, n, params) {
     const [before, after] = await Promise.all([
-      view.get("items", { ...params, source, to: Math.min(n, Number(params.to ?? n)), sort: "-time", limit: 1 }),
-      view.get("items", { ...params, source, from: Math.max(n + 1, Number(params.from ?? 0)), sort: "time", limit: 1 }),
+      view.get("items", { ...params, source, to: view.bounded(Math.min, n, params.to), sort: "-time", limit: 1 }),
+      view.get("items", { ...params, source, from: view.bounded(Math.max, n + 1, params.from), sort: "time", limit: 1 }),
     ]);
     const [earlier, later] = [numberIn(before, 0), numberIn(after, 0)];
     return params.sort === "-time" ? { previous: later, next: earlier } : { previous: earlier, next: later };
@@ -225,7 +234,7 @@
     const params = { ...view.list.paramsOf(source) };
     if ((params.sort ?? "time").endsWith("time")) return neighboursInTime(source, n, params);
     const { places, pin } = view.list;
-    if (pin !== null) params.to = Math.min(pin, Number(params.to ?? pin));
+    if (pin !== null) params.to = view.bounded(Math.min, pin, params.to);
     const offset = Math.max(0, (places.get(n) ?? 0) - 1);
     const around = await view.get("items", { ...params, source, offset, limit: 3 });
     around.rows.forEach((row, index) => places.set(row.n, offset + index));

@@ -13,12 +13,20 @@
   /** Shown if a value is unknown, which is not zero. */
   view.NOTHING = NOTHING;
 
+  // As Python writes it, and so a report: exactly between two decimals, the even one. Only an odd multiple of
+  // 2^-(digits + 1) can be there, which binary numbers hold exactly.
+  const fixed = (value, digits) => {
+    if (Math.abs(value * 2 ** (digits + 1)) % 2 !== 1) return value.toFixed(digits);
+    const below = Math.floor(Math.abs(value) * 10 ** digits);
+    return ((Math.sign(value) * (below + (below % 2))) / 10 ** digits).toFixed(digits);
+  };
+
   /** A share in per cent, with one decimal. */
-  const share = (value, digits = 1) => (known(value) ? `${(100 * value).toFixed(digits)}${SPACE}%` : NOTHING);
+  const share = (value, digits = 1) => (known(value) ? `${fixed(100 * value, digits)}${SPACE}%` : NOTHING);
 
   /** The bounds of a share, in per cent. */
   const interval = (low, high) => (
-    known(low) && known(high) ? `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)}${SPACE}%` : NOTHING
+    known(low) && known(high) ? `${fixed(100 * low, 1)} to ${fixed(100 * high, 1)}${SPACE}%` : NOTHING
   );
 
   /** A difference of two shares in percentage points, with its sign. */
@@ -27,7 +35,7 @@
   /** A number with its sign; the minus is a real one. */
   const signed = (value, digits = 2) => {
     if (!known(value)) return NOTHING;
-    const written = Math.abs(value).toFixed(digits);
+    const written = fixed(Math.abs(value), digits);
     const sign = Number(written) === 0 ? "\u00b1" : value > 0 ? "+" : "\u2212";
     return sign + written;
   };
@@ -47,7 +55,7 @@
   /** A number that is neither a share nor a count. */
   const decimal = (value, digits = 2) => {
     if (!known(value)) return NOTHING;
-    const written = value.toFixed(digits);
+    const written = fixed(value, digits);
     return (Number(written) === 0 ? written.replace("-", "") : written).replace("-", "\u2212");
   };
 
@@ -65,8 +73,8 @@
   /** A duration: seconds below two minutes, minutes below two hours, hours above. */
   const seconds = (value) => {
     if (!known(value)) return NOTHING;
-    if (value < 120) return `${value.toFixed(value < 10 ? 1 : 0)}${SPACE}s`;
-    return value < 7200 ? `${(value / 60).toFixed(1)}${SPACE}min` : `${(value / 3600).toFixed(1)}${SPACE}h`;
+    if (value < 120) return `${fixed(value, 1)}${SPACE}s`;
+    return value < 7200 ? `${fixed(value / 60, 1)}${SPACE}min` : `${fixed(value / 3600, 1)}${SPACE}h`;
   };
 
   /** "1 pair", "2 pairs". */
@@ -126,8 +134,13 @@
     judgements: { ties: "no winner in both orders, or different winners", "#": "number in the file, from 0" },
   };
 
-  /** A text with long paths cut to their last two parts. */
-  view.shortPaths = (text) => String(text ?? "").replace(/(^|\s)[/~.][^\s]*\/([^\s/]+\/[^\s/]+)/g, "$1\u2026/$2");
+  const LONG_PATHS = [2, 3].map((kept) => new RegExp(`(^|\\s)[/~.]\\S*/((?:[^\\s/]+/){${kept - 1}}[^\\s/]+)`, "g"));
+
+  /** A source's fact in words, with long paths cut to their last parts: those of a run's data hold name, configuration
+   * and split, any others two. */
+  view.shortFact = ({ kind, facts }, key) => String(facts[key] ?? "").replace(
+    LONG_PATHS[kind === "run" && key === "dataset" ? 1 : 0], "$1\u2026/$2"
+  );
 
   const query = (params) => {
     const words = params instanceof URLSearchParams ? params : new URLSearchParams();

@@ -126,7 +126,8 @@
       const node = route.params.get("node");
       this.state = { mode: modeOf(route), focus: /^\d+$/.test(node ?? "") ? Number(node) : null, open: new Map(), prompts: new Set(), probes: new Map() };
       view.replace(root, h("p", { class: "muted" }, "Reading\u2026"));
-      this.ends = [view.keys(this.keys()), view.onChange((ids) => ids.has(this.source) && this.readAll())];
+      this.bind(this.keys());
+      this.ends = [view.onChange((ids) => ids.has(this.source) && this.readAll())];
       this.readAll();
     }
 
@@ -147,6 +148,7 @@
         if (!this.isGone) this.draw(item);
       } catch (error) {
         if (this.isGone || (error.lost && this.item)) return;
+        Object.assign(this, { print: null, tree: null }); // so that the next answer is drawn, even if it is as before
         view.replace(this.root, view.failure(error));
         if (!(error instanceof Error) || error instanceof TypeError) throw error;
       }
@@ -175,6 +177,8 @@
     }
 
     drawTree(item, isFirst) {
+      if (!this.tree) this.bind([...this.treeKeys(), ...this.keys()]);
+      if (!item.nodes[this.state.focus]) this.state.focus = null; // of an address, or of the tree that was here before
       const held = !isFirst && this.root.contains(document.activeElement);
       const { scrollY } = window;
       this.tree = view.tree.draw(item, this.state, { onFocus: () => this.write() });
@@ -225,7 +229,13 @@
       this.tree.go(isShown || (at !== null && way === null) ? view.walk[way](this.tree, at) : at ?? 0);
     }
 
-    keys() {
+    bind(keys) {
+      this.release?.();
+      this.release = view.keys(keys);
+    }
+
+    // On a page without a tree these keys stay the browser's: arrows scroll.
+    treeKeys() {
       const at = () => this.state.focus ?? 0;
       const nextMode = () => view.tokens.MODES[(view.tokens.MODES.findIndex(({ name }) => name === this.state.mode) + 1) % view.tokens.MODES.length].name;
       return [
@@ -236,6 +246,11 @@
         { keys: ["o", "Enter"], words: "fold or unfold", run: () => this.tree && view.walk.fold(this.tree, at()) },
         { keys: ["t"], words: "colour the tokens: text, log-probability, policy \u2212 reference", run: () => this.setMode(nextMode()) },
         { keys: ["r"], words: "the prompt of the node", run: () => this.tree?.togglePrompt(at()) },
+      ];
+    }
+
+    keys() {
+      return [
         { keys: ["n"], words: "next problem", run: () => this.step("next") },
         { keys: ["p"], words: "previous problem", run: () => this.step("previous") },
         { keys: ["c"], words: "compare with the same problem in another source", run: () => this.compare() },
@@ -251,7 +266,7 @@
     cleanup() {
       this.isGone = true;
       view.tokens.hideTip();
-      for (const end of this.ends) end();
+      for (const end of [this.release, ...this.ends]) end();
     }
   }
 

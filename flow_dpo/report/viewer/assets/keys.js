@@ -53,6 +53,7 @@
 
   // ---- Keys and help -----------------------------------------------------------------------------------------------
   const bindings = new Set();
+  const SCROLLING = /^(Arrow(Up|Down|Left|Right)|Home|End)$/; // the browser's, in a part of the page that scrolls
 
   /**
    * Takes keys for a page: `[{keys: ["j"], words: "next problem", run: (event) => {}}]`; words null keeps it out of the
@@ -71,6 +72,7 @@
       if (event.key === "Escape" && !target.closest("dialog")) target.blur();
       return;
     }
+    if (SCROLLING.test(event.key) && target.closest(".scroller, .prompt-text, .notes")) return;
     if ((event.key === "Enter" || event.key === " ") && target.closest("a, button, summary")) return;
     for (const list of [...bindings].reverse()) {
       const found = list.find((binding) => binding.keys.includes(event.key));

@@ -3,7 +3,7 @@
 //   #/s/quickstart?role=answer&flipped=1&sort=-examples
 //
 // Invariant: the list shows what the hash says, and rows that arrive while somebody reads move nothing: in a list by
-// time they are added at the end, in any other order a button offers them.
+// time they are added at the end and changed ones drawn in their place, in any other order a button offers them.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -45,6 +45,7 @@
           make: (place) => this.make(place),
           load: (params, offset, limit) => view.get("items", { ...params, offset, limit }),
           onerror: (error) => this.failed(error),
+          print: (row) => JSON.stringify({ ...row, batch: null }), // which is not shown
         },
       );
       this.resized = () => this.list.setHeight(this.height());
@@ -93,9 +94,8 @@
     }
 
     make(place) {
-      const row = view.itemRow(
-        { source: this.source, roles: this.source.facts.roles ?? [], sort: () => this.filters.sort ?? "time" }, place
-      );
+      const roles = () => this.source.facts.roles ?? [];
+      const row = view.itemRow({ source: this.source, roles, sort: () => this.filters.sort ?? "time" }, place);
       const fill = (position, item) => {
         row.fill(position, item);
         if (item) view.list.places.set(item.n, position);
@@ -177,14 +177,14 @@
           ["A better", fmt.count(facts.wins_a)], ["B better", fmt.count(facts.wins_b)], ["ties", fmt.count(facts.ties)],
         ],
       }[kind];
-      const made = [
-        facts.recipe, facts.preset, facts.who, facts.decoding, facts.model, facts.dataset,
-      ].filter(Boolean).join(" \u00b7 ");
+      const told = ["recipe", "preset", "who", "decoding", "model", "dataset"].filter((key) => facts[key]);
+      const made = (words) => told.map(words).join(" \u00b7 ");
+      const short = made((key) => view.shortFact(this.source, key));
       view.replace(
         this.state,
         view.state(this.source),
         " ",
-        h("span", { class: "muted", title: made }, view.text(view.shortPaths(made), { limit: 400 })),
+        h("span", { class: "muted", title: made((key) => facts[key]) }, view.text(short, { limit: 400 })),
       );
       view.replace(
         this.facts,
@@ -207,7 +207,7 @@
       if (!params.sort || view.isStatic) return params;
       const last = await view.get("items", { source: this.source.id, sort: "-time", limit: 1 });
       const pin = last.rows.length ? last.rows[0].n + 1 : 0;
-      return { ...params, to: Math.min(pin, Number(params.to ?? pin)) };
+      return { ...params, to: view.bounded(Math.min, pin, params.to) };
     }
 
     async open({ position = 0, scroll = null } = {}) {
@@ -249,6 +249,7 @@
     }
 
     failed(error, whole = false) {
+      this.isLost = whole;
       if (error === null) this.problem.replaceChildren();
       else view.replace(
         this.problem,
@@ -268,27 +269,29 @@
     async changed(ids) {
       const source = view.source(this.source.id);
       if (!source || !ids.has(this.source.id)) return;
-      const before = this.source;
       this.source = source;
       this.drawFacts();
-      if (source.num_items === before.num_items && source.indexed === before.indexed) return;
-      if (this.list.total === 0) {
-        await this.open();
-        return;
-      }
-      const now = await view.get(
-        "items", { ...this.filters, source: source.id, offset: 0, limit: 1 }
-      ).catch((error) => this.failed(error));
-      if (!now || this.closed) return;
-      if (!this.filters.sort) {
-        this.list.grow(now.total);
+      if (this.list.total === 0 || this.isLost) await this.open();
+      else await this.follow().catch((error) => this.failed(error));
+    }
+
+    // Also with as many rows as before: examples are read after their trees, and a run can be started again.
+    async follow() {
+      const { filters } = this;
+      const now = await view.get("items", { ...filters, source: this.source.id, offset: 0, limit: 1 });
+      if (this.closed || filters !== this.filters) return;
+      if (!filters.sort) {
+        this.list.refresh(now.total);
         this.drawCount(now.total, now.all);
         this.facets = now.facets ?? this.facets;
         this.bar.show(this.facets);
-      } else if (now.total > this.list.total) {
-        this.fresh.hidden = false;
-        this.fresh.textContent = `${fmt.count(now.total - this.list.total)} new`;
+        this.drawColumns();
+        return;
       }
+      const added = now.total - this.list.total;
+      if (added <= 0 && !(await this.list.isOutdated())) return;
+      this.fresh.textContent = added > 0 ? `${fmt.count(added)} new` : "show what changed";
+      this.fresh.hidden = filters !== this.filters;
     }
 
     // ---- Keys and the cursor ---------------------------------------------------------------------------------------

@@ -59,13 +59,14 @@
 
   function examples(item, { roles }) {
     const names = Object.keys(item.by_role ?? {});
-    const order = [...roles.filter((role) => names.includes(role)), ...names.filter((role) => !roles.includes(role))];
+    const all = roles();
+    const order = [...all.filter((role) => names.includes(role)), ...names.filter((role) => !all.includes(role))];
     const words = order.map((role) => `${role} ${item.by_role[role]}`).join(", ");
     if (!order.length) return null;
     const dots = order.map(
       (role) => h(
         "span",
-        { class: `role-count ${view.roleClass(roles, role)}`, "aria-hidden": "true" },
+        { class: `role-count ${view.roleClass(all, role)}`, "aria-hidden": "true" },
         h("span", { class: "role-dot" }),
         fmt.count(item.by_role[role]),
       )
@@ -139,7 +140,7 @@
 
   /**
    * An element that shows one item after another.
-   * @param {{source: object, roles: string[], sort: () => string}} context
+   * @param {{source: object, roles: () => string[], sort: () => string}} context
    * @param {number} place its number in the pool, for its id
    */
   view.itemRow = (context, place) => {

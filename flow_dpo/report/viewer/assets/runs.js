@@ -12,6 +12,7 @@
   const TICKED_AT_FIRST = 6;
   const ROWS_AT_FIRST = 12;
   const CARDS_AT_FIRST = 6;
+  const [MOST_OF_PATH, PART] = [80, 20];
 
   const two = (first, second) => [h("span", null, first), second && h("span", { class: "cell-second" }, second)];
   const words = (...parts) => parts.filter(
@@ -23,6 +24,7 @@
     if (source.indexed < 1) return h(
       "span", { class: "source-state" }, `reading ${Math.floor(100 * source.indexed)}\u00a0%`
     );
+    if (source.state === "going on" && view.isStatic) return h("span", { class: "source-state" }, "running when copied");
     if (source.state === "going on") return h(
       "span", { class: "source-state live" }, h("span", { class: "live-dot" }), "running"
     );
@@ -40,11 +42,21 @@
     );
   };
 
+  // Breaks between the parts of a path, and inside one only if it is long.
+  const path = (words, title) => {
+    const flat = words.replace(/\s+/gu, " ");
+    const shown = flat.length > MOST_OF_PATH ? `${view.cut(flat, MOST_OF_PATH)}\u2026` : flat;
+    const part = (text) => [
+      h("span", { class: text.length <= PART ? "text whole" : "text" }, view.hostile(text)), h("wbr"),
+    ];
+    return h("span", { class: "path", title }, shown.split(/(?<= |[^\u2026]\/)/).map(part));
+  };
+
   const nameCell = (source) => {
     const link = h(
       "a",
       { class: "source-name", dataset: { key: `open-${source.id}` }, href: view.to.list(source.id) },
-      view.line(source.name, 80),
+      path(source.name),
     );
     const more = words(source.facts.recipe, source.facts.preset);
     return [
@@ -60,11 +72,11 @@
   const column = (words, value, cell, number = true) => (
     { words, value, cell: cell ?? ((source) => fmt.count(value(source.facts))), number }
   );
-  const place = (value) => h("span", { title: value }, view.line(view.shortPaths(value), 80));
+  const place = (source, key) => source.facts[key] && path(view.shortFact(source, key), source.facts[key]);
   const text = (words, key, more) => column(
     words,
     (facts) => facts[key],
-    ({ facts }) => two(facts[key] && place(facts[key]), more && facts[more] && place(facts[more])),
+    (source) => two(place(source, key), more && place(source, more)),
     false,
   );
   const named = (words) => ({ words, value: (facts, source) => source.name, cell: nameCell, number: false });
@@ -272,7 +284,7 @@
 
     section(kind, titled) {
       const sources = this.shown(kind);
-      const most = window.matchMedia("(max-width: 700px)").matches ? CARDS_AT_FIRST : ROWS_AT_FIRST;
+      const most = window.matchMedia("(max-width: 960px)").matches ? CARDS_AT_FIRST : ROWS_AT_FIRST;
       const shown = this.all.has(kind) ? sources : sources.slice(0, most);
       const more = () => {
         this.all.add(kind);

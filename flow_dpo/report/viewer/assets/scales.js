@@ -63,5 +63,17 @@
     return best;
   };
 
-  view.charts = { ticks, smooth, domain, spread, nearest };
+  /**
+   * The point that a line has at x: the nearest, or null if x lies beyond the line's ends by more than one of its own
+   * steps (their mean). Pure.
+   */
+  const reading = (points, x) => {
+    const there = points.filter((point) => known(point.y));
+    if (!there.length) return null;
+    const [first, last] = [there[0].x, there.at(-1).x];
+    const step = (1.001 * (last - first)) / Math.max(1, there.length - 1);
+    return x < first - step || x > last + step ? null : points[nearest(points, x)];
+  };
+
+  view.charts = { ticks, smooth, domain, spread, nearest, reading };
 })();

@@ -23,7 +23,7 @@
   };
 
   class VirtualList {
-    constructor(body, { height, make, load, onerror }) {
+    constructor(body, { height, make, load, onerror, print = JSON.stringify }) {
       Object.assign(
         this,
         {
@@ -32,6 +32,7 @@
           make,
           load,
           onerror,
+          print,
           total: 0,
           params: {},
           pages: new Map(),
@@ -74,11 +75,29 @@
       return answer;
     }
 
-    /** Rows were added at the end: makes the list longer and requests its last, incomplete page again. */
-    grow(total) {
-      if (total === this.total) return;
-      this.stale.add(Math.floor(this.total / PAGE));
-      this.resize(total);
+    /** Rows were added or changed: takes the new length, and requests every page again when it is visible. */
+    refresh(total) {
+      for (const page of this.pages.keys()) {
+        if (page * PAGE >= total) this.pages.delete(page);
+        else this.stale.add(page);
+      }
+      this.total = total;
+      this.body.style.height = `${total * this.height}px`;
+      this.draw();
+    }
+
+    /** Whether the visible rows would be others if they were requested again. */
+    async isOutdated() {
+      const { question } = this;
+      const page = Math.floor(this.seen().first / PAGE);
+      const answer = await this.load(this.params, page * PAGE, PAGE);
+      const kept = this.pages.get(page);
+      if (question !== this.question || !kept) return false;
+      return kept.length !== answer.rows.length || answer.rows.some((row, at) => !this.isSame(row, kept[at]));
+    }
+
+    isSame(row, other) {
+      return other !== undefined && this.print(row) === this.print(other);
     }
 
     /** Sets another row height; the row on top stays there. */
@@ -171,15 +190,17 @@
 
     async fetchPage(page, question) {
       this.busy.add(page);
+      this.stale.delete(page); // now: what changes while it is on its way has to be requested again
       try {
         const answer = await this.load(this.params, page * PAGE, PAGE);
         if (question !== this.question) return;
-        this.pages.set(page, answer.rows);
-        this.stale.delete(page);
+        const kept = this.pages.get(page) ?? []; // a row that is the same is not drawn again
+        this.pages.set(page, answer.rows.map((row, at) => (this.isSame(row, kept[at]) ? kept[at] : row)));
         this.forget();
         this.onerror(null);
       } catch (error) {
         if (question !== this.question) return;
+        this.stale.add(page);
         this.onerror(error);
         this.again = setTimeout(() => this.draw(), AGAIN_MS);
         return;
