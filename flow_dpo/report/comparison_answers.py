@@ -108,7 +108,7 @@ def _surely(found: Found, gaps: Sequence[Gap]) -> tuple[str, ...]:
         return (f"1 seed: results of other seeds are unknown; intervals are over {questions} only.",)
     said = [
         f"{formatting.count(seeds)} seeds of training, {questions} of {primary_of(found)}: 95 % intervals over both"
-        + (", for areas, and votes without a p, over seeds only." if any(gap.p is None for gap in gaps) else ".")
+        + ("; for areas, and votes without a p, over seeds only." if any(gap.p is None for gap in gaps) else ".")
     ]
     several = [gap for gap in gaps if gap.seeds is not None and gap.questions is not None]
     if several:
