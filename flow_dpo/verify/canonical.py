@@ -12,19 +12,35 @@ Invariant: text separated by a space is never joined ("1 1/2" is not "11/2"), an
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from functools import lru_cache
 
-from flow_dpo.verify.words import is_unit, spelled
+from flow_dpo.verify.words import SCALE, SHORT_SCALES, is_unit, spelled
+
+VULGAR = "\u00bc\u00bd\u00be\u2150\u2151\u2152\u2153\u2154\u2155\u2156\u2157\u2158\u2159\u215a\u215b\u215c\u215d\u215e"
+"""Characters that are fractions: "½", "⅓"."""
+_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉₊₋"
+SMALL = VULGAR + _RAISED + _LOWERED
+"""Characters that belong to the number or letter before them: fractions, and what is above or below the line."""
+_RUNS = re.compile(f"[{_RAISED}]+|[{_LOWERED}]+")
+
+
+def _fraction(char: str) -> str:
+    top, bottom = unicodedata.normalize("NFKC", char).split("\u2044")
+    return f"\\frac{{{top}}}{{{bottom}}}"
+
 
 _UNICODE = str.maketrans(
     {
         **dict.fromkeys("\u2212\u2013\u2014", "-"),  # minus sign and dashes
         **dict.fromkeys("\u00a0\u2009\u202f", " "),
         **dict.fromkeys("\u2061\u200b\ufeff\x00", ""),
+        "\u017f": "s", "\u0131": "i", "\u0130": "I", "\u212a": "K",  # these match s, i and k if case is ignored
         "\u00d7": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "√": "\\surd ", "∛": "\\cbrt ",
         "∞": "\\infty ", "≤": "\\le ",
-        "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "°": "^\\circ ", "½": "\\frac{1}{2}", "²": "^2", "³": "^3",
+        "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "°": "^\\circ ", "\u2044": "/",
+        **{each: _fraction(each) for each in VULGAR},
         "±": "\\pm ", "\u222a": "\\cup ", "∈": "\\in ", "∅": "\\emptyset ", "¢": " cents",
         "€": " EUR ", "£": " GBP ", "¥": " JPY ", "₹": " INR ",
     }
@@ -44,7 +60,8 @@ _SPACE = re.compile(r"(?<![A-Za-z0-9%)}]) | (?![A-Za-z0-9.])")
 _DEGREES = r"\^\s*(?:\\circ|\{\s*\\circ\s*\})"
 _MONEY = {"EUR": "eur", "GBP": "gbp", "JPY": "jpy", "INR": "inr"}
 _PRICE = re.compile(
-    r"(?:\\?\$|\b(EUR|GBP|JPY|INR|USD)\b) ?([-+]?(?:\d[\d,]*)?\.?\d+(?: (?:thousand|million|billion|trillion))?)"
+    r"(?:\\?\$|\b(EUR|GBP|JPY|INR|USD)\b) ?([-+]?(?:\d[\d,]*)?\.?\d+)"
+    rf"((?: (?i:{SCALE})s?\b)+| ?(?:[kKMB]|MM|[mb]n|mil)\b|[mb]\b)?([A-Za-z](?![A-Za-z]))?"
     r"|(\d) ?(?:\\?\$|(EUR|GBP|JPY|INR)\b)"
 )
 _GAPPED = re.compile(r"(?<![\d.,\\])(\d{1,3})((?:(?:\\[,;:! ]|~|\{,\}|,\\!| )\s?\d{3})+)(?![\d/])")
@@ -82,12 +99,12 @@ _INDEX = re.compile(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z])\([^()]*\)")
 @lru_cache(maxsize=4_096)
 def canonical(text: str) -> str:
     """The canonical spelling of an answer. Text separated by a space is never joined: "1 1/2" is not "11/2"."""
-    text = text.translate(_UNICODE)
+    text = _RUNS.sub(_small, text).translate(_UNICODE)
     # 1. Thousands ("1,\!000", "1\,000"), prices ("$5", but "$5$" is a formula between delimiters), escapes.
     if any(not re.match(r"\$ ?[-+]?\.?\d", text[found.start() :]) for found in re.finditer(r"(?<!\\)\$", text)):
         text = re.sub(r"(?<!\\)\$", "", text)
     text = _GAPPED.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
-    text = re.sub(r"\\(?:text|mbox|mathrm)\{ ?((?:thousand|[mbtr]+illion)) ?\}", r" \1", text)
+    text = re.sub(rf"\\(?:text|mbox|mathrm)\{{ ?((?i:{SCALE}|mn|bn)s?) ?\}}", r" \1 ", text)
     text = _PRICE.sub(_price, text).replace("$", "")
     if "matrix" not in text and "array" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # one backslash too many: "\\frac"
@@ -158,13 +175,23 @@ def _closing(text: str, start: int) -> int:
     return -1
 
 
+def _small(found: re.Match[str]) -> str:
+    """Digits above or below the line as a power or an index: "⁻³" as ^{-3}, "₅" as _5."""
+    plain = unicodedata.normalize("NFKC", found[0]).replace("\u2212", "-")
+    return ("^" if found[0][0] in _RAISED else "_") + (plain if len(plain) == 1 else f"{{{plain}}}")
+
+
 def _rate(found: re.Match[str]) -> str:
     """The unit of "10\\frac{m}{s}" as " m/s"; the text unchanged if it is no unit."""
     return f" {found[1]}/{found[2]}" if is_unit(found[1]) and is_unit(found[2]) else found[0]
 
 
 def _price(found: re.Match[str]) -> str:
-    return f"{found[2] or found[3]} {_MONEY.get(found[1] or found[4] or '', 'usd')}"
+    """A price with its unit after it: "$5k" as "5 thousand usd"; "$5x" is a formula, "5x usd"."""
+    scale = (found[3] or "").strip()
+    scale = SHORT_SCALES.get(scale.lower(), scale)
+    amount = f"{found[2] or found[5]}{' ' if scale else ''}{scale}{found[4] or ''}"
+    return f"{amount} {_MONEY.get(found[1] or found[6] or '', 'usd')}"
 
 
 def _repeated(found: re.Match[str]) -> str:

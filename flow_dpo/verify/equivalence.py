@@ -24,6 +24,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from flow_dpo.verify.canonical import canonical, is_name
+from flow_dpo.verify.choices import Choice, read_choice
 from flow_dpo.verify.closed_form import Formula, closed_form
 from flow_dpo.verify.words import Unit, is_unit, unit
 
@@ -202,7 +203,7 @@ def _without_unit(text: str) -> tuple[str, str]:
 
 _UNIT_WORDS = re.compile(
     r"(?:(?<=[A-Za-z])(?<!and)(?<!or)(?<!root)(?<!choose)(?<!power)(?<!from)(?<!to)(?<!until)(?<!through)\d{1,3}"
-    r"|\^ ?\{? ?-?[1-9] ?\}?|\bper \d+ |\b(?:in (?:19|20)\d\d|on day \d+)\b"
+    r"|\^ ?(?:\{ ?)?-?[1-9]|\bper \d+ |\b(?:in (?:19|20)\d\d|on day \d+)\b"
     r"|\(\d[\d.]* [A-Za-z][A-Za-z .]*\)|[A-Za-z .,'/{}()%-])*"
 )
 """What can follow a formula as its unit. Digits are allowed as an exponent, in "per 10 eggs", in a name ("CO2"), in a
@@ -232,10 +233,12 @@ def same(gold: str, answer: str) -> bool | None:
         return None
     if _PLAIN.fullmatch(gold) and _PLAIN.fullmatch(answer):
         return Fraction(gold) == Fraction(answer)
-    labels = [_CHOICE.fullmatch(text) for text in (gold, answer)]
-    if labels[0] is not labels[1]:  # "(B) 24" is the choice B, and 24
-        texts = [found or text for found, text in zip(labels, (gold, answer), strict=True)]
-        return _same_choice(*texts)
+    choices = [read_choice(text) for text in (gold, answer)]
+    several = [found.several for found in choices if found]
+    if len({*several}) > 1 or any(found and found.undecided for found in choices):
+        return False  # "(B) or (C)" is not "(B) 24"; "(B) or" is nothing
+    if False in several:  # "(B) 24" is the choice B, and 24
+        return _same_choice(choices[0] or gold, choices[1] or answer)
     ours, theirs = canonical(gold), canonical(answer)
     if not ours or not theirs:
         return None
@@ -254,20 +257,15 @@ def same(gold: str, answer: str) -> bool | None:
     return found
 
 
-_CHOICE = re.compile(r"\s*(?:\\text(?:bf)?\{)?\(([A-J])\)\s*\}?[\s\\:~]*(?=[^\s}])(.+)", re.DOTALL)
-
-
-def _same_choice(gold: str | re.Match[str], answer: str | re.Match[str]) -> bool | None:
+def _same_choice(gold: Choice | str, answer: Choice | str) -> bool | None:
     """Compare a labelled choice, "(B) 24", with a label, a value, or another labelled choice."""
-    if isinstance(gold, str) and isinstance(answer, str):
-        return None
-    if isinstance(gold, str) or isinstance(answer, str):
-        label, text = (answer, gold) if isinstance(gold, str) else (gold, answer)
-        assert isinstance(label, re.Match)
-        assert isinstance(text, str)
-        bare = text.strip(" ().$")
-        return bare == label[1] if re.fullmatch("[A-J]", bare) else same(text, label[2])
-    return gold[1] == answer[1]
+    if isinstance(gold, Choice) and isinstance(answer, Choice):
+        return gold.label == answer.label and same(gold.text, answer.text) is not False
+    choice, text = (answer, gold) if isinstance(answer, Choice) else (gold, answer)
+    assert isinstance(choice, Choice)
+    assert isinstance(text, str)
+    bare = text.strip(" ().$")
+    return bare == choice.label if re.fullmatch("[A-J]", bare) else same(text, choice.text)
 
 
 def _unit_of(text: str) -> Unit | None:

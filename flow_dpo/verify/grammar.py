@@ -39,6 +39,7 @@ CHANGED = re.compile(  # what changes the value before it, up to the end of its 
     r"|or (?:something|more|less|fewer|so"
     r"|higher|lower|above|greater)\b"
     r"|(?:[a-z]+ )?at (?:the )?(?:very )?(?:most|least)\b(?! \d)"
+    r"|(?:degrees? ?)?(?:(?:celsius|fahrenheit|[cf]) )?below (?:zero|freezing)\b"
     r"|[xyzntk]\b(?! ?=))[^,;.\n()]{0,80}",
     re.IGNORECASE,
 )
