@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 
 from flow_dpo.verify.canonical import SMALL
-from flow_dpo.verify.claim import alike, claim, offered
+from flow_dpo.verify.claim import alike, claim, listed, offered
 from flow_dpo.verify.doubt import WRONG, denied
 from flow_dpo.verify.sentences import MAX_SENTENCE, sentence_at
 from flow_dpo.verify.words import SCALE, is_unit
@@ -93,7 +93,7 @@ def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int]
     span = _box_span(text, start, len(text))
     if span is None:
         return "", start, len(text)
-    contents, end = [span[0]], span[1]
+    contents, end, word = [span[0]], span[1], None
     joined = joined and not _EITHER_WILL_DO.match(text, end)
     for _ in range(MAX_BOXES if joined else 0):
         before = _find_box(text, max(0, start - MAX_SENTENCE), start)
@@ -106,8 +106,8 @@ def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int]
             break
         if span[0] != contents[-1] and not (joint["word"] == "or" and alike(span[0], contents[-1])):
             contents.append(span[0])
-        start = before
-    return ", ".join(dict.fromkeys(reversed(contents))), last if len(contents) == 1 else start, end
+        start, word = before, word or joint["word"]
+    return listed(contents[::-1], word), last if len(contents) == 1 else start, end
 
 
 # ---- what touches a box ----------------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ _ALIASES = {
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)\s*", re.DOTALL)
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
 _SEPARATOR = re.compile(r"(?:[,;\s]*\b(?:and|or)\b[,;\s]*|\s*;\s*|(?:\s*,\s*){1,4})")
+CONDITION = re.compile(r"[<>\u2264\u2265\u2260]|\\(?:[lg]e(?:q|qslant)?|neq?|[lg]t)(?![A-Za-z])")
+"""The sign of an inequality."""
 _SPACE = re.compile(r"(?<![A-Za-z0-9%)}]) | (?![A-Za-z0-9.])")
 _DEGREES = r"\^\s*(?:\\circ|\{\s*\\circ\s*\})"
 _MONEY = {"EUR": "eur", "GBP": "gbp", "JPY": "jpy", "INR": "inr"}
@@ -132,7 +134,7 @@ def canonical(text: str) -> str:
     # 5. Separators. "81, 256" is a list, "81,256" a number; in brackets it is a list unless other commas have spaces.
     if ", " in text or text[:1] not in ("(", "[", "{", "\\"):
         text = _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
-    text = _SEPARATOR.sub(",", " ".join(text.split())).strip().strip(",")
+    text = _listed(" ".join(text.split())).strip().strip(",")
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", _SPACE.sub("", text))
     text = re.sub(r"(\\frac|\\sqrt) ?(\\[A-Za-z]+|\w) ?", r"\1{\2}", text)  # "\\frac12"
     text = re.sub(r"(\\frac\{[^{}]{1,50}\}) ?(\\[A-Za-z]+|\w)", r"\1{\2}", text)
@@ -141,6 +143,29 @@ def canonical(text: str) -> str:
     if "\\pm" in text and "," not in text and "\\mp" not in text:
         text = ",".join(re.sub(r"\\pm ?", sign, text).replace("=+", "=").removeprefix("+") for sign in "+-")
     return text.rstrip(".").strip()
+
+
+def _listed(text: str) -> str:
+    r"""The text with "," between the parts of a list. Between conditions "or" and "and" stay: "x<2\lor x>5"."""
+    found = list(_SEPARATOR.finditer(text))
+    words = [each[0].strip(" ,;") for each in found]
+    if not {"and", "or"} & {*words} or not CONDITION.search(text):
+        return _SEPARATOR.sub(",", text)
+    # "x<1, 2<x<3, or x>4": a comma means the word that follows. A comma in brackets separates no conditions.
+    depth, at, parts, joints = 0, 0, [""], list[str]()
+    for each, word in zip(found, words, strict=True):
+        piece = text[at : each.start()]
+        depth += sum(map(piece.count, "([{")) - sum(map(piece.count, ")]}"))
+        parts[-1] += piece
+        at = each.end()
+        if depth:
+            parts[-1] += ","
+        else:
+            parts, joints = [*parts, ""], [*joints, word]
+    parts[-1] += text[at:]
+    if not all(CONDITION.search(part) or "=" in part for part in parts) or len({*joints} - {"", ";"}) != 1:
+        return _SEPARATOR.sub(",", text)
+    return ("\\lor " if "or" in joints else "\\land ").join(parts)
 
 
 def _rooted(text: str) -> str:

@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flow_dpo.verify.canonical import VULGAR
+from flow_dpo.verify.canonical import CONDITION, VULGAR
 from flow_dpo.verify.closed_form import closed_form
 from flow_dpo.verify.doubt import claims_nothing, denied, may_deny
 from flow_dpo.verify.equivalence import MAX_CHARS, for_algebra, same
@@ -134,12 +134,19 @@ def alike(one: str, other: str) -> bool:
     return here is not None and there is not None and here.same(there) is not False
 
 
+def listed(values: Sequence[str], word: str | None) -> str:
+    """Several values as a list. Conditions keep the word, "or" or "and", that joins the last of them."""
+    unique = list(dict.fromkeys(values))
+    joint = f" {word} " if word and all(map(CONDITION.search, unique)) else ", "
+    return joint.join(unique)
+
+
 def offered(values: Sequence[str]) -> str:
     """The answer that several values give: the first if the others only repeat it, otherwise their list."""
     unique = list(dict.fromkeys(values))
     if 1 < len(unique) <= 8 and all(alike(unique[0], other) for other in unique[1:]):
         return unique[0]
-    return ", ".join(unique)
+    return listed(unique, "or")
 
 
 @dataclass(frozen=True)
@@ -285,7 +292,8 @@ class _Sentence:
             later = shared[2] if shared else claim(self.text[then.end() :], stated=False) if then else None
             if later:
                 return offered([front + values[0], later])
-        return (front + (offered(values) if "offer" in links else ", ".join(values))).strip()
+        word = "and" if len(values) > 1 and self.items[places[last] - 1].word == "and" else None
+        return (front + (offered(values) if "offer" in links else listed(values, word))).strip()
 
     def is_rate(self, at: int) -> bool:
         """Whether a value only qualifies: "$500 each", "every 3 weeks", "over the 2 months", "the 10th term"."""

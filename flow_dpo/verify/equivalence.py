@@ -117,6 +117,8 @@ def read(text: str) -> Answer | None:
         return Ratio(parts, clock, half)
     if numeral and any(char.isdecimal() for char in numeral[1]):
         return Word(f"{numeral[1].lower()}_{numeral[2]}")
+    if "\\lor" in text or "\\land" in text:
+        return None  # conditions
     if _NOTHING.fullmatch(text):
         return Word("\\emptyset")
     inner = _unwrapped(text)
