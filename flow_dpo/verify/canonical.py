@@ -236,6 +236,8 @@ def _command(match: re.Match[str]) -> str:
 
 
 def is_name(side: str) -> bool:
-    """Whether a side of "=" is a name: it has letters, and numerals only in an index or an argument."""
+    """Whether a side of "=" is a name: letters, with numerals only in an index or argument, no sign and no root."""
+    if side.startswith("-") or "\\sqrt" in side:
+        return False
     bare = re.sub(r"\\[A-Za-z]+", lambda found: "0" if found[0] in ("\\infty", "\\pi") else "a", _INDEX.sub("", side))
     return bool(re.search("[A-Za-z]", bare)) and not re.search(r"[\d<>^!,]|\\[a-z]", bare)

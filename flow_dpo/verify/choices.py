@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_CHOICE = re.compile(r"\s*(?:\\text(?:bf)?\{)?\(([A-J])\)\s*\}?[\s\\:~]*(?=[^\s}])(.+)", re.DOTALL)
+_CHOICE = re.compile(r"\s*(?:\\text(?:bf)?\{)?\(?([A-J])\)\s*\}?[\s\\:~]*(?=[^\s}])(.+)", re.DOTALL)
 _JOINS = r"[\s\\~${}]*(?:(?:text\{\s*)?(?:or|and|if|but)\b|[,;/&])"
 _UNDECIDED = re.compile(rf"(?:{_JOINS})+[\s\\~${{}}.]*")
-_SEVERAL = re.compile(rf"{_JOINS}|.*(?<![A-Za-z])\([A-J]\)", re.DOTALL)
+_SEVERAL = re.compile(rf"{_JOINS}|.*(?:(?<![A-Za-z])\([A-J]\)|(?<=\s)[A-J]\)\s)", re.DOTALL)
 
 
 class Choice(NamedTuple):

@@ -34,6 +34,7 @@ from flow_dpo.verify.grammar import (
     FRONTS,
     GIVES_UP,
     HEDGES,
+    LABEL,
     LEAD,
     NO_NAMES,
     NO_ROLE,
@@ -263,7 +264,7 @@ class _Sentence:
         before = self.text[max(0, start - 40) : start]
         front = ""
         last_words = before.lower().rstrip("$*\\( ").rsplit(maxsplit=2)[-2:]
-        if not FRONTS.isdisjoint(last_words) or before.rstrip()[-1:] == ")":
+        if not FRONTS.isdisjoint(last_words) or before.rstrip(" :")[-1:] == ")":
             if PERHAPS.search(before):
                 return None
             if NO_ROLE.search(before):
@@ -279,7 +280,7 @@ class _Sentence:
             if which == last or links[which - first] != "whole":
                 whole = self.text[items[places[begin]].start : items[places[which]].end].replace("$", "")
                 start = items[places[begin]].start
-                label = re.search(r"\([A-J]\) ?\Z", self.text[max(0, start - 4) : start]) if begin > first else None
+                label = LABEL.search(self.text[max(0, start - 12) : start]) if begin > first else None
                 whole, one = (f"{label[0] if label else ''}{each}" for each in (whole, items[places[which]].text))
                 changed = CHANGED.match(self.text, items[places[which]].end)
                 tail = changed[0] if changed and not items[places[which]].worked else self.tail(places[which])

@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from string import ascii_lowercase
 from typing import NamedTuple
 
 from flow_dpo.verify.canonical import canonical, is_name
@@ -311,9 +312,19 @@ def _compare_groups(a: Group, b: Group) -> bool | None:
         pairs = [(one, others) for ours, others in ((a, b), (b, a)) for one in ours.parts]
         return _all([_any([_compare(one, other) for other in others.parts]) for one, others in pairs])
     # Brackets are ordered; a list without brackets equals a tuple in the same order.
+    a, b = _by_name(a), _by_name(b)
     if len(a.parts) != len(b.parts) or (a.kind != b.kind and kinds not in ({"", "()"}, {"", "[]"})):
         return False
     return _all([_compare(one, other) for one, other in zip(a.parts, b.parts, strict=True)])
+
+
+def _by_name(group: Group) -> Group:
+    """The coordinates of a list in their order: "y=4,x=3" as "x=3,y=4"; any other group unchanged."""
+    named = [part for part in group.parts if isinstance(part, Named)]
+    named.sort(key=lambda part: "s" if part.name == "\\theta" else part.name)  # (r, theta)
+    names = "".join(part.name for part in named)
+    usual = (names in ascii_lowercase or names == "r\\theta") and len(named) == len(group.parts)
+    return Group("", tuple(named)) if usual and not group.kind else group
 
 
 def _any(found: Sequence[bool | None]) -> bool | None:

@@ -80,9 +80,17 @@ def is_formula(text: str) -> bool:
     return not (_PROSE.search(_NO_PROSE.sub(" ", text)) or _MONEY.fullmatch(text))
 
 
+_ONE_ROW = re.compile(  # an environment around one row
+    r"(?:\$\$|\\\[)?\s*\\begin\{(?:align|equation|gather)(?:ed)?\*?\}([^{}]*(?:\{[^{}]*\}[^{}]*)*)"
+    r"\\end\{(?:align|equation|gather)(?:ed)?\*?\}\s*(?:\$\$|\\\])?\.?"
+)
+
+
 def whole_text(text: str) -> str | None:
     """The text if it is a single expression or word, "x = 3" or "yes"; otherwise None."""
     body = text.strip().lstrip("=: ") if len(text) <= 4_000 else ""
+    row = _ONE_ROW.fullmatch(body)
+    body = row[1].replace("&", "").strip(" .\n") if row and "\\\\" not in row[1] else body
     if not 0 < len(body) <= 400 or "\n" in body:
         return None
     if body.isalpha():

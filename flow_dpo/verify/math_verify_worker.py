@@ -27,6 +27,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from string import ascii_letters
 from typing import Any
 
 MEMORY_BYTES = 1 << 30
@@ -96,8 +97,9 @@ def read(parse: Callable[[str], Any], text: str) -> Any:
 
 
 def exact(found: Any) -> Any:
-    """The object with decimals as rational numbers and i as the imaginary unit. Equations stay as written."""
-    from sympy import And, Derivative, FiniteSet, Float, I, Rational, Symbol
+    """The object with decimals as rational numbers and i as the imaginary unit. Odd roots of negative numbers are real.
+    Equations stay as written."""
+    from sympy import And, Derivative, FiniteSet, Float, I, Pow, Rational, Symbol, root
     from sympy.core.function import AppliedUndef
     from sympy.core.relational import Relational
 
@@ -113,7 +115,13 @@ def exact(found: Any) -> Any:
     names = {each: I if each.name == "i" else Symbol(each.name, real=True) for each in found.atoms(Symbol)}
     rates = {each for each in found.atoms(Derivative) if isinstance(each.expr, (Symbol, AppliedUndef))}
     calls = {each: Symbol(str(each), real=True) for each in found.atoms(AppliedUndef) | rates}  # "f(2)", "dy/dx": names
-    return found.xreplace({**numbers, **names, **calls})
+    powers = [each for each in found.atoms(Pow) if each.base.is_Rational and each.exp.is_Rational]
+    roots = {
+        each: (-root(-each.base, each.exp.q)) ** each.exp.p
+        for each in powers
+        if each.base < 0 and each.exp.q > 1 and each.exp.q % 2
+    }
+    return found.xreplace({**numbers, **names, **calls, **roots})
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
@@ -226,14 +234,22 @@ def as_set(a: Any, other: Any) -> Any:
 
 def unnamed(a: Any) -> Any:
     """The value that an equation names or computes, "x = 3" or "1 + 2 = 3"; None if it does neither."""
-    from sympy import Eq, Symbol
+    from sympy import Eq, Symbol, Tuple
 
     if not isinstance(a, Eq):
         return a
     for side, value in (a.args, a.args[::-1]):
         if not side.atoms() - side.atoms(Symbol):  # only letters
-            return value
+            return None if isinstance(side, Tuple) and misordered([str(each) for each in side]) else value
     return None if a.free_symbols else a.rhs
+
+
+def misordered(names: list[str]) -> bool:
+    """Whether names stand in another order than that of coordinates: (y, x), (x_2, x_1), (theta, r), but not (m, b)."""
+    expected = sorted(names)
+    indexed = len({name.partition("_")[0] for name in names}) == 1
+    usual = "".join(expected) in ascii_letters or indexed
+    return names == ["theta", "r"] or (usual and names != expected)
 
 
 def same_relation(a: Any, b: Any) -> bool:
