@@ -114,21 +114,27 @@ def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int]
 
 _THIN = r"(?:\\[,;:! ]|[ ~]){0,3}"
 _MINUS = re.compile(  # a sign: not a difference ("2-\boxed{3}"), a dash or a bullet ("- \boxed{3}")
-    r"(?:(?:^|[\n=($\[:&,~\u2248]|\\[(\[!,;: ]|(?<=[=:&(,.;$])\s{1,3}|(?<=[A-Za-z]{2})\s{1,3})[-\u2212]"
-    r"|(?:[=:&($\u2248]|\\[(\[]|\b(?:is|equals|be)) ?[-\u2212] )(?:\$|\\[(\[!,])?\Z"
+    r"(?:(?:^|[\n=($\[:&,~\u2248]|\\[(\[!,;: ]|(?<=[=:&(,.;])\s{1,3}|(?<=[A-Za-z]{2})\s{1,3})[-\u2212]"
+    r"|(?:[=:&(\u2248] ?|\$|\\[(\[] ?|\b(?:is|equals|be) )[-\u2212] )(?:\$|\\[(\[!,])?\Z"
 )
+_EITHER_SIGN = re.compile(r"(?:\\pm|\u00b1) ?(?:\$|\\[(\[!,])?\Z")
+_NO_TERM = re.compile(r"\(?(?:\\(?:text|mbox|mathrm)|[A-Za-z]{2}|[A-J]\)?\Z)|[^=:]*[=:]|\\?[\[({][^\])}]*,")
+"""The contents of a box before which a dash is no sign: a name, a choice, an equation, a time, a tuple."""
 _INSIDE = re.compile(r"\\(?:[dtc]?frac ?\{(?:[^{}]{1,40}\} ?\{)?|sqrt ?(?:\[\w{1,3}\])? ?\{) ?\Z|[\d}] ?/ ?\Z")
 _POWER_OF_TEN = re.compile(
     rf"{_THIN}(?:\\times|\\cdot|\u00d7|\*|[xX](?= )) ?10 ?(?:\^|\*\*) ?(?:\{{ ?[-+]?\d{{1,3}} ?\}}|-?\d{{1,3}})"
 )
 _MORE_DIGITS = re.compile(r"\$?(?:(?:,|\{,\})\d{3}(?!\d)){1,9}(?:\.\d{1,20})?|\.\d{1,20}")
+_NO_TEXT = r"\\(?!text|mbox|mathrm)[a-z(]"
 _CARRIES_ON = re.compile(
-    rf"\d|{_THIN}(?:[{SMALL}]|(?:\^|\*\*) ?\{{? ?[-+]?(?:\d|[a-z](?![a-z])|\\frac)"
-    r"|\\(?:times|cdot|div|sqrt|[dt]?frac ?\{? ?\d)|[*/+\u00d7\u00f7\u00b7] ?(?:\d|\\(?!text|mbox|mathrm)[a-z(]|\(\d)"
-    r"|[-\u2212] ?(?:\d|\\(?!text|mbox|mathrm)[a-z]))"
+    rf"\d|{_THIN}(?:[{SMALL}]|(?:\^|\*\*) ?\{{? ?[-+]?(?:\d|[a-z](?![a-z])|\\frac)|\\sqrt|\\[dt]?frac ?\{{? ?\d"
+    rf"|(?:\\times|\\cdot|\\div|\\pm|[*+\u00d7\u00f7\u00b7\u00b1]) ?(?:\d|\(\d|{_NO_TEXT}|[a-z](?![a-z]))"
+    rf"|[-\u2212/] ?(?:\d|{_NO_TEXT}))"
 )
 _FORMULA_END = re.compile(r"\$|\\[)\]]|\n|\\end|[,;.](?:\s|\Z)")
-_BELOW_ZERO = re.compile(r"[\s$~\\^{}()\u00b0A-Za-z]{0,40}\bbelow zero\b")
+_BELOW_ZERO = re.compile(
+    r"(?:[\s$~\\^{}()\u00b0]|circ|text|mathrm|degrees?|[Cc]elsius|[Ff]ahrenheit|[CF]\b){0,16}below zero\b"
+)
 
 
 def _with_neighbours(text: str, content: str, start: int, end: int) -> tuple[str, int]:
@@ -147,8 +153,10 @@ def _with_neighbours(text: str, content: str, start: int, end: int) -> tuple[str
         elif _INSIDE.search(front) or _CARRIES_ON.match(behind):
             return "", end
     negative = _MINUS.search(front) or (_BARE.fullmatch(content) and _BELOW_ZERO.match(behind))
-    if content and negative and "=" not in content:
+    if content and negative and not _NO_TERM.match(content):
         content = f"-({content})" if re.search(r"[-+]", content) else f"-{content}"
+    elif content and _EITHER_SIGN.search(front):
+        content = f"\\pm {content}"
     return content, end
 
 
@@ -157,7 +165,7 @@ _ONLY_SIGNS = re.compile(r"[\s.$*)\]}\\]{0,40}(?:end\{[a-z*]{1,12}\}[\s.$\]\\]{0
 _DENIES = re.compile(rf"\b(?:is|are|was)\b[^.]{{0,12}}{WRONG}|^(?:\\text\{{)? ?not ?\}}? ?[\d\\]")
 _BARE = re.compile(r"-?[\d.,]*\d")
 _ODD_BOX = re.compile(r"\b(?:is|are|was|not)\b")
-_TOUCHED = re.compile(r"[-\u2212/{][\s$\\(\[!,]{0,5}\Z")
+_TOUCHED = re.compile(r"(?:[-\u2212\u00b1/{]|\\pm)[\s$\\(\[!,]{0,5}\Z")
 
 
 def boxed(text: str) -> tuple[str, int] | None:

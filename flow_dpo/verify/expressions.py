@@ -23,7 +23,7 @@ FORMULA = (
 """A pattern for mathematics between delimiters. If `is_formula` is False for a match, the signs meant money."""
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _TOKEN = re.compile(
-    r"(?P<word>[ap]\.m\b\.?|(?!(?:US|CA|AU)\\?\$|Rs\.? ?\d)"
+    r"(?P<word>[ap]\.m\b\.?|[A-Z][a-z]?[₀-₉]+[A-Z]\w*|(?!(?:US|CA|AU)\\?\$|Rs\.? ?\d)"
     rf"(?:[^\W\d_{SMALL}]{{2,}}[^\W{SMALL}]*(?:['\u2019-][^\W\d_{SMALL}]+)*(?:\^\{{?\d\}}?|⁻?[¹²³](?![{SMALL}]))?"
     rf"|[^\W\d_{SMALL}][^\W{SMALL}]*))"
     rf"|(?P<formula>{FORMULA})"
