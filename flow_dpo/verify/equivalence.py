@@ -323,8 +323,8 @@ def _by_name(group: Group) -> Group:
     named = [part for part in group.parts if isinstance(part, Named)]
     named.sort(key=lambda part: "s" if part.name == "\\theta" else part.name)  # (r, theta)
     names = "".join(part.name for part in named)
-    usual = (names in ascii_lowercase or names == "r\\theta") and len(named) == len(group.parts)
-    return Group("", tuple(named)) if usual and not group.kind else group
+    usual = (names in ascii_lowercase or names == "r\\theta") and len(named) == len(group.parts) and not group.kind
+    return Group("", tuple(named)) if usual else group
 
 
 def _any(found: Sequence[bool | None]) -> bool | None:

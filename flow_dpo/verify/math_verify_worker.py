@@ -134,7 +134,8 @@ def same(a: Any, b: Any) -> bool:
 
     if isinstance(a, Relational) and isinstance(b, Relational):
         return same_relation(a, b)
-    a, b = joined(a), joined(b)
+    if not (isinstance(a, FiniteSet) and isinstance(b, FiniteSet)):
+        a, b = joined(a), joined(b)
     if is_condition(a) and is_condition(b):
         return same_conditions(a, b)
     if isinstance(a, Eq) or isinstance(b, Eq):
