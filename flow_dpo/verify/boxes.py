@@ -3,6 +3,7 @@ r"""Boxes: the answer in the last \boxed or \fbox of a text, with alternatives o
     "so \boxed{6} and \boxed{8}."       -> "6, 8"      one sentence joins them
     "\boxed{28} or \boxed{28_9}"        -> "28_9"      two forms of one value
     "\boxed{5} hours", "\boxed{42}, or maybe 41"       -> "5 hours", "42, 41"
+    "-\boxed{5}", "\boxed{5} million", "\boxed{5}^2"    -> "-5", "5 million", none: what touches a box is not dropped
     "I put it in \boxed{}: \boxed{7}"   -> "7"         a box that is only mentioned does not count
 
 Invariant: the search starts at the end, and reads at most `MAX_BOX` characters of a box and `MAX_BOXES` boxes.
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import re
 
-from flow_dpo.verify.claim import MAX_SENTENCE, alike, claim, offered, sentence_at
+from flow_dpo.verify.canonical import SMALL
+from flow_dpo.verify.claim import alike, claim, listed, offered
 from flow_dpo.verify.doubt import WRONG, denied
-from flow_dpo.verify.words import is_unit
+from flow_dpo.verify.sentences import MAX_SENTENCE, sentence_at
+from flow_dpo.verify.words import SCALE, is_unit
 
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX_BODY = re.compile(r"[^\s$]{1,200}")
@@ -29,7 +32,8 @@ _OR_ELSE = re.compile(
 )
 _BOX_TAIL = re.compile(
     r"[\s$*~]{0,4}(?:\\[)\] ,;]|\\text\{|\$|\s){0,4}"
-    r"(percent\b|\\?%|(?:square |cubic )?(?!in\b)(?P<unit>[A-Za-z]{2,12})(?:(?: per |/)[a-z]{1,12})?(?![A-Za-z]))"
+    rf"(percent\b|\\?%|(?P<scale>(?i:{SCALE}|mn|bn)s?\b)|(?:square |cubic )?(?!in\b)"
+    r"(?P<unit>[A-Za-z]{2,12})(?:(?: per |/)[a-z]{1,12})?(?![A-Za-z]))"
 )
 _EITHER = re.compile(r"\beither\s+([^.\n]{1,60}?)\s+or\s+[$\\(\[]{0,4}\Z", re.IGNORECASE)
 _EITHER_WILL_DO = re.compile(r"[\s$.)\]\\]{0,8}\(?Either\b")
@@ -71,14 +75,14 @@ def box_is_open(text: str) -> bool:
 
 
 def last_box(text: str, *, joined: bool = True) -> str | None:
-    r"""Contents of the last \boxed or \fbox; "" if it is empty or unclosed, None if there is no box.
+    r"""Contents of the last \boxed or \fbox; "" if it is empty, unclosed or an operand, None if there is no box.
 
     Boxes joined in one sentence are one answer: "\boxed{6} and \boxed{8}" is "6, 8", because a writer who boxes two
     numbers has not chosen the second. The last box alone counts if "or" joins two forms of one value ("\boxed{28} or
     \boxed{28_9}"), if the text says that either will do, or with `joined` off.
     """
     found = _boxes(text, len(text), joined=joined)
-    return found[0] if found else None
+    return _with_neighbours(text, *found)[0] if found else None
 
 
 def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int] | None:
@@ -89,7 +93,7 @@ def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int]
     span = _box_span(text, start, len(text))
     if span is None:
         return "", start, len(text)
-    contents, end = [span[0]], span[1]
+    contents, end, word = [span[0]], span[1], None
     joined = joined and not _EITHER_WILL_DO.match(text, end)
     for _ in range(MAX_BOXES if joined else 0):
         before = _find_box(text, max(0, start - MAX_SENTENCE), start)
@@ -102,8 +106,58 @@ def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int]
             break
         if span[0] != contents[-1] and not (joint["word"] == "or" and alike(span[0], contents[-1])):
             contents.append(span[0])
-        start = before
-    return ", ".join(dict.fromkeys(reversed(contents))), last if len(contents) == 1 else start, end
+        start, word = before, word or joint["word"]
+    return listed(contents[::-1], word), last if len(contents) == 1 else start, end
+
+
+# ---- what touches a box ----------------------------------------------------------------------------------------------
+
+_THIN = r"(?:\\[,;:! ]|[ ~]){0,3}"
+_MINUS = re.compile(  # a sign: not a difference ("2-\boxed{3}"), a dash or a bullet ("- \boxed{3}")
+    r"(?:(?:^|[\n=($\[:&,~\u2248]|\\[(\[!,;: ]|(?<=[=:&(,.;])\s{1,3}|(?<=[A-Za-z]{2})\s{1,3})[-\u2212]"
+    r"|(?:[=:&(\u2248] ?|\$|\\[(\[] ?|\b(?:is|equals|be) )[-\u2212] )(?:\$|\\[(\[!,])?\Z"
+)
+_EITHER_SIGN = re.compile(r"(?:\\pm|\u00b1) ?(?:\$|\\[(\[!,])?\Z")
+_NO_TERM = re.compile(r"\(?(?:\\(?:text|mbox|mathrm)|[A-Za-z]{2}|[A-J]\)?\Z)|[^=:]*[=:]|\\?[\[({][^\])}]*,")
+"""The contents of a box before which a dash is no sign: a name, a choice, an equation, a time, a tuple."""
+_INSIDE = re.compile(r"\\(?:[dtc]?frac ?\{(?:[^{}]{1,40}\} ?\{)?|sqrt ?(?:\[\w{1,3}\])? ?\{) ?\Z|[\d}] ?/ ?\Z")
+_POWER_OF_TEN = re.compile(
+    rf"{_THIN}(?:\\times|\\cdot|\u00d7|\*|[xX](?= )) ?10 ?(?:\^|\*\*) ?(?:\{{ ?[-+]?\d{{1,3}} ?\}}|-?\d{{1,3}})"
+)
+_MORE_DIGITS = re.compile(r"\$?(?:(?:,|\{,\})\d{3}(?!\d)){1,9}(?:\.\d{1,20})?|\.\d{1,20}")
+_NO_TEXT = r"\\(?!text|mbox|mathrm)[a-z(]"
+_CARRIES_ON = re.compile(
+    rf"\d|{_THIN}(?:[{SMALL}]|(?:\^|\*\*) ?\{{? ?[-+]?(?:\d|[a-z](?![a-z])|\\frac)|\\sqrt|\\[dt]?frac ?\{{? ?\d"
+    rf"|(?:\\times|\\cdot|\\div|\\pm|[*+\u00d7\u00f7\u00b7\u00b1]) ?(?:\d|\(\d|{_NO_TEXT}|[a-z](?![a-z]))"
+    rf"|[-\u2212/] ?(?:\d|{_NO_TEXT}))"
+)
+_FORMULA_END = re.compile(r"\$|\\[)\]]|\n|\\end|[,;.](?:\s|\Z)")
+_BELOW_ZERO = re.compile(
+    r"(?:[\s$~\\^{}()\u00b0]|circ|text|mathrm|degrees?|[Cc]elsius|[Ff]ahrenheit|[CF]\b){0,16}below zero\b"
+)
+
+
+def _with_neighbours(text: str, content: str, start: int, end: int) -> tuple[str, int]:
+    r"""The contents of a box with the sign, digits or power of ten that touch it, and the end of these.
+
+    "-\boxed{5}" is -5, and "\boxed{5},000" is 5,000. "" if the box is an operand ("\boxed{5}^2",
+    "\frac{\boxed{5}}{2}"), unless in an equation ("\boxed{5} \times 3 = 15"). A coefficient ("\boxed{19}x^3") or the
+    last digits ("355\boxed{680}") can be what was asked for.
+    """
+    front, behind = text[max(0, start - 80) : start], text[end : end + 80]
+    stop = _FORMULA_END.search(behind)
+    if content and "=" not in behind[: stop.start() if stop else None]:
+        more = (_POWER_OF_TEN.match(behind) or _MORE_DIGITS.match(behind)) if _BARE.fullmatch(content) else None
+        if more:
+            content, end = content + more[0].strip("$"), end + more.end()
+        elif _INSIDE.search(front) or _CARRIES_ON.match(behind):
+            return "", end
+    negative = _MINUS.search(front) or (_BARE.fullmatch(content) and _BELOW_ZERO.match(behind))
+    if content and negative and not _NO_TERM.match(content):
+        content = f"-({content})" if re.search(r"[-+]", content) else f"-{content}"
+    elif content and _EITHER_SIGN.search(front):
+        content = f"\\pm {content}"
+    return content, end
 
 
 _ODD_FRONTS = ("not", "n't", "n\u2019t", "ither", "never", "rather", "instead", "\\ne", "≠", "nor ", "cept", "than")
@@ -111,6 +165,7 @@ _ONLY_SIGNS = re.compile(r"[\s.$*)\]}\\]{0,40}(?:end\{[a-z*]{1,12}\}[\s.$\]\\]{0
 _DENIES = re.compile(rf"\b(?:is|are|was)\b[^.]{{0,12}}{WRONG}|^(?:\\text\{{)? ?not ?\}}? ?[\d\\]")
 _BARE = re.compile(r"-?[\d.,]*\d")
 _ODD_BOX = re.compile(r"\b(?:is|are|was|not)\b")
+_TOUCHED = re.compile(r"(?:[-\u2212\u00b1/{]|\\pm)[\s$\\(\[!,]{0,5}\Z")
 
 
 def boxed(text: str) -> tuple[str, int] | None:
@@ -125,6 +180,7 @@ def boxed(text: str) -> tuple[str, int] | None:
         if (
             not any(odd in front for odd in _ODD_FRONTS)
             and not _ODD_BOX.search(span[0])
+            and not _TOUCHED.search(front)
             and _find_box(text, max(0, last - MAX_SENTENCE), last) < 0
         ):
             return span
@@ -138,16 +194,20 @@ def boxed(text: str) -> tuple[str, int] | None:
     content, start, end = found
     if not content:
         return "", end
-    behind = text[end : end + 200]
     if denied(text, start, end) or _DENIES.search(content):
         return None
-    tail = _BOX_TAIL.match(behind) if _BARE.fullmatch(content) else None
-    if tail and (not tail["unit"] or is_unit(tail["unit"])):
+    content, end = _with_neighbours(text, content, start, end)
+    if not content:
+        return "", end
+    behind = text[end : end + 200]
+    tail, other = _BOX_TAIL.match(behind), _OR_ELSE.match(behind)
+    measured = tail and _BARE.fullmatch(content) and (not tail["unit"] or is_unit(tail["unit"]))
+    if tail and (tail["scale"] or measured):
         content += f" {tail[1]}"
     values = [content]
-    other = _OR_ELSE.match(behind, tail.end() if tail else 0)
+    other = other or (_OR_ELSE.match(behind, tail.end()) if tail else None)
     if other:
-        second = claim("0 " + sentence_at(behind, other.end())[0], stated=True) or ""
+        second = claim("0, " + sentence_at(behind, other.end())[0], stated=True) or ""
         values += [second.removeprefix("0, ")] if second.startswith("0, ") else []
     either = _EITHER.search(text[max(0, start - 80) : start])
     if either and any(char.isdigit() for char in either[1]):

@@ -12,19 +12,35 @@ Invariant: text separated by a space is never joined ("1 1/2" is not "11/2"), an
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from functools import lru_cache
 
-from flow_dpo.verify.words import is_unit, spelled
+from flow_dpo.verify.words import SCALE, SHORT_SCALES, is_unit, spelled
+
+VULGAR = "\u00bc\u00bd\u00be\u2150\u2151\u2152\u2153\u2154\u2155\u2156\u2157\u2158\u2159\u215a\u215b\u215c\u215d\u215e"
+"""Characters that are fractions: "½", "⅓"."""
+_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉₊₋"
+SMALL = VULGAR + _RAISED + _LOWERED
+"""Characters that belong to the number or letter before them: fractions, and what is above or below the line."""
+_RUNS = re.compile(f"[{_RAISED}]+|[{_LOWERED}]+")
+
+
+def _fraction(char: str) -> str:
+    top, bottom = unicodedata.normalize("NFKC", char).split("\u2044")
+    return f"\\frac{{{top}}}{{{bottom}}}"
+
 
 _UNICODE = str.maketrans(
     {
         **dict.fromkeys("\u2212\u2013\u2014", "-"),  # minus sign and dashes
         **dict.fromkeys("\u00a0\u2009\u202f", " "),
         **dict.fromkeys("\u2061\u200b\ufeff\x00", ""),
+        "\u017f": "s", "\u0131": "i", "\u0130": "I", "\u212a": "K",  # these match s, i and k if case is ignored
         "\u00d7": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "√": "\\surd ", "∛": "\\cbrt ",
         "∞": "\\infty ", "≤": "\\le ",
-        "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "°": "^\\circ ", "½": "\\frac{1}{2}", "²": "^2", "³": "^3",
+        "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "°": "^\\circ ", "\u2044": "/",
+        **{each: _fraction(each) for each in VULGAR},
         "±": "\\pm ", "\u222a": "\\cup ", "∈": "\\in ", "∅": "\\emptyset ", "¢": " cents",
         "€": " EUR ", "£": " GBP ", "¥": " JPY ", "₹": " INR ",
     }
@@ -40,11 +56,14 @@ _ALIASES = {
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)\s*", re.DOTALL)
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
 _SEPARATOR = re.compile(r"(?:[,;\s]*\b(?:and|or)\b[,;\s]*|\s*;\s*|(?:\s*,\s*){1,4})")
+CONDITION = re.compile(r"[<>\u2264\u2265\u2260]|\\(?:[lg]e(?:q|qslant)?|neq?|[lg]t)(?![A-Za-z])")
+"""The sign of an inequality."""
 _SPACE = re.compile(r"(?<![A-Za-z0-9%)}]) | (?![A-Za-z0-9.])")
 _DEGREES = r"\^\s*(?:\\circ|\{\s*\\circ\s*\})"
 _MONEY = {"EUR": "eur", "GBP": "gbp", "JPY": "jpy", "INR": "inr"}
 _PRICE = re.compile(
-    r"(?:\\?\$|\b(EUR|GBP|JPY|INR|USD)\b) ?([-+]?(?:\d[\d,]*)?\.?\d+(?: (?:thousand|million|billion|trillion))?)"
+    r"(?:\\?\$|\b(EUR|GBP|JPY|INR|USD)\b) ?([-+]?(?:\d[\d,]*)?\.?\d+)"
+    rf"((?: (?i:{SCALE})s?\b)+| ?(?:[kKMB]|MM|[mb]n|mil)\b|[mb]\b)?([A-Za-z](?![A-Za-z]))?"
     r"|(\d) ?(?:\\?\$|(EUR|GBP|JPY|INR)\b)"
 )
 _GAPPED = re.compile(r"(?<![\d.,\\])(\d{1,3})((?:(?:\\[,;:! ]|~|\{,\}|,\\!| )\s?\d{3})+)(?![\d/])")
@@ -82,12 +101,12 @@ _INDEX = re.compile(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z])\([^()]*\)")
 @lru_cache(maxsize=4_096)
 def canonical(text: str) -> str:
     """The canonical spelling of an answer. Text separated by a space is never joined: "1 1/2" is not "11/2"."""
-    text = text.translate(_UNICODE)
+    text = _RUNS.sub(_small, text).translate(_UNICODE)
     # 1. Thousands ("1,\!000", "1\,000"), prices ("$5", but "$5$" is a formula between delimiters), escapes.
     if any(not re.match(r"\$ ?[-+]?\.?\d", text[found.start() :]) for found in re.finditer(r"(?<!\\)\$", text)):
         text = re.sub(r"(?<!\\)\$", "", text)
     text = _GAPPED.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
-    text = re.sub(r"\\(?:text|mbox|mathrm)\{ ?((?:thousand|[mbtr]+illion)) ?\}", r" \1", text)
+    text = re.sub(rf"\\(?:text|mbox|mathrm)\{{ ?((?i:{SCALE}|mn|bn)s?) ?\}}", r" \1 ", text)
     text = _PRICE.sub(_price, text).replace("$", "")
     if "matrix" not in text and "array" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # one backslash too many: "\\frac"
@@ -115,7 +134,7 @@ def canonical(text: str) -> str:
     # 5. Separators. "81, 256" is a list, "81,256" a number; in brackets it is a list unless other commas have spaces.
     if ", " in text or text[:1] not in ("(", "[", "{", "\\"):
         text = _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
-    text = _SEPARATOR.sub(",", " ".join(text.split())).strip().strip(",")
+    text = _listed(" ".join(text.split())).strip().strip(",")
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", _SPACE.sub("", text))
     text = re.sub(r"(\\frac|\\sqrt) ?(\\[A-Za-z]+|\w) ?", r"\1{\2}", text)  # "\\frac12"
     text = re.sub(r"(\\frac\{[^{}]{1,50}\}) ?(\\[A-Za-z]+|\w)", r"\1{\2}", text)
@@ -124,6 +143,29 @@ def canonical(text: str) -> str:
     if "\\pm" in text and "," not in text and "\\mp" not in text:
         text = ",".join(re.sub(r"\\pm ?", sign, text).replace("=+", "=").removeprefix("+") for sign in "+-")
     return text.rstrip(".").strip()
+
+
+def _listed(text: str) -> str:
+    r"""The text with "," between the parts of a list. Between conditions "or" and "and" stay: "x<2\lor x>5"."""
+    found = list(_SEPARATOR.finditer(text))
+    words = [each[0].strip(" ,;") for each in found]
+    if not {"and", "or"} & {*words} or not CONDITION.search(text):
+        return _SEPARATOR.sub(",", text)
+    # "x<1, 2<x<3, or x>4": a comma means the word that follows. A comma in brackets separates no conditions.
+    depth, at, parts, joints = 0, 0, [""], list[str]()
+    for each, word in zip(found, words, strict=True):
+        piece = text[at : each.start()]
+        depth += sum(map(piece.count, "([{")) - sum(map(piece.count, ")]}"))
+        parts[-1] += piece
+        at = each.end()
+        if depth:
+            parts[-1] += ","
+        else:
+            parts, joints = [*parts, ""], [*joints, word]
+    parts[-1] += text[at:]
+    if not all(CONDITION.search(part) or "=" in part for part in parts) or len({*joints} - {"", ";"}) != 1:
+        return _SEPARATOR.sub(",", text)
+    return ("\\lor " if "or" in joints else "\\land ").join(parts)
 
 
 def _rooted(text: str) -> str:
@@ -158,13 +200,23 @@ def _closing(text: str, start: int) -> int:
     return -1
 
 
+def _small(found: re.Match[str]) -> str:
+    """Digits above or below the line as a power or an index: "⁻³" as ^{-3}, "₅" as _5."""
+    plain = unicodedata.normalize("NFKC", found[0]).replace("\u2212", "-")
+    return ("^" if found[0][0] in _RAISED else "_") + (plain if len(plain) == 1 else f"{{{plain}}}")
+
+
 def _rate(found: re.Match[str]) -> str:
     """The unit of "10\\frac{m}{s}" as " m/s"; the text unchanged if it is no unit."""
     return f" {found[1]}/{found[2]}" if is_unit(found[1]) and is_unit(found[2]) else found[0]
 
 
 def _price(found: re.Match[str]) -> str:
-    return f"{found[2] or found[3]} {_MONEY.get(found[1] or found[4] or '', 'usd')}"
+    """A price with its unit after it: "$5k" as "5 thousand usd"; "$5x" is a formula, "5x usd"."""
+    scale = (found[3] or "").strip()
+    scale = SHORT_SCALES.get(scale.lower(), scale)
+    amount = f"{found[2] or found[5]}{' ' if scale else ''}{scale}{found[4] or ''}"
+    return f"{amount} {_MONEY.get(found[1] or found[6] or '', 'usd')}"
 
 
 def _repeated(found: re.Match[str]) -> str:
@@ -184,6 +236,8 @@ def _command(match: re.Match[str]) -> str:
 
 
 def is_name(side: str) -> bool:
-    """Whether a side of "=" is a name: it has letters, and numerals only in an index or an argument."""
+    """Whether a side of "=" is a name: letters, with numerals only in an index or argument, no sign and no root."""
+    if side.startswith("-") or "\\sqrt" in side:
+        return False
     bare = re.sub(r"\\[A-Za-z]+", lambda found: "0" if found[0] in ("\\infty", "\\pi") else "a", _INDEX.sub("", side))
     return bool(re.search("[A-Za-z]", bare)) and not re.search(r"[\d<>^!,]|\\[a-z]", bare)

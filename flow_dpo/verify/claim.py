@@ -10,7 +10,7 @@ Explanations are left out. `equivalence` decides which values are equal.
     "$42$ (or $41$)"                      -> "42, 41"    two values are a list, equal only to a list
     "not 42", "42 is wrong"               -> None
 
-Invariant: at most `MAX_SENTENCE` characters are read for one sentence.
+Invariant: what is read is one sentence, of a bounded length (`sentences`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flow_dpo.verify.canonical import CONDITION, VULGAR
 from flow_dpo.verify.closed_form import closed_form
 from flow_dpo.verify.doubt import claims_nothing, denied, may_deny
-from flow_dpo.verify.equivalence import for_algebra, same
-from flow_dpo.verify.expressions import FORMULA, Item, formula_alone, is_formula, items_of
+from flow_dpo.verify.equivalence import MAX_CHARS, for_algebra, same
+from flow_dpo.verify.expressions import Item, formula_alone, items_of
 from flow_dpo.verify.grammar import (
     ARITHMETIC,
     ASSIGNED,
@@ -33,6 +34,7 @@ from flow_dpo.verify.grammar import (
     FRONTS,
     GIVES_UP,
     HEDGES,
+    LABEL,
     LEAD,
     NO_NAMES,
     NO_ROLE,
@@ -48,21 +50,8 @@ from flow_dpo.verify.grammar import (
     VERBS,
     WHICH,
 )
-from flow_dpo.verify.words import COUNTS, is_unit, same_measure
+from flow_dpo.verify.words import COUNTS, SHORT_SCALES, is_unit, same_measure
 
-MAX_SENTENCE = 2_000
-
-
-# ---- sentences ------------------------------------------------------------------------------------------------------
-
-_END = re.compile(
-    rf"(?P<formula>{FORMULA})|(?P<end>"
-    # a full stop, but not that of an abbreviation, nor one before a second thought
-    r"(?<!\\)[.!?](?=[\s*_)\"\u201d]|$)(?!(?<=\d!) ?(?:\\(?:cdot|times|div)"
-    r"|[-+/=] ?\d))(?<!\bapprox\.)(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\b[RN][so]\.)"
-    r"(?![\s*]+(?:[Oo]r|[Aa]lternatively|[Mm]aybe|[Pp]erhaps|[Pp]ossibly|(?:[Bb]ut i|I)t (?:could|might|may))\b)"
-    r"|\n|\u3002|<\|)"
-)
 _MARKS = re.compile(  # formatting: Markdown, a few tags, calculator annotations; also text that is struck out
     r"~~[^~\n]{1,200}~~|<<[^<>\n]{1,100}>>|[`\u200b\ufe0f]|</?(?:b|strong|i|em|u|code|span|p|br|div|mark|answer) ?/?>"
     r"|(?<![\w)}$*])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w({$\\*])|(?<![\w)}])_{1,3}(?=\w)|(?<=\w)_{1,3}(?![\w{\\])"
@@ -70,24 +59,6 @@ _MARKS = re.compile(  # formatting: Markdown, a few tags, calculator annotations
 _MARKING = frozenset("*`~<_\u200b\ufe0f")
 _BULLET = re.compile(r"[ \t]{0,8}(?:[-*\u2022>+][ \t]+|#{1,6}[ \t]+)")
 _PLAIN = re.compile(r"[\s*_]{0,9}(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)[\s*_]{0,9}\.?[\s*_]{0,9}")
-
-
-def sentence_at(text: str, start: int) -> tuple[str, int]:
-    """The sentence that starts at a position, and the position after it."""
-    stop = min(len(text), start + MAX_SENTENCE)
-    for match in _END.finditer(text, start, stop):
-        end = match.end()
-        if match["formula"]:
-            inner = None if is_formula(match[0]) else re.search(r"[.!?]\s|\n", match[0])
-            closes = match[0].rstrip("$])\\ \n")[-1:] == "." and re.match(r"\s+[A-Z]", text[end : end + 9])
-            if not inner and not closes:
-                continue
-            end = match.start() + inner.end() if inner else end
-        return text[start:end], end
-    return text[start:stop], stop
-
-
-# ---- the claim ------------------------------------------------------------------------------------------------------
 
 
 def claim(sentence: str, *, stated: bool, opens_line: bool = False) -> str | None:
@@ -135,9 +106,12 @@ def _with_words(sentence: str, items: list[Item], stated: bool) -> list[Item]:
 
 def _name(sentence: str) -> str | None:
     """The name in a sentence without numbers: "Evelyn", "yes", "(C)"; None if there is none."""
-    letters = re.match(r"\W{0,4}([A-Z](?:(?:, | and |, and )[A-Z]\b)+)", sentence)
+    letters = re.match(
+        r"\W{0,4}?(?:([A-Z](?:(?:, | and |, and )[A-Z]\b)+)|(\([A-J]\)(?:(?:,? (?:and|or|&) |, ?| ?/ ?)\([A-J]\))+))",
+        sentence,
+    )
     if letters:
-        return letters[1]
+        return letters[1] or letters[2]
     text = re.split(
         r"[,;]|\s[(\u2014\u2013-]|\b(?:because|since|as|which|where)\b|[.!?](?:\s|$)",
         sentence.strip(' \t\r"\u201c\u201d'),
@@ -152,11 +126,20 @@ def _name(sentence: str) -> str | None:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two expressions have the same value, as "1/2" and "0.5", or "x+1" and "1+x"."""
+    """Whether two expressions have the same value, as "1/2" and "0.5", or "x+1" and "1+x"; never if one is too long."""
+    if max(len(one), len(other)) > MAX_CHARS:
+        return False
     if same(one, other) is True:
         return True
     here, there = (closed_form(for_algebra(each)) for each in (one, other))
     return here is not None and there is not None and here.same(there) is not False
+
+
+def listed(values: Sequence[str], word: str | None) -> str:
+    """Several values as a list. Conditions keep the word, "or" or "and", that joins the last of them."""
+    unique = list(dict.fromkeys(values))
+    joint = f" {word} " if word and all(map(CONDITION.search, unique)) else ", "
+    return joint.join(unique)
 
 
 def offered(values: Sequence[str]) -> str:
@@ -164,7 +147,7 @@ def offered(values: Sequence[str]) -> str:
     unique = list(dict.fromkeys(values))
     if 1 < len(unique) <= 8 and all(alike(unique[0], other) for other in unique[1:]):
         return unique[0]
-    return ", ".join(unique)
+    return listed(unique, "or")
 
 
 @dataclass(frozen=True)
@@ -281,7 +264,7 @@ class _Sentence:
         before = self.text[max(0, start - 40) : start]
         front = ""
         last_words = before.lower().rstrip("$*\\( ").rsplit(maxsplit=2)[-2:]
-        if not FRONTS.isdisjoint(last_words) or before.rstrip()[-1:] == ")":
+        if not FRONTS.isdisjoint(last_words) or before.rstrip(" :")[-1:] == ")":
             if PERHAPS.search(before):
                 return None
             if NO_ROLE.search(before):
@@ -296,9 +279,12 @@ class _Sentence:
         for which in range(first, last + 1):
             if which == last or links[which - first] != "whole":
                 whole = self.text[items[places[begin]].start : items[places[which]].end].replace("$", "")
+                start = items[places[begin]].start
+                label = LABEL.search(self.text[max(0, start - 12) : start]) if begin > first else None
+                whole, one = (f"{label[0] if label else ''}{each}" for each in (whole, items[places[which]].text))
                 changed = CHANGED.match(self.text, items[places[which]].end)
                 tail = changed[0] if changed and not items[places[which]].worked else self.tail(places[which])
-                values.append((whole if which > begin else items[places[which]].text) + tail)
+                values.append((whole if which > begin else one) + tail)
                 begin = which + 1
         # 4. A second value ("12 for adults, 8 for children"), or what a conclusion makes of this one.
         if self.stated and first == last:
@@ -307,7 +293,8 @@ class _Sentence:
             later = shared[2] if shared else claim(self.text[then.end() :], stated=False) if then else None
             if later:
                 return offered([front + values[0], later])
-        return (front + (offered(values) if "offer" in links else ", ".join(values))).strip()
+        word = "and" if len(values) > 1 and self.items[places[last] - 1].word == "and" else None
+        return (front + (offered(values) if "offer" in links else listed(values, word))).strip()
 
     def is_rate(self, at: int) -> bool:
         """Whether a value only qualifies: "$500 each", "every 3 weeks", "over the 2 months", "the 10th term"."""
@@ -344,19 +331,22 @@ class _Sentence:
     def tail(self, place: int) -> str:
         """The unit or magnitude after a value: up to four words that are no explanation."""
         words: list[str] = []
-        end = self.items[place].end
+        end, priced = self.items[place].end, self.items[place].text[:1] in ("$", "\\", "€", "£", "₹")
         for item in self.items[place + 1 :]:
             measured = bool(words) and is_unit(words[-1])
             rate = item.word == "per" or (measured and item.text == "/" and item.start == end)
             name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in STOP
             name = name and (item.word not in COUNTS or bool(OPERATES.fullmatch(" ".join(words))))
-            bare = item.text.rstrip("0123456789^{}")
+            bare = item.text.rstrip("0123456789^{}⁻¹²³")
             unit = (
                 (is_unit(bare) and (item.word != "in" or self.text[item.end :].strip(" .*$") == ""))
                 or item.word.replace(".", "") in ("am", "pm")
                 or words[-1:] in (["/"], ["per"])
+                or (not words and item.word in SHORT_SCALES and (priced or item.word in ("mn", "bn")))
             )
             counted = name and not (self.items[place].worked and "=" in self.items[place].text)
+            if item.word in ("below", "under") and re.match(r" \w", self.text[item.end : item.end + 2]):
+                break  # "12 feet below the surface"
             if not rate and (self.text[end : item.start].strip() or len(words) > 3 or not (counted or unit)):
                 break
             words.append(item.text.lower())
@@ -366,7 +356,7 @@ class _Sentence:
         return f" {self.text[self.items[place].end : end].strip()}" if words else ""
 
 
-_NUMERIC = frozenset("0123456789π∞√\\")
+_NUMERIC = frozenset("0123456789π∞√\\" + VULGAR)
 
 
 def _link(between: Sequence[Item]) -> str:

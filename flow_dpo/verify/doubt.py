@@ -33,7 +33,7 @@ _DENIED_BEFORE = re.compile(
     r"|\bexcept(?: for)?|\bother than|\bapart from|\bexclud(?:e|es|ing)|\brul(?:e|es|ed|ing) out|\breject(?:s|ing)?"
     r"|\bdiscard(?:s|ing)?|\beliminat(?:e|es|ing)|\banything but|\bfar from|\btorn between|\bany \w+ but"
     r"|\bdiffer(?:s|ent) from)"
-    r"(?: be| \w+ly| equals?| to| exactly| just| the| simply| that| is| it| have| has| had| get| make"
+    r"(?: be| \w+ly| equals?| to| just| the| that| is| it| have| has| had| get| make"
     r"| give)* ?[*_\"\u201c($\\\[ ]*$",
     re.IGNORECASE,
 )
@@ -218,8 +218,10 @@ _TAKEN_BACK = re.compile(
     r"|\b(?:scratch that|strike that|never ?mind|correction:|let me correct|i (?:made|see) (?:a|an|my) (?:\w+ )?"
     r"(?:mistake|error)|(?:my|a) mistake\b|my bad|i was wrong|on second thought"
     r"|i (?:forgot|meant?|mis\w+|overlooked|missed|should have|neglected|wrongly|mistakenly|accidentally)"
-    r"|(?<=[.!?\n,] )(?:actually|rather|edit|update|or rather|i mean)[:,]?(?= (?:it(?: is|[\u2019']s) "
-    r"|the answer is )?[$*\\(]{0,4}\d)"
+    r"|(?:(?<=[.!?,] )|(?<=\n)|(?<=\n[*_])|(?<=\n[*_]{2}))"
+    r"(?:actually|rather|edit|update|or rather|i mean|sorry)[:,]?[*_]{0,3}[:,]?"
+    r"(?= (?:it(?: is|[\u2019']s) |that(?: is|[\u2019']s| should be) "
+    r"|(?:the|my) (?:\w+ )?(?:answer|result|value|total) is )?[$*\\(]{0,4}\d)"
     r"|(?<=\d), no,? (?=[$*\\(]{0,4}\d)|make that\b|on reflection|i (?:now )?reali[sz]e|although i should"
     r"|it should read|is what an? (?:\w+ )?(?:reader|student)|but (?:that|this|it) (?:ignores|neglects"
     r"|leaves out|forgets|misses)|(?<=[.!?] )in fact,?(?= it(?: is|[\u2019']s) [$*]{0,3}\d)|(?:perhaps|maybe"

@@ -21,9 +21,11 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from string import ascii_lowercase
 from typing import NamedTuple
 
 from flow_dpo.verify.canonical import canonical, is_name
+from flow_dpo.verify.choices import Choice, read_choice
 from flow_dpo.verify.closed_form import Formula, closed_form
 from flow_dpo.verify.words import Unit, is_unit, unit
 
@@ -116,6 +118,8 @@ def read(text: str) -> Answer | None:
         return Ratio(parts, clock, half)
     if numeral and any(char.isdecimal() for char in numeral[1]):
         return Word(f"{numeral[1].lower()}_{numeral[2]}")
+    if "\\lor" in text or "\\land" in text:
+        return None  # conditions
     if _NOTHING.fullmatch(text):
         return Word("\\emptyset")
     inner = _unwrapped(text)
@@ -202,7 +206,7 @@ def _without_unit(text: str) -> tuple[str, str]:
 
 _UNIT_WORDS = re.compile(
     r"(?:(?<=[A-Za-z])(?<!and)(?<!or)(?<!root)(?<!choose)(?<!power)(?<!from)(?<!to)(?<!until)(?<!through)\d{1,3}"
-    r"|\^ ?\{? ?-?[1-9] ?\}?|\bper \d+ |\b(?:in (?:19|20)\d\d|on day \d+)\b"
+    r"|\^ ?(?:\{ ?)?-?[1-9]|\bper \d+ |\b(?:in (?:19|20)\d\d|on day \d+)\b"
     r"|\(\d[\d.]* [A-Za-z][A-Za-z .]*\)|[A-Za-z .,'/{}()%-])*"
 )
 """What can follow a formula as its unit. Digits are allowed as an exponent, in "per 10 eggs", in a name ("CO2"), in a
@@ -232,10 +236,12 @@ def same(gold: str, answer: str) -> bool | None:
         return None
     if _PLAIN.fullmatch(gold) and _PLAIN.fullmatch(answer):
         return Fraction(gold) == Fraction(answer)
-    labels = [_CHOICE.fullmatch(text) for text in (gold, answer)]
-    if labels[0] is not labels[1]:  # "(B) 24" is the choice B, and 24
-        texts = [found or text for found, text in zip(labels, (gold, answer), strict=True)]
-        return _same_choice(*texts)
+    choices = [read_choice(text) for text in (gold, answer)]
+    several = [found.several for found in choices if found]
+    if len({*several}) > 1 or any(found and found.undecided for found in choices):
+        return False  # "(B) or (C)" is not "(B) 24"; "(B) or" is nothing
+    if False in several:  # "(B) 24" is the choice B, and 24
+        return _same_choice(choices[0] or gold, choices[1] or answer)
     ours, theirs = canonical(gold), canonical(answer)
     if not ours or not theirs:
         return None
@@ -254,20 +260,15 @@ def same(gold: str, answer: str) -> bool | None:
     return found
 
 
-_CHOICE = re.compile(r"\s*(?:\\text(?:bf)?\{)?\(([A-J])\)\s*\}?[\s\\:~]*(?=[^\s}])(.+)", re.DOTALL)
-
-
-def _same_choice(gold: str | re.Match[str], answer: str | re.Match[str]) -> bool | None:
+def _same_choice(gold: Choice | str, answer: Choice | str) -> bool | None:
     """Compare a labelled choice, "(B) 24", with a label, a value, or another labelled choice."""
-    if isinstance(gold, str) and isinstance(answer, str):
-        return None
-    if isinstance(gold, str) or isinstance(answer, str):
-        label, text = (answer, gold) if isinstance(gold, str) else (gold, answer)
-        assert isinstance(label, re.Match)
-        assert isinstance(text, str)
-        bare = text.strip(" ().$")
-        return bare == label[1] if re.fullmatch("[A-J]", bare) else same(text, label[2])
-    return gold[1] == answer[1]
+    if isinstance(gold, Choice) and isinstance(answer, Choice):
+        return gold.label == answer.label and same(gold.text, answer.text) is not False
+    choice, text = (answer, gold) if isinstance(answer, Choice) else (gold, answer)
+    assert isinstance(choice, Choice)
+    assert isinstance(text, str)
+    bare = text.strip(" ().$")
+    return bare == choice.label if re.fullmatch("[A-J]", bare) else same(text, choice.text)
 
 
 def _unit_of(text: str) -> Unit | None:
@@ -311,9 +312,19 @@ def _compare_groups(a: Group, b: Group) -> bool | None:
         pairs = [(one, others) for ours, others in ((a, b), (b, a)) for one in ours.parts]
         return _all([_any([_compare(one, other) for other in others.parts]) for one, others in pairs])
     # Brackets are ordered; a list without brackets equals a tuple in the same order.
+    a, b = _by_name(a), _by_name(b)
     if len(a.parts) != len(b.parts) or (a.kind != b.kind and kinds not in ({"", "()"}, {"", "[]"})):
         return False
     return _all([_compare(one, other) for one, other in zip(a.parts, b.parts, strict=True)])
+
+
+def _by_name(group: Group) -> Group:
+    """The coordinates of a list in their order: "y=4,x=3" as "x=3,y=4"; any other group unchanged."""
+    named = [part for part in group.parts if isinstance(part, Named)]
+    named.sort(key=lambda part: "s" if part.name == "\\theta" else part.name)  # (r, theta)
+    names = "".join(part.name for part in named)
+    usual = (names in ascii_lowercase or names == "r\\theta") and len(named) == len(group.parts) and not group.kind
+    return Group("", tuple(named)) if usual else group
 
 
 def _any(found: Sequence[bool | None]) -> bool | None:

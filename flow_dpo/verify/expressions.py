@@ -13,6 +13,7 @@ import re
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from flow_dpo.verify.canonical import SMALL, VULGAR
 from flow_dpo.verify.words import is_unit
 
 FORMULA = (
@@ -22,14 +23,16 @@ FORMULA = (
 """A pattern for mathematics between delimiters. If `is_formula` is False for a match, the signs meant money."""
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _TOKEN = re.compile(
-    r"(?P<word>[ap]\.m\b\.?|(?!(?:US|CA|AU)\\?\$|Rs\.? ?\d)"
-    r"(?:[^\W\d_]{2,}\w*(?:['\u2019-][^\W\d_]+)*(?:\^\{?\d\}?)?|[^\W\d_]\w*))"
+    r"(?P<word>[ap]\.m\b\.?|[A-Z][a-z]?[₀-₉]+[A-Z]\w*|(?!(?:US|CA|AU)\\?\$|Rs\.? ?\d)"
+    rf"(?:[^\W\d_{SMALL}]{{2,}}[^\W{SMALL}]*(?:['\u2019-][^\W\d_{SMALL}]+)*(?:\^\{{?\d\}}?|⁻?[¹²³](?![{SMALL}]))?"
+    rf"|[^\W\d_{SMALL}][^\W{SMALL}]*))"
     rf"|(?P<formula>{FORMULA})"
     r"|(?P<decimal>\d*\.(?:\d*\\(?:overline|bar|dot) ?\{\d+\}|\d+\.\.\.)|\d{1,3}(?:(?:,\\!|\{,\}|\\,)\d{3})+(?!\d)"
     r"|(?<![\d.,])\d{1,3}(?: \d{3}){2,}(?![\d,.]\d))"
     rf"|(?P<number>(?:(?:US|CA|AU)?\\?\$ ?|[€£¥₹] ?|Rs\.? ?)?(?:{_DIGITS})(?::\d+)*[A-Za-z]*(?: ?\\?[%°])?)"
     r"|(?P<command>\\(?:[A-Za-z]+(?: ?\{[^{}]{0,60}\})?|.))"
-    r"|(?P<operator><=|>=|!=|[-=]>|[\u2013\u2014](?= ?[$€£]?\d)|[-+*/^=<>≤≥≈≠\u00d7÷·±√∛π∞\u2212_%°²³½¼¾&])"
+    r"|(?P<operator><=|>=|!=|[-=]>|[\u2013\u2014](?= ?[$€£]?\d)|"
+    rf"[-+*/^=<>≤≥≈≠\u00d7÷·±√∛π∞\u2212_%°&{SMALL}])"
     r"|(?P<bracket>[()\[\]{}])"
     r"|(?P<mark>\S)",
     re.DOTALL,
@@ -39,14 +42,14 @@ MAX_TOKENS = 200
 _FUNCTIONS = frozenset(
     ["sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "mod", "max", "min"]
 )
-_NUMERALS = frozenset(["π", "∞", "½", "¼", "¾", "pi"])
+_NUMERALS = frozenset(["π", "∞", "pi", *VULGAR])
 _APPLIED = re.compile(r"sin|cos|tan|cot|csc|log(?:_?\d{1,3})?|ln|sqrt|cbrt")
 """Functions whose argument needs no brackets: "ln 2", "2 sqrt 3". ("5 min 30 sec" is a time.)"""
 _LOGGED = frozenset(
     ["to", "must", "can", "will", "should", "could", "would", "may", "might", "and", "they", "we", "he", "she"]
 )
 """After these words "log" is a verb: "she has to log 5 hours"."""
-_POSTFIX = frozenset("%°²³") | _NUMERALS
+_POSTFIX = frozenset("%°" + SMALL) | _NUMERALS
 _RELATIONS = frozenset(["\\le", "\\leq", "\\ge", "\\geq", "\\ne", "\\neq", "\\lt", "\\gt", "\\in"])
 _SIGNS = frozenset("-\u2212\u2013+±√∛<>≤≥≠") | {"<=", ">=", "!="} | _NUMERALS
 
@@ -77,9 +80,17 @@ def is_formula(text: str) -> bool:
     return not (_PROSE.search(_NO_PROSE.sub(" ", text)) or _MONEY.fullmatch(text))
 
 
+_ONE_ROW = re.compile(  # an environment around one row
+    r"(?:\$\$|\\\[)?\s*\\begin\{(?:align|equation|gather)(?:ed)?\*?\}([^{}]*(?:\{[^{}]*\}[^{}]*)*)"
+    r"\\end\{(?:align|equation|gather)(?:ed)?\*?\}\s*(?:\$\$|\\\])?\.?"
+)
+
+
 def whole_text(text: str) -> str | None:
     """The text if it is a single expression or word, "x = 3" or "yes"; otherwise None."""
     body = text.strip().lstrip("=: ") if len(text) <= 4_000 else ""
+    row = _ONE_ROW.fullmatch(body)
+    body = row[1].replace("&", "").strip(" .\n") if row and "\\\\" not in row[1] else body
     if not 0 < len(body) <= 400 or "\n" in body:
         return None
     if body.isalpha():

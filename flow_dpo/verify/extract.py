@@ -24,10 +24,11 @@ from itertools import islice
 from typing import Literal
 
 from flow_dpo.verify.boxes import BRACES, MAX_BOXES, box_is_open, boxed, last_box
-from flow_dpo.verify.claim import MAX_SENTENCE, claim, sentence_at
+from flow_dpo.verify.claim import claim
 from flow_dpo.verify.doubt import breaks_off, claims_nothing, plans_on, supposes, taken_back
 from flow_dpo.verify.expressions import whole_text
 from flow_dpo.verify.prose import value_of_prose
+from flow_dpo.verify.sentences import MAX_SENTENCE, sentence_at
 
 Extractor = Literal["box", "answer_is", "number"]
 

@@ -24,14 +24,19 @@ SPELLED = re.compile(
     rf"(?:(?:[ -]|,? and | point | (?:and |of )?an? | of ){NUMERAL})*\b(?! of (?:the|them|us|these|those)\b)",
     re.IGNORECASE,
 )
+_LABEL = (
+    r"(?:\([A-J]\)|(?:(?<=\bis )|(?<=: )|(?<=[*$:\"])|(?<=option )|(?<=choice )|(?<=\bor )|(?<=\band )|\A)[A-J]\)):? ?"
+)
 PREFIX = re.compile(
-    rf"(?:\([A-J]\) ?|\b(?:plus or minus|minus|negative|(?:(?:{NUMERAL} |a )?(?:half|thirds?|quarters?"
+    rf"(?:{_LABEL}|\b(?:plus or minus|minus|negative|(?:(?:{NUMERAL} |a )?(?:half|thirds?|quarters?"
     rf"|fifths?)|twice|double|triple|thrice)(?: of)?|at least|at most"
     r"|(?:no )?(?:more|less|fewer|greater|bigger|smaller|larger|higher|lower) than|over|under|above|below"
     r"|(?<!adding )(?<!adds )(?<!add )up to|between"
     r"|(?:sum|product|difference|quotient|square|cube|root|reciprocal|opposite) (?:of|between))(?: the)? )$",
     re.IGNORECASE,
 )
+LABEL = re.compile(rf"{_LABEL}\Z")
+"""The label of a choice before a value: "(B) 24", "C) 25"."""
 CHANGED = re.compile(  # what changes the value before it, up to the end of its clause
     r" ?(?:times (?:the|its|his|her|their|that|as|of)\b|(?:raised )?to the\b|and (?:an?|one|two"
     r"|three) (?:half|third|quarter"
@@ -39,6 +44,7 @@ CHANGED = re.compile(  # what changes the value before it, up to the end of its 
     r"|or (?:something|more|less|fewer|so"
     r"|higher|lower|above|greater)\b"
     r"|(?:[a-z]+ )?at (?:the )?(?:very )?(?:most|least)\b(?! \d)"
+    r"|(?:degrees? ?)?(?:(?:celsius|fahrenheit|[cf]) )?below (?:zero|freezing)\b"
     r"|[xyzntk]\b(?! ?=))[^,;.\n()]{0,80}",
     re.IGNORECASE,
 )

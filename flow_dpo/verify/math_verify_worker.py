@@ -27,6 +27,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from string import ascii_letters
 from typing import Any
 
 MEMORY_BYTES = 1 << 30
@@ -85,15 +86,20 @@ def load() -> Callable[[str], Any]:
 
 def read(parse: Callable[[str], Any], text: str) -> Any:
     """A text as a sympy object with exact numbers; None if the parser cannot read it."""
-    from sympy import Basic, MatrixBase, nan, zoo
+    from sympy import And, Basic, MatrixBase, Or, nan, zoo
 
+    for word, joint in (("\\lor", Or), ("\\land", And)):
+        parts = [read(parse, part) for part in text.split(word)] if word in text else []
+        if parts:
+            return joint(*parts, evaluate=False) if all(map(is_condition, parts)) else None
     found = None if _PROSE.search(text) else next(iter(parse(f"${text}$")), None)
     return exact(found) if isinstance(found, (Basic, MatrixBase)) and not found.has(nan, zoo) else None
 
 
 def exact(found: Any) -> Any:
-    """The object with decimals as rational numbers and i as the imaginary unit. Equations stay as written."""
-    from sympy import And, Derivative, FiniteSet, Float, I, Rational, Symbol
+    """The object with decimals as rational numbers and i as the imaginary unit. Odd roots of negative numbers are real.
+    Equations stay as written."""
+    from sympy import And, Derivative, FiniteSet, Float, I, Pow, Rational, Symbol, root
     from sympy.core.function import AppliedUndef
     from sympy.core.relational import Relational
 
@@ -109,7 +115,13 @@ def exact(found: Any) -> Any:
     names = {each: I if each.name == "i" else Symbol(each.name, real=True) for each in found.atoms(Symbol)}
     rates = {each for each in found.atoms(Derivative) if isinstance(each.expr, (Symbol, AppliedUndef))}
     calls = {each: Symbol(str(each), real=True) for each in found.atoms(AppliedUndef) | rates}  # "f(2)", "dy/dx": names
-    return found.xreplace({**numbers, **names, **calls})
+    powers = [each for each in found.atoms(Pow) if each.base.is_Rational and each.exp.is_Rational]
+    roots = {
+        each: (-root(-each.base, each.exp.q)) ** each.exp.p
+        for each in powers
+        if each.base < 0 and each.exp.q > 1 and each.exp.q % 2
+    }
+    return found.xreplace({**numbers, **names, **calls, **roots})
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
@@ -117,13 +129,15 @@ def exact(found: Any) -> Any:
 
 def same(a: Any, b: Any) -> bool:
     """Whether two sympy objects are equal. Symmetric."""
-    from sympy import And, Eq, Expr, FiniteSet, Interval, MatrixBase, MatrixExpr, Set, Tuple, Union
+    from sympy import Eq, Expr, FiniteSet, Interval, MatrixBase, MatrixExpr, Set, Tuple, Union
     from sympy.core.relational import Relational
 
     if isinstance(a, Relational) and isinstance(b, Relational):
         return same_relation(a, b)
-    if isinstance(a, And) and isinstance(b, And):
-        return each_in(a.args, b.args) and each_in(b.args, a.args)
+    if not (isinstance(a, FiniteSet) and isinstance(b, FiniteSet)):
+        a, b = joined(a), joined(b)
+    if is_condition(a) and is_condition(b):
+        return same_conditions(a, b)
     if isinstance(a, Eq) or isinstance(b, Eq):
         a, b = unnamed(a), unnamed(b)
         return a is not None and b is not None and same(a, b)
@@ -147,7 +161,8 @@ def same(a: Any, b: Any) -> bool:
         a, b = (each if isinstance(each, FiniteSet) else [each] for each in (a, b))
         return each_in(a, b) and each_in(b, a)
     if isinstance(a, Union) and isinstance(b, Union):
-        return each_in(a.args, b.args) and each_in(b.args, a.args)
+        one, other = parts_of(a), parts_of(b)
+        return each_in(one, other) and each_in(other, one)
     return a == b or (isinstance(a, Set) and isinstance(b, Set) and a.symmetric_difference(b).is_empty is True)
 
 
@@ -164,30 +179,78 @@ def in_order(a: Any) -> list[Any] | None:
     return list(a) if isinstance(a, Tuple) else getattr(a, "written", None)
 
 
-def as_set(a: Any, other: Any) -> Any:
-    """`a`, or, if it is made of inequalities and `other` is a set of numbers, the set of their solutions."""
-    from sympy import And, FiniteSet, Intersection, Set, Union
+def is_condition(a: Any) -> bool:
+    """Whether an object is an equation or inequality, or several joined by "and" or "or"; not "x \\in (1, 2)"."""
+    from sympy import And, Or, Set
     from sympy.core.relational import Relational
 
-    conditions = list(a) if isinstance(a, FiniteSet) else [a]
+    return isinstance(a, (And, Or, Relational)) and not any(isinstance(each, Set) for each in a.args)
+
+
+def joined(a: Any) -> Any:
+    """A list of conditions, not all of them equations, as one: "x > 3, x < 5" means both, "x < 3, x > 5" either."""
+    from sympy import And, Eq, FiniteSet, Or
+
+    parts = list(a) if isinstance(a, FiniteSet) else []
+    if not all(map(is_condition, parts)) or all(isinstance(each, Eq) for each in parts):
+        return a
+    both = And(*parts, evaluate=False)
+    one = len(both.free_symbols) == 1
+    return Or(*parts, evaluate=False) if one and numbers_of(both).is_empty else both
+
+
+def numbers_of(a: Any) -> Any:
+    """The set of the numbers for which a condition on one variable holds."""
+    from sympy import And, Intersection, Or, Union
+
+    parts = [numbers_of(each) for each in a.args] if isinstance(a, (And, Or)) else []
+    return (Intersection if isinstance(a, And) else Union)(*parts) if parts else a.as_set()
+
+
+def same_conditions(a: Any, b: Any) -> bool:
+    """Whether two conditions are equal: in their parts or, if each part is solved ("x < 3"), in what they leave."""
+    if type(a) is type(b) and each_in(a.args, b.args) and each_in(b.args, a.args):
+        return True
+    symbols = a.free_symbols | b.free_symbols
+    solved = len(symbols) == 1 and all(
+        symbols & {*each.args} and any(side.is_number for side in each.args) for each in parts_of(a) + parts_of(b)
+    )
+    return solved and same(numbers_of(a), numbers_of(b))
+
+
+def parts_of(a: Any) -> list[Any]:
+    """The equations and inequalities of a condition, or the sets of a union."""
+    from sympy import And, Or, Union
+
+    return [part for each in a.args for part in parts_of(each)] if isinstance(a, (And, Or, Union)) else [a]
+
+
+def as_set(a: Any, other: Any) -> Any:
+    """`a`, or, if it is a condition on one variable and `other` is a set of numbers, the set of its solutions."""
+    from sympy import FiniteSet, Set
+
     numbers = isinstance(other, Set) and not isinstance(other, FiniteSet) and len(a.free_symbols) == 1
-    if numbers and all(isinstance(each, (Relational, And)) for each in conditions):
-        sets = [each.as_set() for each in conditions]
-        both = Intersection(*sets)  # "x > 3, x < 5" means both, "x < 3, x > 5" means either
-        return Union(*sets) if both.is_empty else both
-    return a
+    return numbers_of(a) if numbers and is_condition(a) else a
 
 
 def unnamed(a: Any) -> Any:
     """The value that an equation names or computes, "x = 3" or "1 + 2 = 3"; None if it does neither."""
-    from sympy import Eq, Symbol
+    from sympy import Eq, Symbol, Tuple
 
     if not isinstance(a, Eq):
         return a
     for side, value in (a.args, a.args[::-1]):
         if not side.atoms() - side.atoms(Symbol):  # only letters
-            return value
+            return None if isinstance(side, Tuple) and misordered([str(each) for each in side]) else value
     return None if a.free_symbols else a.rhs
+
+
+def misordered(names: list[str]) -> bool:
+    """Whether names stand in another order than that of coordinates: (y, x), (x_2, x_1), (theta, r), but not (m, b)."""
+    expected = sorted(names)
+    indexed = len({name.partition("_")[0] for name in names}) == 1
+    usual = "".join(expected) in ascii_letters or indexed
+    return names == ["theta", "r"] or (usual and names != expected)
 
 
 def same_relation(a: Any, b: Any) -> bool:

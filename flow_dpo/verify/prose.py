@@ -15,10 +15,11 @@ import re
 from functools import lru_cache
 
 from flow_dpo.verify.canonical import canonical
-from flow_dpo.verify.claim import claim, sentence_at
+from flow_dpo.verify.claim import claim
 from flow_dpo.verify.equivalence import MAX_CHARS, Answer, Group, Named, Quantity, Word, read
 from flow_dpo.verify.expressions import items_of
 from flow_dpo.verify.grammar import CONCLUDES, LEAD, PLACES, SPELLED, VERBS
+from flow_dpo.verify.sentences import sentence_at
 
 _SENTENCE_WORDS = VERBS | CONCLUDES | {"he", "she", "they", "it", "we", "there", "i", "you", "total", "altogether"}
 MAX_NAME_WORDS = 12

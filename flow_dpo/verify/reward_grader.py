@@ -3,7 +3,8 @@
     grader = RewardGrader(RewardFunctions.of(brevity), answers, renderer, GradingSettings(correct_from=0.5))
     grader.grade(trees)       Verdict(status="correct", value=0.8, measures={"rewards/brevity": 0.8})
 
-"Correct" is a reward of `correct_from` or more. Invariant: a solution that was checked during sampling is not rewarded
+"Correct" is a reward of `correct_from` or more; what the verifier, as one of the functions, leaves ungraded stays
+ungraded. Invariant: a solution that was checked during sampling is not rewarded
 again when its tree is graded, so a function that draws random numbers or asks a model gives one verdict.
 """
 
@@ -99,15 +100,19 @@ class RewardGrader:
             rewards = {name: value for name, values in found.items() if (value := values[at]) is not None}
             value = sum(weights[name] * reward for name, reward in rewards.items())
             known = Verdict(status="ungraded") if answers is None else answers[at]
-            verdict = replace(
+            if not rewards:
+                reason = known.reason or "no reward function gave a reward"
+                verdicts.append(replace(known, status="ungraded", reason=reason))
+                continue
+            noted = replace(
                 known,
-                status="correct" if value >= self._settings.correct_from - _ROUNDING else "wrong",
-                value=value,
                 measures={**metrics, **{f"rewards/{name}": reward for name, reward in rewards.items()}},
                 extra=batch.extra[at],
             )
-            nothing = replace(known, status="ungraded", reason=known.reason or "no reward function gave a reward")
-            verdicts.append(verdict if rewards else nothing)
+            # What the verifier cannot grade is not wrong: without its part, the sum of the others is another reward.
+            status = "correct" if value >= self._settings.correct_from - _ROUNDING else "wrong"
+            undecided = answers is not None and known.status == "ungraded"
+            verdicts.append(noted if undecided else replace(noted, status=status, value=value))
         return verdicts
 
 

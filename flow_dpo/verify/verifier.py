@@ -146,7 +146,8 @@ def _without_algebra(gold: str, answer: str | None, *, field: str) -> Verdict | 
     if answer is not None and _trimmed(answer) == _trimmed(field) != "":
         return Verdict(status="correct", answer=_bounded(answer))
     if not gold:
-        if answer is not None and field.strip() and len(field) <= MAX_CHARS and canonical(answer) == canonical(field):
+        short = answer is not None and max(len(answer), len(field)) <= MAX_CHARS
+        if answer is not None and short and field.strip() and canonical(answer) == canonical(field):
             return Verdict(status="correct", answer=_bounded(answer))
         reason = "cannot be parsed: no value in it, or several" if field.strip() else "is empty"
         return Verdict(status="ungraded", answer=answer and _bounded(answer), reason=f"the gold answer {reason}")
@@ -170,7 +171,7 @@ def _trimmed(text: str) -> str:
     text = " ".join(text.split()).strip("$ ")
     if text.startswith("\\text{") and text.endswith("}") and text.count("{") == 1:
         text = text[len("\\text{") : -1]
-    return text.strip(" .")
+    return text.strip().rstrip(" .")
 
 
 def _bounded(answer: str) -> str:

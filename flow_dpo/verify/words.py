@@ -24,9 +24,16 @@ _SMALL = [
 ]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _COUNTS = {word: at for at, word in enumerate(_SMALL)} | {word: 10 * at for at, word in enumerate(_TENS, start=2)}
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+           "lakh": 10**5, "crore": 10**7}  # fmt: skip
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
-          "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000}  # fmt: skip
+          "eighth": 8, "ninth": 9, "tenth": 10, "eleventh": 11, "twelfth": 12, "thirteenth": 13, "fourteenth": 14,
+          "fifteenth": 15, "sixteenth": 16, "seventeenth": 17, "eighteenth": 18, "nineteenth": 19, "twentieth": 20,
+          "thirtieth": 30, "fortieth": 40, "fiftieth": 50, "sixtieth": 60, "seventieth": 70, "eightieth": 80,
+          "ninetieth": 90, "hundredth": 100, "thousandth": 1000, "millionth": 10**6, "billionth": 10**9}  # fmt: skip
+SHORT_SCALES = {"k": "thousand", "m": "million", "mm": "million", "mn": "million", "mil": "million", "b": "billion",
+                "bn": "billion"}  # fmt: skip
+"""Abbreviations of magnitudes after a price; elsewhere only "mn" and "bn" are unmistakable."""
 
 COUNT, SCALE, _PART = "|".join(_COUNTS), "|".join(_SCALES), "|".join(_PARTS)
 """Number words as alternatives for regular expressions."""
@@ -39,6 +46,7 @@ _RUN = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = r"(?:\d+(?:\.\d+)?(?:/\d+)?|\(\d+/\d+\)|\([\d.]+\+\(\d+/\d+\)\))"
+_DEGREES = r"(?: ?degrees?(?: ?(?:celsius|fahrenheit|[cf]))?)?"
 _DIGIT_PART = "|".join(part for part in _PARTS if part not in ("half", "quarter"))
 _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
@@ -57,6 +65,8 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"({_NUMBER}) (?:out of|in every) ({_NUMBER})", r"\1/\2"),
         (rf"({_NUMBER}) (?:more|greater) than ({_NUMBER})", r"(\2+\1)"),
         (rf"({_NUMBER}) (?:less|fewer) than ({_NUMBER})", r"(\2-\1)"),
+        (rf"(?<![-\d./])({_NUMBER}{_DEGREES}) below (?:zero|0)\b", r"-\1"),
+        (rf"({_NUMBER}{_DEGREES}) above (?:zero|0)\b", r"\1"),
         (r"\b(?:minus|negative) ?", "-"),
         (r" ?\bplus\b ?", "+"),
         (r" ?\b(?:times|multiplied by)\b ?", "*"),
@@ -76,6 +86,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 def spelled(text: str) -> str:
     """The text with number words as numerals, and with signs for words such as "plus" and "half of"."""
+    text = re.sub(r"(?<=\d) ([mMbB]n)\b", lambda found: f" {SHORT_SCALES[found[1].lower()]}", text)
     text = re.sub(
         rf"(?<=\d)((?:[ -](?:{SCALE})s?\b)+)",
         lambda found: "".join(f"*{_SCALES[word.lower().rstrip('s')]}" for word in re.findall("[A-Za-z]+", found[1])),
@@ -157,11 +168,12 @@ _ABBREVIATIONS = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per h
 _CHANGES = frozenset([
     "not", "no", "wrong", "incorrect", "false", "less", "more", "fewer", "than", "plus", "minus", "mod", "modulo",
     "times", "over", "remainder", "r", "squared", "cubed", "to", "or", "half", "third", "quarter",
-    "factorial", "maybe", "perhaps", "possibly", "versus", "vs", "instead", "except", *_SCALES,
+    "mil", "lac", "lacs", "factorial", "maybe", "perhaps", "possibly", "versus", "vs", "instead", "except", *_SCALES,
 ])  # fmt: skip
 """Words that change the value before them; if one is left after a number, the text is not read."""
 _CHANGED = re.compile(
-    r"\bshort of\b|\bat (?:the )?(?:very )?(?:most|least)\b|\bor so\b|\b(?:root|choose|power(?: of)?) [a-z]$"
+    r"\bshort of\b|\b(?:below|under)(?: (?:zero|freezing|par))?\W*$|\bin (?:debt|the red)\b"
+    r"|\bat (?:the )?(?:very )?(?:most|least)\b|\bor so\b|\b(?:root|choose|power(?: of)?) [a-z]$"
     r"|\bsubtracted from\b|\badded to\b|\b(?:increased|decreased|reduced|multiplied|divided) (?:by|to)\b"
     r"|\b(?:taken from|raised (?:by|to)) [a-z]$"
 )
@@ -173,7 +185,8 @@ _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 
 
 def _measure(word: str) -> tuple[str, int, Fraction] | None:
-    for name in (word, word.lower(), word.lower().removesuffix("s"), word.lower().removesuffix("es")):
+    lower = word.lower() if len(word) > 1 else word  # "5 M" is not 5 metres
+    for name in (word, lower, lower.removesuffix("s"), lower.removesuffix("es")):
         if name in _MEASURES:
             return _MEASURES[name]
     return None

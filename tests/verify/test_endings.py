@@ -32,14 +32,18 @@ def verifier() -> Iterator[Verifier]:
         yield verifier
 
 
-@pytest.mark.parametrize("name", ["tuned.txt", "kept_back.txt", "third.txt", "fourth.txt"])
-def test_endings_in_many_voices(verifier: Verifier, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "at_most"),
+    [("tuned.txt", 0.02), ("kept_back.txt", 0.02), ("third.txt", 0.02), ("fourth.txt", 0.02), ("fifth.txt", 0.0)],
+)
+def test_endings_in_many_voices(verifier: Verifier, name: str, at_most: float) -> None:
+    """`at_most`: the share of right answers that may be refused."""
     rows = endings(name)
     verdicts = verifier.grade_many([(gold, text, True) for gold, _, text in rows])
     found = [(gold, text, right, verdict.status) for (gold, right, text), verdict in zip(rows, verdicts, strict=True)]
     refused = [row for row in found if row[2] and row[3] != "correct"]
     assert [row for row in found if not row[2] and row[3] == "correct"] == []
-    assert len(refused) <= 0.02 * sum(row[2] for row in found), refused
+    assert len(refused) <= at_most * sum(row[2] for row in found), refused
 
 
 @pytest.mark.parametrize(

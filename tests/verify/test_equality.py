@@ -40,7 +40,7 @@ def verifier() -> Iterator[Verifier]:
 
 
 def test_hard_pairs_by_kind_and_both_ways_round(verifier: Verifier) -> None:
-    assert len(PAIRS) >= 450
+    assert len(PAIRS) >= 690
     assert sum(should == "wrong" for *_, should in PAIRS) >= 200
     there = verifier.grade_many([(gold, f"\\boxed{{{answer}}}", True) for _, gold, answer, _ in PAIRS])
     back = verifier.grade_many([(answer, f"\\boxed{{{gold}}}", True) for _, gold, answer, _ in PAIRS])
@@ -170,3 +170,23 @@ def test_a_stored_answer_is_bounded(verifier: Verifier, gold: str) -> None:
     assert verdict.status in ("wrong", "ungraded")
     assert len(verdict.answer or "") <= MAX_CHARS
     assert len(verdict.reason) < 200
+
+
+# ---- in time ---------------------------------------------------------------------------------------------------------
+
+LONG = [
+    ("5", "\\boxed{5" + " m^2 s^2" * 30 + " + 1}"),
+    ("5", "\\boxed{5" + " m^{ 2 } s^{ 2 }" * 30 + " + 1}"),
+    ("5", "\\boxed{5" + "\\text{ m}^{-1} \\text{ s}^{-2}" * 14 + " = 3}"),
+    ("1", f"\\boxed{{1}} or \\boxed{{{'1' * 9_000} ab}}"),
+    ("1", "\\boxed{1} or \\boxed{" + "hundred " * 1_150 + "}"),
+    ("GCD is 6, LCM is 36", f"\\boxed{{{'1' * 9_000} ab}}"),
+]
+"""Gold and text: long answers whose comparison once took seconds, or more memory than a number may have."""
+
+
+@pytest.mark.parametrize(("gold", "text"), LONG, ids=[text[:40] for _, text in LONG])
+def test_a_long_answer_is_graded_in_time(verifier: Verifier, gold: str, text: str) -> None:
+    started = time.process_time()
+    assert verifier.grade(gold, text, ended=True).status in ("wrong", "ungraded")
+    assert time.process_time() - started < 5

@@ -113,6 +113,9 @@ def test_gold_answers_may_be_dressed() -> None:
     assert gold_answer("answer is 0.25 + 3") == "0.25 + 3"
     assert gold_answer("\\boxed{}") == ""
     assert last_box("none") is None
+    assert gold_answer("So $x = -\\boxed{9}$.") == "-9"  # what touches the box is not dropped
+    assert gold_answer("$\\boxed{5} \\times 10^3$") == "5 \\times 10^3"
+    assert gold_answer("$\\boxed{5}^2$") == ""
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,20 @@ def test_weights_sum_what_is_not_none_and_the_verifier_is_one_of_them() -> None:
     assert answer_reward(["Answer: 2", [{"content": "Answer: 4"}]], ["2", "2"]) == [1.0, 0.0]
 
 
+def test_what_the_verifier_cannot_grade_stays_ungraded() -> None:
+    unreadable = replace(SUM, id="p3", gold="GCD is 6, LCM is 36")
+    both = grader([answer_reward, length], [1.0, 0.1], correct_from=0.05)
+    [found] = both.check([(unreadable, solution("Answer: 2"))])
+    assert (found.status, found.reward, found.value) == ("ungraded", None, None)
+    assert found.reason.startswith("the gold answer")
+    assert found.measures == {"rewards/length": 0.9}
+    [wrong, right] = both.check([(SUM, solution("Answer: 3")), (SUM, solution("Answer: 2"))])
+    assert (wrong.status, wrong.value) == ("correct", pytest.approx(0.09))  # the functions' sum, as it was asked for
+    assert right.value == pytest.approx(1.09)
+    [alone] = grader(length).check([(unreadable, solution("Answer: 2"))])
+    assert (alone.status, alone.value) == ("wrong", 0.9)
+
+
 def test_async_functions_run_together() -> None:
     meeting: list[Any] = []
 
