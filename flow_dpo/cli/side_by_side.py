@@ -48,7 +48,8 @@ def side_by_side(jobs: int, function: Callable[..., Any], tasks: Sequence[tuple[
                 sender.close()
                 running[receiver] = number, process
             # A signal does not end this wait, hence its limit.
-            for receiver in wait(list(running), timeout=0.1):
+            ready = wait(running, timeout=0.1)
+            for receiver in [one for one in running if one in ready]:
                 number, process = running.pop(receiver)
                 results[number], error = _outcome(receiver, process)
                 failure = failure or error
