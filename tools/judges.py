@@ -34,13 +34,13 @@ from typing import Any
 
 from flow_dpo.core.types import Verdict
 from flow_dpo.evaluate.compare import seed_results
+from flow_dpo.evaluate.pass_at_k import same_answer
 from flow_dpo.evaluate.statistics import holm, mean_of, method_difference
 from flow_dpo.evaluate.votes import Attempted, accepting, majority, oracle
 from flow_dpo.recipes.flow_dpo.judgement import Evidence, Judgement, calibrate
 from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.records import Prediction, read_rows
-from flow_dpo.verify.equivalence import same
 from tools.recompute import STUDIES, differing
 
 FOLDER = STUDIES / "judges"
@@ -129,7 +129,7 @@ def _draws(folder: Path) -> dict[str, list[Draw]]:
 def _number(answer: str, known: list[str]) -> int:
     """The number of an answer among the known ones, those that a vote counts as equal being one; a new one is added."""
     for number, other in enumerate(known):
-        if other.strip() == answer.strip() or same(other, answer):
+        if same_answer(other, answer):
             return number
     known.append(answer)
     return len(known) - 1

@@ -37,9 +37,9 @@ def side_by_side(jobs: int, function: Callable[..., Any], tasks: Sequence[tuple[
     results: list[Any] = [None] * len(tasks)
     waiting, running = deque(enumerate(tasks)), dict[Connection, tuple[int, BaseProcess]]()
     failure: BaseException | None = None
-    ended = False
+    interrupted = False
     with _noted_signals() as noted:
-        while running or (waiting and failure is None):
+        while running or (waiting and failure is None and not noted):
             while waiting and len(running) < jobs and failure is None and not noted:
                 number, task = waiting.popleft()
                 receiver, sender = context.Pipe(duplex=False)
@@ -52,11 +52,13 @@ def side_by_side(jobs: int, function: Callable[..., Any], tasks: Sequence[tuple[
             for receiver in [one for one in running if one in ready]:
                 number, process = running.pop(receiver)
                 results[number], error = _outcome(receiver, process)
-                failure = failure or error
-            if noted and not ended:
-                failure, ended = KeyboardInterrupt(), True
+                failure = error if failure is None else failure
+            if noted and not interrupted:
+                interrupted = True
                 for _, process in running.values():
                     process.terminate()
+    if noted:
+        raise KeyboardInterrupt
     if failure is not None:
         raise failure
     return results
@@ -75,7 +77,7 @@ def _noted_signals() -> Iterator[list[int]]:
         yield noted
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
 
 
 def _outcome(receiver: Connection, process: BaseProcess) -> tuple[Any, BaseException | None]:

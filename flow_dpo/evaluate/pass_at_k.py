@@ -102,6 +102,11 @@ def ks(most: int) -> list[int]:
     return sorted({1 << power for power in range(most.bit_length())} | {most}) if most else []
 
 
+def same_answer(one: str, other: str) -> bool:
+    """Whether a vote counts two answers as equal: they are written alike, or the same number or name."""
+    return one.strip() == other.strip() or bool(same(one, other))
+
+
 def vote(verdicts: Sequence[Verdict], weights: Sequence[float] | None = None) -> float:
     """The share of right ones among the answers with the most votes. A draw's vote counts as its weight (1 without
     weights); 0 if there is no answer."""
@@ -110,8 +115,7 @@ def vote(verdicts: Sequence[Verdict], weights: Sequence[float] | None = None) ->
         if verdict.answer is None:
             continue
         for alike, votes in clusters:
-            known = alike[0].answer or ""
-            if known.strip() == verdict.answer.strip() or same(known, verdict.answer):
+            if same_answer(alike[0].answer or "", verdict.answer):
                 alike.append(verdict)
                 votes.append(weight)
                 break
