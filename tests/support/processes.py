@@ -22,11 +22,15 @@ def wait_until(done: Callable[[], bool], at_most_s: float = LIMIT_S) -> None:
         time.sleep(0.02)
 
 
-def alive(pid: int) -> bool:
+def process_state(pid: int) -> str:
+    """The letter that the system gives it, as "S" for sleeping, "T" for stopped, "Z" for dead; "" if there is none."""
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        os.kill(pid, 0)
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return False
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
+def alive(pid: int) -> bool:
+    return process_state(pid) not in ("", "Z")
 
 
 def children(pid: int) -> list[int]:
