@@ -209,3 +209,25 @@ def test_whose_part_it_is_is_tested_two_by_two_and_by_the_stop_of_another_run(tm
     )
     assert (seed, other_seed) == ("5", "505")
     assert [word for word in other if word != "505"] == [word for word in own if word != "5"]
+
+
+def test_what_stop_learned_is_also_tested_by_its_likelier_answer_and_by_traces(tmp_path: Path) -> None:
+    words = asked(tmp_path, *team_arms.STOP)
+    own, base = (words[f"evaluations/{name}/held_out-sampled"] for name in team_arms.STOP[:2])
+    for each in (own, base):
+        assert float(value(each, "--explore.choice_temperature")) < 0.01
+        assert value(each, "--run") == str(tmp_path / "seed5/flow")
+    assert "--roles" not in own
+    assert value(base, "--roles") == "[answer]"
+    # The traces are of the same training.
+    traces = words["traces/traces_with_untrained_stop"]
+    assert [value(traces, flag) for flag in ("--mode", "--run", "--roles")] == [
+        "flow",
+        str(tmp_path / "seed5/flow"),
+        "[answer]",
+    ]
+    assert [name for name in words if not name.startswith("evaluations/")] == [
+        "flow",
+        "traces/traces_with_untrained_stop",
+        "sft/traces_with_untrained_stop",
+    ]

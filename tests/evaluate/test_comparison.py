@@ -155,9 +155,10 @@ def made(once: Once) -> Path:
 
 def make(folder: Path) -> None:
     (folder / "settings.yaml").write_text(SETTINGS)
-    names = "[zero_shot,self_generated,trained_flow,self_on_trained_problems,answer_adapter,online_dpo_same_tokens]"
+    names = ("zero_shot", "self_generated", "trained_flow", "self_on_trained_problems", "flow_itself")
+    arms = f"[{','.join([*names, 'answer_adapter', 'online_dpo_same_tokens'])}]"
     words = ["--config", str(folder / "settings.yaml"), "--compare.output_dir", str(folder / "out")]
-    assert compare.compare([*words, "--compare.arms", names]) == 0
+    assert compare.compare([*words, "--compare.arms", arms]) == 0
 
 
 def test_the_comparison_says_what_was_done(made: Path) -> None:
@@ -181,6 +182,14 @@ def test_the_comparison_says_what_was_done(made: Path) -> None:
     accuracy = sum(value or 0.0 for value in right.values()) / 16
     assert rows["trained_flow"]["accuracies"]["held_out"]["greedy"]["mean"] == accuracy
     assert rows["trained_flow"]["accuracies"]["harder"]["greedy"]["per_seed"] == [pytest.approx(accuracy, abs=1)]
+    # How solutions ended, and what Stop said.
+    flow_tested = seed0 / "evaluations/flow_itself/held_out-sampled"
+    ended = [row["ended"] for row in read_jsonl(flow_tested / "predictions.jsonl")]
+    assert rows["flow_itself"]["cut"]["held_out/sampled"]["mean"] == pytest.approx(ended.count(False) / len(ended))
+    yes = json.loads((flow_tested / "summary.json").read_text())["stop"]["yes_rate"]
+    assert yes
+    assert rows["flow_itself"]["yes"]["held_out/sampled"] == pytest.approx(yes)
+    assert "yes" not in rows["zero_shot"]
     # Held-out problems are other problems than those that traces were drawn on and the flow learned from.
     learned = {row["problem"]["id"] for row in read_jsonl(seed0 / "flow/trees.jsonl")}
     pool = {row["problem_id"] for row in read_jsonl(seed0 / "traces/trained_flow/traces.jsonl")}

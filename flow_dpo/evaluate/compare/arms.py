@@ -113,7 +113,7 @@ def evaluated(
     return found
 
 
-def _compiled(do: JobRunner, sizes: Sizes, name: str, traces: Work, *before: Work, exactly: bool = True) -> Outcome:
+def compiled(do: JobRunner, sizes: Sizes, name: str, traces: Work, *before: Work, exactly: bool = True) -> Outcome:
     """Fine-tune on traces and measure in one pass: on the common number of traces if `exactly`, otherwise on all."""
     wanted = ["--num_traces", str(sizes.num_traces)] if exactly else []
     model = do.sft(f"sft/{name}", traces, *wanted)
@@ -121,7 +121,7 @@ def _compiled(do: JobRunner, sizes: Sizes, name: str, traces: Work, *before: Wor
     return Outcome(works=(*before, traces, model), evaluations=found, traces=traces, sft=model)
 
 
-def _enough(sizes: Sizes) -> list[str]:
+def enough(sizes: Sizes) -> list[str]:
     return ["--max_traces", str(sizes.num_traces)]
 
 
@@ -130,11 +130,11 @@ def _flow(do: JobRunner) -> Work:
 
 
 def _self(do: JobRunner, sizes: Sizes) -> Work:
-    return do.traces("traces/self_generated", "--mode", "single", *_enough(sizes))
+    return do.traces("traces/self_generated", "--mode", "single", *enough(sizes))
 
 
 def _trained(do: JobRunner, sizes: Sizes, flow: Work, name: str = "trained_flow", *flags: str) -> Work:
-    return do.traces(f"traces/{name}", "--mode", "flow", *_enough(sizes), *flags, run=flow)
+    return do.traces(f"traces/{name}", "--mode", "flow", *enough(sizes), *flags, run=flow)
 
 
 # ---- the paper's arms ------------------------------------------------------------------------------------------------
@@ -145,22 +145,22 @@ def _zero_shot(do: JobRunner, sizes: Sizes) -> Outcome:
 
 
 def _ground_truth(do: JobRunner, sizes: Sizes) -> Outcome:
-    traces = do.traces("traces/ground_truth", "--mode", "ground_truth", *_enough(sizes))
-    return _compiled(do, sizes, "ground_truth", traces)
+    traces = do.traces("traces/ground_truth", "--mode", "ground_truth", *enough(sizes))
+    return compiled(do, sizes, "ground_truth", traces)
 
 
 def _self_generated(do: JobRunner, sizes: Sizes) -> Outcome:
-    return _compiled(do, sizes, "self_generated", _self(do, sizes))
+    return compiled(do, sizes, "self_generated", _self(do, sizes))
 
 
 def _untrained_flow(do: JobRunner, sizes: Sizes) -> Outcome:
-    traces = do.traces("traces/untrained_flow", "--mode", "flow", *_enough(sizes))
-    return _compiled(do, sizes, "untrained_flow", traces)
+    traces = do.traces("traces/untrained_flow", "--mode", "flow", *enough(sizes))
+    return compiled(do, sizes, "untrained_flow", traces)
 
 
 def _trained_flow(do: JobRunner, sizes: Sizes) -> Outcome:
     flow = _flow(do)
-    return _compiled(do, sizes, "trained_flow", _trained(do, sizes, flow), flow)
+    return compiled(do, sizes, "trained_flow", _trained(do, sizes, flow), flow)
 
 
 # ---- which problems have a trace? ------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def _self_on_trained(do: JobRunner, sizes: Sizes) -> Outcome:
     trained = _trained(do, sizes, flow)
     name = "self_on_trained_problems"
     flags = ("--mode", "single", "--problems_of", str(trained.folder), "--num_samples", str(sizes.matched_draws))
-    return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags), flow, trained, exactly=False)
+    return compiled(do, sizes, name, do.traces(f"traces/{name}", *flags), flow, trained, exactly=False)
 
 
 def _truth_on_trained(do: JobRunner, sizes: Sizes) -> Outcome:
@@ -179,14 +179,14 @@ def _truth_on_trained(do: JobRunner, sizes: Sizes) -> Outcome:
     trained = _trained(do, sizes, flow)
     name = "ground_truth_on_trained_problems"
     flags = ("--mode", "ground_truth", "--problems_of", str(trained.folder))
-    return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags), flow, trained)
+    return compiled(do, sizes, name, do.traces(f"traces/{name}", *flags), flow, trained)
 
 
 def _trained_on_self(do: JobRunner, sizes: Sizes) -> Outcome:
     flow, own = _flow(do), _self(do, sizes)
     name = "trained_on_self_problems"
     flags = ("--mode", "flow", "--problems_of", str(own.folder), "--num_samples", str(sizes.matched_draws))
-    return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags, run=flow), flow, own, exactly=False)
+    return compiled(do, sizes, name, do.traces(f"traces/{name}", *flags, run=flow), flow, own, exactly=False)
 
 
 def _more_draws(name: str, mode: Literal["single", "flow"], *, trained: bool = False) -> Make:
@@ -194,9 +194,9 @@ def _more_draws(name: str, mode: Literal["single", "flow"], *, trained: bool = F
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         flow = _flow(do) if trained else None
-        flags = ("--mode", mode, "--num_samples", str(sizes.more_draws), *_enough(sizes))
+        flags = ("--mode", mode, "--num_samples", str(sizes.more_draws), *enough(sizes))
         traces = do.traces(f"traces/{name}", *flags, run=flow)
-        return _compiled(do, sizes, name, traces, *([] if flow is None else [flow]))
+        return compiled(do, sizes, name, traces, *([] if flow is None else [flow]))
 
     return make
 
@@ -260,7 +260,7 @@ def _variant(name: str, *flags: str) -> Make:
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         work = do.train(name, *flags)
-        return _compiled(do, sizes, name, _trained(do, sizes, work, name, *_unseen(work, sizes)), work)
+        return compiled(do, sizes, name, _trained(do, sizes, work, name, *_unseen(work, sizes)), work)
 
     return make
 
@@ -283,19 +283,19 @@ def _variant_itself(name: str, *flags: str) -> Make:
     return make
 
 
-def _one_role(role: str, *, compiled: bool) -> Make:
+def _one_role(role: str, *, by_traces: bool) -> Make:
     """Only one role learns, for as many updates as both roles had together."""
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         had = spent(read_metrics(_flow(do).folder / "metrics.jsonl"))["updates"]
         longer = ["--max_problems", str(8 * sizes.max_problems)]
         flags = ["--credit.roles", f"[{role}]", "--budget_updates", str(had), *longer]
-        return (_variant if compiled else _variant_itself)(f"{role}_only", *flags)(do, sizes)
+        return (_variant if by_traces else _variant_itself)(f"{role}_only", *flags)(do, sizes)
 
     return _of_pairs(make)
 
 
-def _chunks(factor: float, *, compiled: bool) -> Make:
+def _chunks(factor: float, *, by_traces: bool) -> Make:
     """Chunks of another size, with the same total number of tokens."""
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
@@ -304,7 +304,7 @@ def _chunks(factor: float, *, compiled: bool) -> Make:
         tokens, chunks = sizes.flow_shape
         flags = ["--chunk_tokens", str(int(tokens * factor)), "--max_chunks", str(max(1, int(chunks / factor)))]
         name = "chunks_half" if factor < 1 else "chunks_double"
-        return (_variant if compiled else _variant_itself)(name, *flags)(do, sizes)
+        return (_variant if by_traces else _variant_itself)(name, *flags)(do, sizes)
 
     return make
 
@@ -354,16 +354,16 @@ _ROWS: tuple[tuple[str, Kind, str, Make], ...] = (
     ("rejection_sampling_same_verdicts", "single", "iterated rejection-sampling SFT until it had the flow's verdicts",
      budgeted("rejection-sampling", "verdicts")),
     ("answer_only", "compiled", "as trained_flow, only Answer learned, as many updates",
-     _one_role("answer", compiled=True)),
-    ("answer_only_itself", "flow", "that flow, not compiled", _one_role("answer", compiled=False)),
-    ("stop_only", "compiled", "as trained_flow, only Stop learned, as many updates", _one_role("stop", compiled=True)),
-    ("stop_only_itself", "flow", "that flow, not compiled", _one_role("stop", compiled=False)),
+     _one_role("answer", by_traces=True)),
+    ("answer_only_itself", "flow", "that flow, not compiled", _one_role("answer", by_traces=False)),
+    ("stop_only", "compiled", "as trained_flow, only Stop learned, as many updates", _one_role("stop", by_traces=True)),
+    ("stop_only_itself", "flow", "that flow, not compiled", _one_role("stop", by_traces=False)),
     ("alternatives_2", "compiled", "as trained_flow, two alternatives a node", _variant("alternatives_2", *_TWO)),
     ("alternatives_2_itself", "flow", "that flow, not compiled", _variant_itself("alternatives_2", *_TWO)),
-    ("chunks_half", "compiled", "as trained_flow, chunks of half the size", _chunks(0.5, compiled=True)),
-    ("chunks_half_itself", "flow", "that flow, not compiled", _chunks(0.5, compiled=False)),
-    ("chunks_double", "compiled", "as trained_flow, chunks of twice the size", _chunks(2, compiled=True)),
-    ("chunks_double_itself", "flow", "that flow, not compiled", _chunks(2, compiled=False)),
+    ("chunks_half", "compiled", "as trained_flow, chunks of half the size", _chunks(0.5, by_traces=True)),
+    ("chunks_half_itself", "flow", "that flow, not compiled", _chunks(0.5, by_traces=False)),
+    ("chunks_double", "compiled", "as trained_flow, chunks of twice the size", _chunks(2, by_traces=True)),
+    ("chunks_double_itself", "flow", "that flow, not compiled", _chunks(2, by_traces=False)),
     ("balanced_stop", "compiled", "as trained_flow, Stop's finished and unfinished pairs weigh alike",
      _of_pairs(_variant("balanced_stop", *_BALANCED))),
     ("balanced_stop_itself", "flow", "that flow, not compiled",

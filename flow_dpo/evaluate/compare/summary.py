@@ -18,6 +18,7 @@ from flow_dpo.evaluate.compare.arms import BASELINE, SAME_TOKENS, Arm
 from flow_dpo.evaluate.compare.interactions import interactions
 from flow_dpo.evaluate.compare.seed_results import ArmResult, SeedResult, mean_costs
 from flow_dpo.evaluate.compare.team import team
+from flow_dpo.evaluate.compare.team_results import TeamResult
 from flow_dpo.evaluate.compare.verdicts import Draws
 
 
@@ -72,6 +73,7 @@ def _row(
         "num_problems": [one.num_problems for one in each] if compiled else None,
         "problems_asked": [one.problems_asked for one in each] if compiled else None,
         "accuracies": _accuracies(rewards, {test: [one.verdicts[test] for one in each] for test in rewards}),
+        **_endings([one.team for one in each]),
         "costs": mean_costs(each),
         "step_quality": {
             "traces": step_quality([one.steps["traces"] for one in each]),
@@ -80,6 +82,22 @@ def _row(
         "trace_makeup": _shares(each) if compiled else None,
         "folders": [one.folders for one in each],
     }
+
+
+def _endings(each: Sequence[TeamResult]) -> dict[str, Any]:
+    """By test, the shares of solutions that were cut and of Stop's Yes; nothing where a seed's file lacks them."""
+    found: dict[str, Any] = {}
+    if all(one.cut for one in each):
+        found["cut"] = {test: statistics.mean_of([one.cut[test] for one in each]) for test in each[0].cut}
+    if all(one.yes for one in each):
+        found["yes"] = {test: _mean_rates([one.yes[test] for one in each]) for test in each[0].yes}
+    return found
+
+
+def _mean_rates(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The means of the rates that every seed has."""
+    shared = [kind for kind in each[0] if all(kind in rates for rates in each)]
+    return {kind: fmean(rates[kind] for rates in each) for kind in shared}
 
 
 def step_quality(checked: Sequence[tuple[int, int]], *, same_questions: bool = False) -> dict[str, Any] | None:

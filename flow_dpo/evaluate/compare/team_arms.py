@@ -4,6 +4,7 @@
     flow_itself      against    answer_votes, untrained_votes     and several attempts by vote, at equal tokens
     flow_itself      against    paper_flow                        and the paper's flow, on equally many problems
     trained_stop     against    untrained_stop, paper_stop        two Stops on one fixed set of candidates
+    likelier_choice  against    likelier_choice_untrained_stop    Answer is sampled, Stop gives its likelier answer
 
 Attempts are drawn once for each set of problems (`flow-dpo evaluate --draws`) and serve all of this; those of the
 untrained Answer are also the fixed set. Invariant: votes and Stops have no accuracy of their own in the table of arms;
@@ -17,13 +18,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from flow_dpo.evaluate.compare.arms import Arm, Kind, Make, Outcome, Sizes, draw_flags, evaluated
+from flow_dpo.evaluate.compare.arms import Arm, Kind, Make, Outcome, Sizes, compiled, draw_flags, enough, evaluated
 from flow_dpo.evaluate.compare.jobs import JobRunner, Work
 from flow_dpo.recipes import presets
 
 PAPER_RECIPE = "flow-dpo-paper"
 OTHER_SEED = 500
 """Added to a seed for a second run of the flow on the same problems."""
+LIKELIER = ("--explore.choice_temperature", "0.001")
+"""Choices are the likelier one where texts are sampled. Tested greedily, an arm with these flags is the one without."""
 FIXED = "held_out"
 """The problem set whose untrained attempts are the fixed set of candidates."""
 
@@ -88,19 +91,25 @@ def _stop(name: str, of: Literal["untrained", "flow", "paper"]) -> Make:
     return make
 
 
-def _with_stop(name: str, of: Literal["untrained", "other"]) -> Make:
-    """The trained Answer with the base as Stop, or with the Stop of another run on the same problems."""
+def _with_stop(name: str, of: Literal["trained", "untrained", "other"], *drawn: str) -> Make:
+    """The trained Answer with its own Stop, the base as Stop, or the Stop of another run on the same problems."""
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         flow = do.train("flow")
-        works, flags = (flow,), ["--roles", "[answer]"]
+        works, flags = (flow,), [] if of == "trained" else ["--roles", "[answer]"]
         if of == "other":
             other = do.train("other_flow", seed=do.seed + OTHER_SEED, rate_of="flow")
             works, flags = (flow, other), ["--role_runs", json.dumps({"stop": str(other.folder)})]
-        found = evaluated(do, sizes, name, "--mode", "flow", *flags, run=flow)
+        found = evaluated(do, sizes, name, "--mode", "flow", *flags, *drawn, run=flow)
         return Outcome(works=works, evaluations=found)
 
     return make
+
+
+def _traces_with_untrained_stop(do: JobRunner, sizes: Sizes) -> Outcome:
+    flow, name = do.train("flow"), "traces_with_untrained_stop"
+    flags = ("--mode", "flow", "--roles", "[answer]", *enough(sizes))
+    return compiled(do, sizes, name, do.traces(f"traces/{name}", *flags, run=flow), flow)
 
 
 def _with_untrained_answer(do: JobRunner, sizes: Sizes) -> Outcome:
@@ -160,10 +169,35 @@ _ARMS = (
         "flow_itself",
         "trained_answer_untrained_stop",
     ),
+    _arm(
+        "likelier_choice",
+        "flow",
+        "the trained flow, whose Stop gives its likelier answer also where Answer is sampled",
+        _with_stop("likelier_choice", "trained", *LIKELIER),
+        "flow_itself",
+        "answer_adapter",
+    ),
+    _arm(
+        "likelier_choice_untrained_stop",
+        "flow",
+        "the same with the base as Stop",
+        _with_stop("likelier_choice_untrained_stop", "untrained", *LIKELIER),
+        "likelier_choice",
+        "trained_answer_untrained_stop",
+    ),
+    _arm(
+        "traces_with_untrained_stop",
+        "compiled",
+        "SFT on right solutions of the trained flow's Answer with the base as Stop",
+        _traces_with_untrained_stop,
+        "trained_flow",
+    ),
     _arm("paper_stop", "stop", "the paper's flow's Stop, on the same attempts", _stop("paper_stop", "paper")),
 )
 ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ARMS}
 PARTS = ("untrained_flow_itself", "trained_answer_untrained_stop", "untrained_answer_trained_stop", "cross_play")
 """The contribution of each part: each role trained or not, two by two, and Answer with the Stop of another run."""
-TEAM = ("zero_shot", "flow_itself", "answer_adapter", *(name for name in ARMS if name not in PARTS))
+STOP = ("likelier_choice", "likelier_choice_untrained_stop", "traces_with_untrained_stop")
+"""What Stop's learning is worth apart from the sampling of its answers, and to the traces."""
+TEAM = ("zero_shot", "flow_itself", "answer_adapter", *(name for name in ARMS if name not in (*PARTS, *STOP)))
 """The flow, its members, their votes at equal tokens, and the paper's flow; together with the base."""

@@ -38,6 +38,11 @@ class TeamResult:
 
     tokens: Mapping[str, float] = field(default_factory=dict[str, float])
     """Sampled for one answer, per problem, by test."""
+    cut: Mapping[str, float] = field(default_factory=dict[str, float])
+    """The share of solutions that Answer did not end itself, by test. Older files have none."""
+    yes: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+    """How often the flow's Stop said Yes, by test and kind of candidate: unfinished, wrong, right. Older
+    files have none."""
     votes: Mapping[str, ByK] = field(default_factory=dict[str, ByK])
     """By problem set."""
     voted: Mapping[str, Mapping[str, Mapping[str, tuple[float, ...]]]] = field(
@@ -54,8 +59,11 @@ class TeamResult:
 def of_arm(outcome: Outcome) -> TeamResult:
     """The team's part of one arm's outcome."""
     drawn = {problems: attempts_of(folder) for problems, folder in outcome.votes.items()}
+    sampled = {test: _tokens_and_cut(folder) for test, folder in outcome.evaluations.items()}
     return TeamResult(
-        tokens={test: _tokens_of(folder) for test, folder in outcome.evaluations.items()},
+        tokens={test: tokens for test, (tokens, _) in sampled.items()},
+        cut={test: cut for test, (_, cut) in sampled.items()},
+        yes={test: yes for test, folder in outcome.evaluations.items() if (yes := _yes_rates(folder))},
         votes={problems: by_k(each) for problems, each in drawn.items()},
         voted={problems: voted(each) for problems, each in drawn.items()},
         stop=None if outcome.stop is None else _stop(outcome.stop),
@@ -112,8 +120,14 @@ def learning_curve(run: Path) -> Curve:
     return tuple(found)
 
 
-def _tokens_of(evaluation: Path) -> float:
-    return fmean(row.tokens for row in read_rows(evaluation / "predictions.jsonl", Prediction))
+def _tokens_and_cut(evaluation: Path) -> tuple[float, float]:
+    rows = list(read_rows(evaluation / "predictions.jsonl", Prediction))
+    return fmean(row.tokens for row in rows), fmean(not row.ended for row in rows)
+
+
+def _yes_rates(evaluation: Path) -> dict[str, float]:
+    found = read_header(evaluation / "summary.json", EvaluationSummary).get("stop") or {}
+    return {kind: rate for kind, rate in found.get("yes_rate", {}).items() if rate is not None}
 
 
 def _stop(evaluation: Path) -> dict[str, Any]:
