@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -54,6 +55,12 @@ def test_steps_of_the_seed_are_judged_by_its_own_solution() -> None:
     alike = step_quality([(294, 42)] * 10, same_questions=True)
     assert alike is not None
     assert (alike["num_checked"], alike["interval"]) == (2940, [pytest.approx(each) for each in wilson(42, 294)])
+    # Models that differ: the rates of 3 seeds are .04, .05 and .09, far more apart than those of 2,250 coins.
+    apart = step_quality([(750, 30), (750, 37), (750, 68)])
+    assert apart is not None
+    low, high = (apart["invalid_rate"] + sign * 4.302653 * stdev([30, 37, 68]) / 750 / 3**0.5 for sign in (-1, 1))
+    assert apart["interval"] == pytest.approx([max(0.0, low), high], rel=1e-5)
+    assert low < wilson(135, 2250)[0]
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------

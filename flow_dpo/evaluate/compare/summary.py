@@ -103,19 +103,22 @@ def _mean_rates(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def step_quality(checked: Sequence[tuple[int, int]], *, same_questions: bool = False) -> dict[str, Any] | None:
     """How many right solutions have an invalid step, out of those whose steps can be checked; None if none can.
 
-    If all seeds answer the same questions, the interval uses the number of one seed's questions: a model that is the
-    same in all seeds gives the same answers in each.
+    The interval contains Wilson's of the pooled count and, with several seeds, the t-interval over their rates, since
+    the solutions of one model are not independent. If all seeds answer the same questions, the former is that of the
+    questions of one seed: a model that is the same in all seeds gives the same answers in each.
     """
     num_checked, num_invalid = (sum(column) for column in zip(*checked, strict=True))
     if not num_checked:
         return None
     times = len(checked) if same_questions else 1
-    low, high = wilson(num_invalid / times, num_checked / times)
+    intervals = [wilson(num_invalid / times, num_checked / times)]
+    over_seeds = statistics.t_interval([invalid / known for known, invalid in checked if known])
+    intervals += [(max(0.0, over_seeds[0]), min(1.0, over_seeds[1]))] if over_seeds is not None else []
     return {
         "num_checked": num_checked,
         "num_invalid": num_invalid,
         "invalid_rate": num_invalid / num_checked,
-        "interval": [low, high],
+        "interval": [min(low for low, _ in intervals), max(high for _, high in intervals)],
     }
 
 
