@@ -197,6 +197,10 @@ def test_the_comparison_says_what_was_done(made: Path) -> None:
     assert yes
     assert rows["flow_itself"]["yes"]["held_out/sampled"] == pytest.approx(yes)
     assert "yes" not in rows["zero_shot"]
+    learned = rows["flow_itself"]["learned"]["flow"]
+    expected = {role: sum(row.get(f"learn/{role}/pairs") or 0 for row in flow) for role in ("answer", "stop")}
+    expected |= {"problems": flow[-1]["problems_seen"], "updates": sum(row["learn/updates"] for row in flow)}
+    assert {name: learned.get(name, 0) for name in expected} == expected
     # Held-out problems are other problems than those that traces were drawn on and the flow learned from.
     learned = {row["problem"]["id"] for row in read_jsonl(seed0 / "flow/trees.jsonl")}
     pool = {row["problem_id"] for row in read_jsonl(seed0 / "traces/trained_flow/traces.jsonl")}

@@ -73,7 +73,7 @@ def _row(
         "num_problems": [one.num_problems for one in each] if compiled else None,
         "problems_asked": [one.problems_asked for one in each] if compiled else None,
         "accuracies": _accuracies(rewards, {test: [one.verdicts[test] for one in each] for test in rewards}),
-        **_endings([one.team for one in each]),
+        **_facts([one.team for one in each]),
         "costs": mean_costs(each),
         "step_quality": {
             "traces": step_quality([one.steps["traces"] for one in each]),
@@ -84,20 +84,23 @@ def _row(
     }
 
 
-def _endings(each: Sequence[TeamResult]) -> dict[str, Any]:
-    """By test, the shares of solutions that were cut and of Stop's Yes; nothing where a seed's file lacks them."""
+def _facts(each: Sequence[TeamResult]) -> dict[str, Any]:
+    """By test, the shares of solutions that were cut and of Stop's Yes; by training, what it learned from. What a
+    seed's file lacks is left out."""
     found: dict[str, Any] = {}
     if all(one.cut for one in each):
         found["cut"] = {test: statistics.mean_of([one.cut[test] for one in each]) for test in each[0].cut}
     if all(one.yes for one in each):
-        found["yes"] = {test: _mean_rates([one.yes[test] for one in each]) for test in each[0].yes}
+        found["yes"] = {test: _means([one.yes[test] for one in each]) for test in each[0].yes}
+    if all(one.learned for one in each):
+        found["learned"] = {training: _means([one.learned[training] for one in each]) for training in each[0].learned}
     return found
 
 
-def _mean_rates(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The means of the rates that every seed has."""
-    shared = [kind for kind in each[0] if all(kind in rates for rates in each)]
-    return {kind: fmean(rates[kind] for rates in each) for kind in shared}
+def _means(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of the values that every seed has."""
+    shared = [name for name in each[0] if all(name in values for values in each)]
+    return {name: fmean(values[name] for values in each) for name in shared}
 
 
 def step_quality(checked: Sequence[tuple[int, int]], *, same_questions: bool = False) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ Invariant: all of it is read from the arm's folders.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from flow_dpo.core.types import Verdict
 from flow_dpo.evaluate.compare.arms import Outcome
 from flow_dpo.evaluate.headers import EvaluationSummary
 from flow_dpo.evaluate.votes import RULES, Attempted, Attempts, at_k, groups
+from flow_dpo.runs.callbacks.budget import spent
 from flow_dpo.runs.headers import read_header
 from flow_dpo.runs.records import Prediction, read_metrics, read_rows
 
@@ -29,6 +31,7 @@ TRAININGS = ("flow", "paper_flow")
 """Trainings whose learning curves are kept."""
 COMPARED = ("majority", "weighted_majority", "best")
 """Rules that the flow is compared with."""
+_METRICS = "metrics.jsonl"
 _OF_STOP = ("right_over_wrong", "finished_over_unfinished")
 
 
@@ -54,6 +57,8 @@ class TeamResult:
     """Areas, Brier score, calibration error and the candidates' hash, for a Stop on the fixed set."""
     curves: Mapping[str, Curve] = field(default_factory=dict[str, Curve])
     """By training."""
+    learned: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+    """By training: how many problems it tried, its updates, and the pairs of each role. Older files have none."""
 
 
 def of_arm(outcome: Outcome) -> TeamResult:
@@ -68,6 +73,7 @@ def of_arm(outcome: Outcome) -> TeamResult:
         voted={problems: voted(each) for problems, each in drawn.items()},
         stop=None if outcome.stop is None else _stop(outcome.stop),
         curves={work.name: learning_curve(work.folder) for work in outcome.works if work.name in TRAININGS},
+        learned={work.name: learned(work.folder) for work in outcome.works if (work.folder / "trees.jsonl").exists()},
     )
 
 
@@ -108,7 +114,7 @@ def by_k(attempts: Mapping[str, Attempts]) -> ByK:
 
 def learning_curve(run: Path) -> Curve:
     """The windowed accuracy of a run, from the first batch with a whole window: as full as any of the run's."""
-    rows = read_metrics(run / "metrics.jsonl")
+    rows = read_metrics(run / _METRICS)
     sizes = [row.get("progressive/window_problems") or 0 for row in rows]
     whole = max(sizes, default=0)
     found: list[tuple[float, float, float]] = []
@@ -118,6 +124,18 @@ def learning_curve(run: Path) -> Curve:
         if size >= whole:
             found.append((row["problems_seen"], tokens, row["progressive/window_accuracy"]))
     return tuple(found)
+
+
+def learned(run: Path) -> dict[str, float]:
+    """What a run learned from: problems, updates, and pairs by role."""
+    rows = read_metrics(run / _METRICS)
+    pairs = Counter[str]()
+    for row in rows:
+        for name, number in row.items():
+            place, _, rest = name.partition("/")
+            if place == "learn" and rest.endswith("/pairs"):
+                pairs[rest.removesuffix("/pairs")] += int(number)
+    return {"problems": rows[-1]["problems_seen"], "updates": spent(rows)["updates"], **pairs}
 
 
 def _tokens_and_cut(evaluation: Path) -> tuple[float, float]:
