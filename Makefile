@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm gpu study study-recipes study-team study-variants study-judges study-svamp study-gsm8k study-cost recompute check fix seed wheel clean
+.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm gpu study study-recipes study-recipes-redrawn study-team study-variants study-judges study-svamp study-gsm8k study-cost recompute check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -140,6 +140,9 @@ study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its t
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json \
 		$(if $(FRESH),--named runs/study-recipes/seed0/vineppo_same_tokens) \
 		--run runs/study-recipes$(FRESHLY)/seed0/vineppo_same_tokens
+
+study-recipes-redrawn: $(DEV)  ## the pairs of recipes that were told apart, with other training problems for each seed (hours)
+	$(call study,recipes-redrawn,runs/study-recipes-redrawn$(FRESHLY))
 
 study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens, the paper's flow, and each part (hours)
 	$(call study,team,runs/study-team$(FRESHLY))
