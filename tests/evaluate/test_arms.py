@@ -21,6 +21,7 @@ from flow_dpo.runs.adapters import one_pass
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.records import Metrics, append_rows, from_json
 from tests.support.record_examples import METRICS
+from tests.support.stand_ins import stand_ins
 
 TESTS = ("held_out/greedy", "held_out/sampled")
 SIZES = Sizes(
@@ -77,9 +78,10 @@ def asked(tmp_path: Path, *names: str, sizes: Sizes = SIZES) -> dict[str, list[s
     commands = Commands()
     run = {name: getattr(commands, name) for name in ("train", "generate", "sft", "evaluate")}
     do = JobRunner(tmp_path / "seed5", 5, tmp_path / "settings", run=run)
-    for name in names:
-        outcome = choose.EVERY[name].make(do, sizes)
-        assert set(outcome.evaluations) == set(TESTS)
+    with stand_ins():
+        for name in names:
+            outcome = choose.EVERY[name].make(do, sizes)
+            assert set(outcome.evaluations) == set(TESTS)
     return commands.words
 
 

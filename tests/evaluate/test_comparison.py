@@ -339,7 +339,9 @@ def test_the_settings_of_every_study_are_understood_and_have_a_command(file: Pat
     assert f"$(call study,{name}," in makefile or command in makefile + file.read_text(encoding="utf-8")
 
 
-STUDY_TARGETS = [f"study{what}" for what in ("", "-recipes", "-recipes-redrawn", "-team", "-variants", "-svamp", "-gsm8k", "-cost")]
+STUDY_TARGETS = [
+    f"study{what}" for what in ("", "-recipes", "-recipes-redrawn", "-team", "-variants", "-svamp", "-gsm8k", "-cost")
+]
 
 
 @pytest.mark.parametrize("target", STUDY_TARGETS)

@@ -27,6 +27,7 @@ from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.files import append_jsonl, write_whole
 from flow_dpo.runs.records import Metrics, append_rows, from_json
 from tests.support.record_examples import METRICS, PREDICTION
+from tests.support.stand_ins import stand_ins
 from tools.study_tables import insert_tables
 
 TESTS = ("held_out/greedy", "harder/greedy")
@@ -176,8 +177,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     trained, folder = Trained(), tmp_path_factory.mktemp("made")
     do = JobRunner(folder, 5, folder / "settings", run={"train": trained.train, "evaluate": trained.evaluate})
     sizes = Sizes(num_traces=1, matched_draws=1, more_draws=1, flow_shape=None, tests=TESTS, max_problems=9)
-    for name in recipe_arms.ARMS:
-        EVERY[name].make(do, sizes)
+    with stand_ins():
+        for name in recipe_arms.ARMS:
+            EVERY[name].make(do, sizes)
     return trained.words
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from flow_dpo.cli import compare
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.evaluate import statistics, votes
-from flow_dpo.evaluate.compare import choose, jobs, team, team_arms, team_results
+from flow_dpo.evaluate.compare import choose, team, team_arms, team_results
 from flow_dpo.evaluate.compare.arms import Sizes
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner, Work
 from flow_dpo.report.comparison_section import summary_tables
@@ -26,6 +25,7 @@ from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import append_jsonl, read_jsonl, write_whole
 from flow_dpo.runs.records import Metrics, append_rows, from_json
 from tests.support.record_examples import METRICS, PREDICTION
+from tests.support.stand_ins import stand_ins
 from tools.study_tables import insert_tables, to_markdown
 
 SIZES = Sizes(
@@ -127,8 +127,9 @@ def asked(tmp_path: Path, *names: str) -> dict[str, list[str]]:
     """The words of all commands of these arms, by folder."""
     commands = Commands()
     do = JobRunner(tmp_path / "seed5", 5, tmp_path / "settings", run=commands.run())
-    for name in names:
-        choose.EVERY[name].make(do, SIZES)
+    with stand_ins():
+        for name in names:
+            choose.EVERY[name].make(do, SIZES)
     return {name.removeprefix("seed5/"): words for name, words in commands.words.items()}
 
 
@@ -263,12 +264,12 @@ compare:
 
 
 @pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+def commands(monkeypatch: pytest.MonkeyPatch) -> Iterator[Commands]:
     found = Commands()
     monkeypatch.setattr(compare, "COMMANDS", found.run())
-    monkeypatch.setattr(jobs, "gc", SimpleNamespace(collect=int))  # no model is loaded that would have to go
     monkeypatch.setattr(statistics, "RESAMPLES", 99)  # intervals over questions are tested elsewhere
-    return found
+    with stand_ins():
+        yield found
 
 
 def compared(tmp_path: Path, *flags: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _facts(each: Sequence[TeamResult]) -> dict[str, Any]:
     if all(one.cut for one in each):
         found["cut"] = {test: statistics.mean_of([one.cut[test] for one in each]) for test in each[0].cut}
     if all(one.yes for one in each):
-        found["yes"] = {test: _means([one.yes[test] for one in each]) for test in each[0].yes}
+        found["yes"] = {test: _means([one.yes.get(test, {}) for one in each]) for test in each[0].yes}
     if all(one.learned for one in each):
         found["learned"] = {training: _means([one.learned[training] for one in each]) for training in each[0].learned}
     return found

@@ -129,6 +129,8 @@ def learning_curve(run: Path) -> Curve:
 def learned(run: Path) -> dict[str, float]:
     """What a run learned from: problems, updates, and pairs by role."""
     rows = read_metrics(run / _METRICS)
+    if not rows:
+        return {}
     pairs = Counter[str]()
     for row in rows:
         for name, number in row.items():
