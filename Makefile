@@ -153,7 +153,7 @@ study-judges: $(DEV)  ## whether Stop or Answer's own likelihood judges attempts
 	$(BIN)/python -m tools.judges figures
 	$(BIN)/python -m tools.figures --write
 
-study-variants: $(DEV)  ## the paper's flow with one thing changed at a time (hours)
+study-variants: $(DEV)  ## the paper's flow, varied: roles, Stop's likelier answer, alternatives, chunks (hours)
 	$(call study,variants,runs/study-variants$(FRESHLY))
 
 # These two need a chat model and the data, in folders of these names or linked so:

@@ -4,7 +4,8 @@
     {"train": ["--data.skip_problems", "10000"], "pool": ["--data.skip_problems", "11000"]}
 
 A data set is put in another order; training takes the first problems and the pool those after them. If problems are
-generated as they are read (the embedded seed's), each seed has its own stretch.
+generated as they are read (the embedded seed's), each seed has its own stretch; an arm that takes more
+problems than that reaches into the next seed's.
 
 Invariant: the training problems are not in the pool of the same seed.
 """
